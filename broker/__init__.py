@@ -1,0 +1,1 @@
+"""The one process all others connect to; start reading in design.md, then core.py."""

@@ -1,0 +1,41 @@
+"""`python -m broker [--config FILE] [--set KEY=VALUE]...`: run the broker until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+
+from broker.server import Broker
+from bus import transport
+from bus.logs import configure_logging
+from bus.settings import Settings, leave_misconfigured, settings_of_process
+
+
+async def serve(settings: Settings) -> None:
+    """Run the broker until it is told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    broker = Broker(settings)
+    await broker.start()
+    await stop.wait()
+    await broker.stop()
+
+
+def main() -> None:
+    """Entry point. Leaves with EX_CONFIG when a port is taken or the state folder cannot be used."""
+    settings = settings_of_process("python -m broker", "Route requests and events between clients and workers.")
+    configure_logging(settings.log)
+    transport.install_fast_loop()
+    try:
+        asyncio.run(serve(settings))
+    except transport.AddressInUse as error:
+        leave_misconfigured(str(error))
+    except (OSError, sqlite3.Error) as error:
+        leave_misconfigured(f"the broker cannot use {settings.path('broker')} or its ports: {error}")
+
+
+if __name__ == "__main__":
+    main()

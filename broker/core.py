@@ -1,0 +1,927 @@
+"""The broker's decisions: `handle(event, now) -> effects`. It knows no socket, clock, disk or thread; see design.md."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import msgspec
+
+from broker.queues import Priority
+from broker.registry import Registry, Route, Worker, WorkerState
+from bus.deadlines import DeadlineWheel
+from bus.settings import BrokerSettings
+from schemas import catalog
+from schemas.bodies import control
+from schemas.envelope import REPLIES, Kind, Message, encode, encode_raw
+from schemas.errors import (
+    BadRequest,
+    BusError,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    ErrorBody,
+    NoWorker,
+    Overloaded,
+    WorkerLost,
+)
+
+Peer = Hashable
+
+# A worker is believed for this many heartbeats without hearing it.
+LEASE_BEATS: Final = 3
+
+# How long requests wait for a service whose last worker was lost, counted from the loss: a supervisor restarts a
+# worker in 0.3 to 2 s (measured with kill -9), after five quick deaths it has given up.
+GRACE_S: Final = 5.0
+
+# How long a request, or the reply to it, is kept for a native client that lost its connection and comes back.
+RESUME_S: Final = 5.0
+
+# Replies kept for such clients, bytes in all; past it the oldest goes.
+PARKED_MAX_BYTES: Final = 64 * 1024 * 1024
+
+# Full jitter (AWS architecture blog, "Exponential backoff and jitter"): wait uniform(0, base * 2**attempt) seconds.
+_RETRY_BASE_S: Final = 0.05
+
+# Longest deadline taken at its word; a later one is cut to it, so that a wrong clock cannot pin memory for ever.
+_MAX_DEADLINE_S: Final = 24 * 3600.0
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where a reply goes: a peer, and for plain peers the form its bytes must have (None for native)."""
+
+    peer: Peer
+    form: Any = None
+
+
+# Events ---------------------------------------------------------------------------------------------------------
+
+
+class RequestReceived(msgspec.Struct, gc=False):
+    """A client asks."""
+
+    origin: Origin
+    message: Message
+
+
+class ReplyReceived(msgspec.Struct, gc=False):
+    """A worker answered: partial, final or error."""
+
+    peer: Peer
+    message: Message
+
+
+class CancelReceived(msgspec.Struct, gc=False):
+    """A client takes a request back."""
+
+    peer: Peer
+    id: bytes
+
+
+class ReadyReceived(msgspec.Struct, gc=False):
+    """A worker registers."""
+
+    peer: Peer
+    ready: control.Ready
+
+
+class HeartbeatReceived(msgspec.Struct, gc=False):
+    """A worker lives."""
+
+    peer: Peer
+    beat: control.Heartbeat
+
+
+class CreditReceived(msgspec.Struct, gc=False):
+    """A worker changes its capacity."""
+
+    peer: Peer
+    capacity: int
+
+
+class ByeReceived(msgspec.Struct, gc=False):
+    """A worker drains."""
+
+    peer: Peer
+
+
+class PeerLost(msgspec.Struct, gc=False):
+    """A connection is gone."""
+
+    peer: Peer
+    reason: str
+
+
+class Tick(msgspec.Struct, gc=False):
+    """Time passed. `epoch_offset` is the wall clock minus the clock of `now`, in seconds."""
+
+    epoch_offset: float
+
+
+Event = (
+    RequestReceived
+    | ReplyReceived
+    | CancelReceived
+    | ReadyReceived
+    | HeartbeatReceived
+    | CreditReceived
+    | ByeReceived
+    | PeerLost
+    | Tick
+)
+
+
+# Effects --------------------------------------------------------------------------------------------------------
+
+
+class Deliver(msgspec.Struct, gc=False):
+    """Send these native frames to a worker."""
+
+    peer: Peer
+    frames: list[Any]
+
+
+class Answer(msgspec.Struct, gc=False):
+    """Send a worker's reply to whoever asked."""
+
+    origin: Origin
+    message: Message
+
+
+class Fail(msgspec.Struct, gc=False):
+    """Answer a request with an error of the broker's own."""
+
+    origin: Origin
+    id: bytes
+    error: BusError
+
+
+class Emit(msgspec.Struct, gc=False):
+    """Publish an event of the broker's own."""
+
+    subject: str
+    body: Any
+
+
+class Bury(msgspec.Struct, gc=False):
+    """Keep a request that no attempt could finish."""
+
+    letter: control.DeadLetter
+    message: Message
+
+
+class Disconnect(msgspec.Struct, gc=False):
+    """Close a peer's connection."""
+
+    peer: Peer
+    reason: str
+
+
+Effect = Deliver | Answer | Fail | Emit | Bury | Disconnect
+
+
+class Counters(msgspec.Struct):
+    """Since the broker started; names as in `schemas.bodies.control.BrokerStats`."""
+
+    requests: int = 0
+    replies: int = 0
+    partials: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    overloaded: int = 0
+    unserved: int = 0
+    redispatched: int = 0
+    worker_lost: int = 0
+    dead_letters: int = 0
+
+
+class Pending:
+    """One request between its receipt and its end.
+
+    States: waiting (in a route's queue), parked until `retry_at` after a loss, in flight (`worker` is set), held (sent
+    again to a restarted broker, until a worker claims it), done. `origin` is None while its client is away or was
+    answered before the worker finished; `is_answered` tells the two apart.
+    """
+
+    __slots__ = (
+        "attempt", "deadline", "id", "is_answered", "is_done", "is_idempotent", "left_at", "message", "origin",
+        "priority", "received_at", "retry_at", "route", "size_bytes", "streamed", "worker",
+    )  # fmt: skip
+
+    def __init__(self, origin: Origin | None, message: Message, deadline: float, now: float) -> None:
+        headers = message.headers
+        operation = catalog.lookup(message.subject)
+        self.id = message.id
+        self.origin = origin
+        self.message = message
+        self.deadline = deadline
+        self.received_at = now
+        self.size_bytes = message.size_bytes
+        self.priority = Priority.BATCH if headers and headers.get("priority") == "batch" else Priority.INTERACTIVE
+        self.is_idempotent = operation is not None and operation.is_idempotent
+        self.attempt = 0
+        self.route: Route | None = None
+        self.worker: Worker | None = None
+        self.retry_at: float | None = None
+        self.left_at: float | None = None
+        self.streamed = False
+        self.is_done = False
+        self.is_answered = False
+
+
+class Core:
+    """All state of the broker's routing.
+
+    `jitter` returns a uniform number in [0, 1). `is_traced` makes it emit `bus.trace.*` events for every message.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        boot: str,
+        heartbeat_s: float,
+        max_body_bytes: int,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._jitter = jitter
+        self._lease_s = LEASE_BEATS * heartbeat_s
+        self._epoch_offset = 0.0
+        self._started_at: float | None = None
+        self._pending: dict[bytes, Pending] = {}
+        self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
+        self._retries: dict[bytes, Pending] = {}
+        self._away: dict[bytes, Pending] = {}
+        self._held: dict[bytes, Pending] = {}
+        self._claims: dict[bytes, Worker] = {}
+        self._parked: dict[bytes, tuple[float, Message]] = {}
+        self._parked_bytes = 0
+        self._deserted: dict[Route, None] = {}
+        self._welcome = control.Welcome(boot=boot, heartbeat_s=heartbeat_s, max_body_bytes=max_body_bytes)
+        self.registry = Registry(settings.queue_max_requests, settings.queue_max_bytes)
+        self.counters = Counters()
+        self.is_traced = False
+        self._handlers: dict[type, Callable[[Any, float, list[Effect]], None]] = {
+            RequestReceived: self._on_request,
+            ReplyReceived: self._on_reply,
+            CancelReceived: self._on_cancel,
+            ReadyReceived: self._on_ready,
+            HeartbeatReceived: self._on_heartbeat,
+            CreditReceived: self._on_credit,
+            ByeReceived: self._on_bye,
+            PeerLost: self._on_peer_lost,
+            Tick: self._on_tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What follows from one event at `now` (seconds of a monotonic clock), in the order in which to do it."""
+        effects: list[Effect] = []
+        if self._started_at is None:
+            self._started_at = now
+        self._handlers[type(event)](event, now, effects)
+        return effects
+
+    # Gauges
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a worker holds."""
+        return sum(len(worker.in_flight) for worker in self.registry.workers.values())
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return sum(route.queue.count for route in self.registry.routes.values()) + len(self._retries)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the requests that wait."""
+        waiting = sum(route.queue.size_bytes for route in self.registry.routes.values())
+        return waiting + sum(pending.size_bytes for pending in self._retries.values())
+
+    def workers(self, now: float) -> list[control.WorkerInfo]:
+        """Every registered instance."""
+        return [
+            control.WorkerInfo(
+                service=worker.ready.service,
+                instance=worker.ready.instance,
+                subjects=worker.ready.subjects,
+                capacity=worker.ready.capacity,
+                in_flight=len(worker.in_flight),
+                state=worker.state.value,
+                version=worker.ready.version,
+                host=worker.ready.host,
+                pid=worker.ready.pid,
+                joined_at=worker.joined_at + self._epoch_offset,
+                heard_s=max(now - worker.heard_at, 0.0),
+                answered=worker.answered,
+                failed=worker.failed,
+                rss_bytes=worker.beat.rss_bytes,
+                cpu_s=worker.beat.cpu_s,
+                loop_lag_s=worker.beat.loop_lag_s,
+            )
+            for worker in self.registry.workers.values()
+        ]
+
+    def services(self, now: float) -> list[control.ServiceInfo]:
+        """Every service known since the start, also one without a worker."""
+        infos = []
+        for name, stats in sorted(self.registry.services.items()):
+            workers = [worker for worker in self.registry.workers.values() if worker.ready.service == name]
+            infos.append(
+                control.ServiceInfo(
+                    service=name,
+                    instances=len(workers),
+                    capacity=sum(worker.ready.capacity for worker in workers),
+                    in_flight=sum(len(worker.in_flight) for worker in workers),
+                    queued=sum(route.queue.count for route in self.registry.routes.values() if route.service == name),
+                    answered=stats.answered,
+                    failed=stats.failed,
+                    p50_s=stats.latency.quantile(0.5, now),
+                    p99_s=stats.latency.quantile(0.99, now),
+                    subjects=sorted({subject for worker in workers for subject in worker.ready.subjects}),
+                )
+            )
+        return infos
+
+    # Requests
+
+    def _on_request(self, event: RequestReceived, now: float, effects: list[Effect]) -> None:
+        message = event.message
+        origin = event.origin
+        self.counters.requests += 1
+        known = self._pending.get(message.id)
+        attempt = message.headers.get("attempt", 1) if message.headers else 1
+        is_resent = isinstance(attempt, int) and attempt > 1
+        if known is not None:
+            self._on_known_id(known, event, is_resent, effects)
+            return
+        if is_resent and (parked := self._parked.pop(message.id, None)) is not None:
+            self._parked_bytes -= parked[1].size_bytes
+            effects.append(Answer(origin, parked[1]))
+            return
+        deadline = now + self._settings.default_deadline_s
+        if message.deadline_ms:
+            deadline = min(message.deadline_ms / 1000 - self._epoch_offset, now + _MAX_DEADLINE_S)
+            if deadline <= now:
+                self.counters.expired += 1
+                late_s = now - deadline
+                effects.append(
+                    Fail(origin, message.id, DeadlineExceeded(
+                        f"the deadline passed {late_s:.3f} s before the request arrived",
+                        field="deadline_ms", value=message.deadline_ms, late_s=round(late_s, 3),
+                    ))
+                )  # fmt: skip
+                return
+        pending = Pending(origin, message, deadline, now)
+        if self.is_traced:
+            self._trace("request", pending, effects)
+        if is_resent and self._resume(pending, now, effects):
+            return
+        self._admit(pending, now, effects)
+
+    def _on_known_id(self, known: Pending, event: RequestReceived, is_resent: bool, effects: list[Effect]) -> None:
+        """A request under an id in flight: the same client again after a broken connection, or a mistake."""
+        is_same = known.message.subject == event.message.subject
+        if is_same and not known.is_answered and (is_resent or known.origin is None):
+            known.origin = event.origin
+            known.left_at = None
+            self._away.pop(known.id, None)
+            return
+        error = Conflict(
+            f"id {known.id.hex()} is already in flight for {known.message.subject!r}; every request needs an id of its own",
+            field="id",
+        )  # fmt: skip
+        effects.append(Fail(event.origin, known.id, error))
+
+    def _resume(self, pending: Pending, now: float, effects: list[Effect]) -> bool:
+        """Take up a request that was sent to an earlier life of this broker; False when it may simply run again."""
+        claimant = self._claims.pop(pending.id, None)
+        if claimant is not None:
+            self._track(pending)
+            pending.worker = claimant
+            pending.route = self.registry.resolve(pending.message.subject)
+            pending.attempt = 1
+            claimant.in_flight[pending.id] = pending
+            claimant.change_free(-1)
+            return True
+        if pending.is_idempotent:
+            return False
+        self._track(pending)
+        self._held[pending.id] = pending
+        pending.retry_at = now + RESUME_S
+        return True
+
+    def _admit(self, pending: Pending, now: float, effects: list[Effect]) -> None:
+        route = self.registry.resolve(pending.message.subject)
+        if route is None or not (route.is_served or self._is_in_grace(route, now)):
+            self.counters.unserved += 1
+            self._fail(pending, self._no_worker(pending.message.subject), now, effects)
+            return
+        worker = route.freest()
+        if worker is not None and not route.queue.count:
+            self._track(pending)
+            self._dispatch(pending, route, worker, now, effects)
+            return
+        if not route.queue.accepts(pending.size_bytes):
+            self._refuse(pending, route, now, effects)
+            return
+        self._track(pending)
+        pending.route = route
+        route.queue.append(pending)
+        route.mark_backlog(pending.priority)
+
+    def _track(self, pending: Pending) -> None:
+        self._pending[pending.id] = pending
+        self._deadlines.add(pending.deadline, pending.id)
+
+    def _dispatch(self, pending: Pending, route: Route, worker: Worker, now: float, effects: list[Effect]) -> None:
+        pending.route = route
+        pending.worker = worker
+        pending.attempt += 1
+        worker.in_flight[pending.id] = pending
+        worker.change_free(-1)
+        message = pending.message
+        frames: list[Any] = message.frames
+        if pending.attempt > 1:
+            headers = {**(message.headers or {}), "attempt": pending.attempt}
+            frames = encode_raw(
+                Kind.REQUEST, message.id, message.subject, message.deadline_ms, headers, message.body_bytes()
+            )
+        effects.append(Deliver(worker.peer, frames))
+        if self.is_traced:
+            self._trace("dispatch", pending, effects)
+
+    def _refuse(self, pending: Pending, route: Route, now: float, effects: list[Effect]) -> None:
+        self.counters.overloaded += 1
+        queue = route.queue
+        route.refused += 1
+        error = Overloaded(
+            f"{route.key} has {queue.count} requests ({queue.size_bytes} bytes) waiting;"
+            f" the limit is {queue.max_count} requests or {queue.max_bytes} bytes",
+            queued=queue.count,
+            queued_bytes=queue.size_bytes,
+            limit=queue.max_count,
+            limit_bytes=queue.max_bytes,
+        )
+        self._fail(pending, error, now, effects)
+        if now - route.overload_told_at >= 1.0:
+            route.overload_told_at = now
+            body = control.ServiceOverloaded(
+                subject=route.key, queued=queue.count, queued_bytes=queue.size_bytes, refused=route.refused
+            )
+            effects.append(Emit("bus.service.overloaded", body))
+
+    def _no_worker(self, subject: str) -> NoWorker:
+        if catalog.lookup(subject) is not None:
+            service = subject.partition(".")[0]
+            return NoWorker(
+                f"no worker serves {subject!r}; is the {service!r} service running?", subject=subject, is_known=True
+            )
+        nearest = catalog.nearest(subject, self.registry.routes) if len(self._pending) < 1000 else []
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
+        return NoWorker(
+            f"no worker serves {subject!r} and no operation has that name{hint}",
+            subject=subject, is_known=False, nearest=nearest,
+        )  # fmt: skip
+
+    def _is_in_grace(self, route: Route, now: float) -> bool:
+        return route.lost_at is not None and now - route.lost_at < GRACE_S
+
+    # Replies
+
+    def _on_reply(self, event: ReplyReceived, now: float, effects: list[Effect]) -> None:
+        message = event.message
+        pending = self._pending.get(message.id)
+        worker = self.registry.workers.get(event.peer)
+        if worker is None:
+            return
+        worker.heard_at = now
+        if pending is None or pending.worker is not worker:
+            self._on_stray_reply(message, worker, now)
+            return
+        if message.kind is Kind.PARTIAL:
+            self.counters.partials += 1
+            pending.streamed = True
+            if pending.origin is not None:
+                effects.append(Answer(pending.origin, message))
+            if self.is_traced:
+                self._trace("partial", pending, effects, reply=message, now=now)
+            return
+        self.counters.replies += 1
+        self._record(pending, worker, now, is_failed=message.kind is Kind.ERROR)
+        if pending.origin is not None:
+            effects.append(Answer(pending.origin, message))
+        elif not pending.is_answered:
+            self._park(message, now)
+        if self.is_traced:
+            self._trace("final" if message.kind is Kind.FINAL else "error", pending, effects, reply=message, now=now)
+        self._finish(pending)
+        self._release(worker, pending, now, effects)
+
+    def _on_stray_reply(self, message: Message, worker: Worker, now: float) -> None:
+        """A reply nobody waits for (any more), or one from before this broker's start whose client is still to come."""
+        if self._claims.get(message.id) is worker and message.kind is not Kind.PARTIAL:
+            del self._claims[message.id]
+            self._park(message, now)
+
+    def _record(self, pending: Pending, worker: Worker, now: float, *, is_failed: bool) -> None:
+        worker.answered += 1
+        worker.failed += is_failed
+        stats = self.registry.services[worker.ready.service]
+        stats.answered += 1
+        stats.failed += is_failed
+        stats.latency.record(now - pending.received_at, now)
+
+    def _release(self, worker: Worker, pending: Pending, now: float, effects: list[Effect]) -> None:
+        """Give the worker its credit back and, with it, the next waiting request."""
+        worker.in_flight.pop(pending.id, None)
+        worker.change_free(1)
+        self._serve_backlog(worker, now, effects)
+
+    def _serve_backlog(self, worker: Worker, now: float, effects: list[Effect]) -> None:
+        if worker.state is not WorkerState.SERVING:
+            return
+        for priority in Priority:
+            for pool in list(worker.pools):
+                backlog = pool.backlog[priority]
+                while worker.free > 0 and backlog:
+                    route = next(iter(backlog))
+                    del backlog[route]
+                    pending = route.queue.pop(priority)
+                    if pending is None:
+                        continue
+                    if route.queue.has(priority):
+                        backlog[route] = None
+                    assert isinstance(pending, Pending)
+                    self._dispatch(pending, route, worker, now, effects)
+
+    def _park(self, message: Message, now: float) -> None:
+        size = message.size_bytes
+        if size > PARKED_MAX_BYTES:
+            return
+        while self._parked and self._parked_bytes + size > PARKED_MAX_BYTES:
+            oldest = next(iter(self._parked))
+            self._parked_bytes -= self._parked.pop(oldest)[1].size_bytes
+        self._parked[message.id] = (now + RESUME_S, message)
+        self._parked_bytes += size
+
+    # Ends
+
+    def _finish(self, pending: Pending) -> None:
+        """Forget a request."""
+        if pending.is_done:
+            return
+        pending.is_done = True
+        if self._pending.pop(pending.id, None) is not None:
+            self._deadlines.remove(pending.deadline, pending.id)
+        self._retries.pop(pending.id, None)
+        self._away.pop(pending.id, None)
+        self._held.pop(pending.id, None)
+
+    def _fail(self, pending: Pending, error: BusError, now: float, effects: list[Effect]) -> None:
+        """Answer with an error of our own and forget the request."""
+        if pending.origin is not None:
+            effects.append(Fail(pending.origin, pending.id, error))
+        elif not pending.is_answered:
+            frames = encode(Kind.ERROR, pending.id, body=error.body())
+            body = msgspec.Raw(msgspec.msgpack.encode(error.body()))
+            self._park(Message(Kind.ERROR, pending.id, "", 0, None, body, frames), now)
+        if self.is_traced:
+            self._trace("error", pending, effects, code=error.code, now=now)
+        self._finish(pending)
+
+    def _answer_early(self, pending: Pending, error: BusError, effects: list[Effect]) -> None:
+        """Answer now; the worker still holds the request, and its credit, until it reports the end."""
+        if pending.origin is not None:
+            effects.append(Fail(pending.origin, pending.id, error))
+        pending.origin = None
+        pending.is_answered = True
+        self._away.pop(pending.id, None)
+        assert pending.worker is not None
+        effects.append(Deliver(pending.worker.peer, encode(Kind.CANCEL, pending.id)))
+        if self.is_traced:
+            self._trace("error", pending, effects, code=error.code)
+
+    def _withdraw(self, pending: Pending) -> None:
+        """Take a request that is not in flight out of wherever it waits."""
+        if pending.route is not None and pending.id not in self._retries and pending.id not in self._held:
+            pending.is_done = True
+            pending.route.queue.forget(pending)
+            pending.is_done = False
+
+    def _on_cancel(self, event: CancelReceived, now: float, effects: list[Effect]) -> None:
+        pending = self._pending.get(event.id)
+        if pending is None or pending.is_answered or pending.origin is None or pending.origin.peer is not event.peer:
+            return
+        self.counters.cancelled += 1
+        self._cancel(pending, "the caller cancelled the request", now, effects)
+
+    def _cancel(self, pending: Pending, why: str, now: float, effects: list[Effect]) -> None:
+        error = Cancelled(why)
+        if pending.worker is not None:
+            self._answer_early(pending, error, effects)
+            return
+        self._withdraw(pending)
+        self._fail(pending, error, now, effects)
+
+    def _expire(self, pending: Pending, now: float, effects: list[Effect]) -> None:
+        self.counters.expired += 1
+        waited = now - pending.received_at
+        if pending.worker is None:
+            place = "in the queue" if pending.route is not None else "for a worker"
+            self._withdraw(pending)
+            error = DeadlineExceeded(
+                f"{pending.message.subject} waited {waited:.3f} s {place} and its deadline passed",
+                subject=pending.message.subject,
+                waited_s=round(waited, 3),
+            )
+            self._fail(pending, error, now, effects)
+            return
+        if pending.is_answered:
+            return
+        instance = pending.worker.ready.instance
+        error = DeadlineExceeded(
+            f"{pending.message.subject} was not answered by {instance} within {waited:.3f} s",
+            subject=pending.message.subject,
+            instance=instance,
+            waited_s=round(waited, 3),
+        )
+        self._bury(pending, error, effects)
+        self._answer_early(pending, error, effects)
+
+    def _bury(self, pending: Pending, error: BusError, effects: list[Effect]) -> None:
+        self.counters.dead_letters += 1
+        worker = pending.worker
+        letter = control.DeadLetter(
+            id=pending.id.hex(),
+            subject=pending.message.subject,
+            reason=error.code,
+            message=error.message,
+            attempts=pending.attempt,
+            at=pending.received_at + self._epoch_offset,
+            service=worker.ready.service if worker else "",
+            instance=worker.ready.instance if worker else "",
+            body_bytes=len(memoryview(pending.message.body_bytes())),
+        )
+        effects.append(Bury(letter, pending.message))
+        effects.append(Emit("error.deadletter", letter))
+
+    # Workers
+
+    def _on_ready(self, event: ReadyReceived, now: float, effects: list[Effect]) -> None:
+        ready = event.ready
+        if not ready.subjects:
+            effects.append(Disconnect(event.peer, "a worker must serve at least one subject"))
+            return
+        previous = self.registry.workers.get(event.peer)
+        if previous is not None:
+            self._lose(previous, "registered again", now, effects)
+        worker = self.registry.join(event.peer, ready, now)
+        for id in ready.in_flight:
+            self._claim(id, worker)
+        effects.append(Deliver(event.peer, encode(Kind.WELCOME, body=self._welcome)))
+        effects.append(self._worker_event("joined", worker, "registered"))
+        for route in [route for route in self._deserted if route.is_served]:
+            del self._deserted[route]
+        self._serve_backlog(worker, now, effects)
+
+    def _claim(self, id: bytes, worker: Worker) -> None:
+        """The worker still works on a request of an earlier life of this broker."""
+        held = self._held.pop(id, None)
+        if held is None:
+            if id not in self._pending:
+                self._claims[id] = worker
+            return
+        held.worker = worker
+        held.route = self.registry.resolve(held.message.subject)
+        held.retry_at = None
+        held.attempt = 1
+        worker.in_flight[id] = held
+        worker.change_free(-1)
+
+    def _on_heartbeat(self, event: HeartbeatReceived, now: float, effects: list[Effect]) -> None:
+        worker = self.registry.workers.get(event.peer)
+        if worker is None:
+            effects.append(Disconnect(event.peer, "heartbeat before ready"))
+            return
+        worker.heard_at = now
+        worker.beat = event.beat
+        effects.append(Deliver(event.peer, encode(Kind.HEARTBEAT)))
+
+    def _on_credit(self, event: CreditReceived, now: float, effects: list[Effect]) -> None:
+        worker = self.registry.workers.get(event.peer)
+        if worker is None:
+            effects.append(Disconnect(event.peer, "credit before ready"))
+            return
+        worker.heard_at = now
+        change = event.capacity - worker.ready.capacity
+        worker.ready = msgspec.structs.replace(worker.ready, capacity=event.capacity)
+        worker.change_free(change)
+        self._serve_backlog(worker, now, effects)
+
+    def _on_bye(self, event: ByeReceived, now: float, effects: list[Effect]) -> None:
+        worker = self.registry.workers.get(event.peer)
+        if worker is None or worker.state is WorkerState.DRAINING:
+            return
+        worker.state = WorkerState.DRAINING
+        self._desert(self.registry.leave(worker, now, is_lost=False), now, effects)
+
+    def _on_peer_lost(self, event: PeerLost, now: float, effects: list[Effect]) -> None:
+        worker = self.registry.workers.get(event.peer)
+        if worker is not None:
+            self._lose(worker, event.reason, now, effects)
+        for pending in [one for one in self._pending.values() if one.origin and one.origin.peer is event.peer]:
+            assert pending.origin is not None
+            if pending.origin.form is not None:
+                pending.origin = None
+                pending.is_answered = True
+                if pending.worker is None:
+                    self._withdraw(pending)
+                    self._finish(pending)
+                else:
+                    effects.append(Deliver(pending.worker.peer, encode(Kind.CANCEL, pending.id)))
+                continue
+            pending.origin = None
+            pending.left_at = now
+            self._away[pending.id] = pending
+
+    def _lose(self, worker: Worker, reason: str, now: float, effects: list[Effect]) -> None:
+        """A worker's connection or lease ended."""
+        del self.registry.workers[worker.peer]
+        is_orderly = worker.state is WorkerState.DRAINING and not worker.in_flight
+        if worker.state is WorkerState.SERVING:
+            worker.state = WorkerState.DRAINING
+            self._desert(self.registry.leave(worker, now, is_lost=True), now, effects)
+        effects.append(self._worker_event("left" if is_orderly else "lost", worker, reason))
+        for id in [id for id, claimant in self._claims.items() if claimant is worker]:
+            del self._claims[id]
+        for pending in list(worker.in_flight.values()):
+            assert isinstance(pending, Pending)
+            self._lose_attempt(pending, worker, now, effects)
+        worker.in_flight.clear()
+
+    def _lose_attempt(self, pending: Pending, worker: Worker, now: float, effects: list[Effect]) -> None:
+        if pending.is_answered:
+            self._finish(pending)
+            return
+        can_retry = pending.is_idempotent and not pending.streamed
+        if can_retry and pending.attempt < self._settings.attempts:
+            self.counters.redispatched += 1
+            pending.worker = None
+            pending.retry_at = now + self._jitter() * _RETRY_BASE_S * 2**pending.attempt
+            self._retries[pending.id] = pending
+            return
+        self.counters.worker_lost += 1
+        instance = worker.ready.instance
+        if pending.streamed:
+            why = "part of the reply had already been sent"
+        elif not pending.is_idempotent:
+            why = "the operation is not idempotent, so it was not tried again"
+        else:
+            why = f"{pending.attempt} attempts were made"
+        error = WorkerLost(
+            f"{instance} was lost while it worked on {pending.message.subject}; {why}",
+            subject=pending.message.subject,
+            instance=instance,
+            attempts=pending.attempt,
+        )
+        self._bury(pending, error, effects)
+        self._fail(pending, error, now, effects)
+
+    def _desert(self, routes: list[Route], now: float, effects: list[Effect]) -> None:
+        """What waits in routes that lost their last worker goes elsewhere, waits out the grace, or is answered."""
+        for route in routes:
+            if route.lost_at is not None and not route.is_instance:
+                self._deserted[route] = None
+                continue
+            waiting = route.queue.drain()
+            self.registry.drop(route)
+            for pending in waiting:
+                assert isinstance(pending, Pending)
+                self._reroute(pending, now, effects)
+
+    def _reroute(self, pending: Pending, now: float, effects: list[Effect]) -> None:
+        self._pending.pop(pending.id, None)
+        self._deadlines.remove(pending.deadline, pending.id)
+        pending.route = None
+        self._admit(pending, now, effects)
+
+    # Time
+
+    def _on_tick(self, event: Tick, now: float, effects: list[Effect]) -> None:
+        self._epoch_offset = event.epoch_offset
+        for id in self._deadlines.expire(now):
+            pending = self._pending.get(id)
+            if pending is not None:
+                self._expire(pending, now, effects)
+        for worker in [w for w in self.registry.workers.values() if now - w.heard_at > self._lease_s]:
+            reason = f"silent for {now - worker.heard_at:.1f} s"
+            effects.append(Disconnect(worker.peer, reason))
+            self._lose(worker, reason, now, effects)
+        for pending in [p for p in self._retries.values() if p.retry_at is not None and p.retry_at <= now]:
+            self._retry(pending, now, effects)
+        for pending in [p for p in self._held.values() if p.retry_at is not None and p.retry_at <= now]:
+            error = WorkerLost(
+                f"the broker restarted and no worker still works on this {pending.message.subject};"
+                " it may or may not have had its effect",
+                subject=pending.message.subject,
+            )
+            self._fail(pending, error, now, effects)
+        for pending in [p for p in self._away.values() if p.left_at is not None and now - p.left_at > RESUME_S]:
+            self.counters.cancelled += 1
+            pending.is_answered = True
+            self._away.pop(pending.id, None)
+            self._cancel(pending, "the caller went away", now, effects)
+        while self._parked:
+            id, (until, message) = next(iter(self._parked.items()))
+            if until > now:
+                break
+            del self._parked[id]
+            self._parked_bytes -= message.size_bytes
+        for route in [route for route in self._deserted if not self._is_in_grace(route, now)]:
+            del self._deserted[route]
+            route.lost_at = None
+            waiting = route.queue.drain()
+            self.registry.drop(route)
+            for item in waiting:
+                assert isinstance(item, Pending)
+                self._reroute(item, now, effects)
+
+    def _retry(self, pending: Pending, now: float, effects: list[Effect]) -> None:
+        """Give a request whose worker was lost to another, before those that never had a turn."""
+        del self._retries[pending.id]
+        pending.retry_at = None
+        route = self.registry.resolve(pending.message.subject)
+        if route is None or not (route.is_served or self._is_in_grace(route, now)):
+            self.counters.worker_lost += 1
+            error = WorkerLost(
+                f"the worker was lost while it worked on {pending.message.subject} and no other serves it",
+                subject=pending.message.subject,
+                attempts=pending.attempt,
+            )
+            self._bury(pending, error, effects)
+            self._fail(pending, error, now, effects)
+            return
+        worker = route.freest()
+        if worker is not None:
+            self._dispatch(pending, route, worker, now, effects)
+            return
+        pending.route = route
+        route.queue.append_first(pending)
+        route.mark_backlog(pending.priority)
+
+    # Telling
+
+    @staticmethod
+    def _worker_event(what: str, worker: Worker, reason: str) -> Emit:
+        ready = worker.ready
+        body = control.WorkerEvent(
+            service=ready.service, instance=ready.instance, reason=reason, host=ready.host, pid=ready.pid
+        )
+        return Emit(f"bus.worker.{what}", body)
+
+    def _trace(
+        self,
+        phase: str,
+        pending: Pending,
+        effects: list[Effect],
+        *,
+        reply: Message | None = None,
+        code: str = "",
+        now: float | None = None,
+    ) -> None:
+        message = reply or pending.message
+        if reply is not None and reply.kind is Kind.ERROR:
+            code = _error_code(reply)
+        body = control.Trace(
+            phase=phase,  # type: ignore[arg-type]
+            id=pending.id.hex(),
+            subject=pending.message.subject,
+            at=(now if now is not None else pending.received_at) + self._epoch_offset,
+            body_bytes=len(memoryview(message.body_bytes())),
+            worker=pending.worker.ready.instance if pending.worker else "",
+            took_s=None if now is None else now - pending.received_at,
+            code=code,
+            attempt=max(pending.attempt, 1),
+        )
+        effects.append(Emit(f"bus.trace.{phase}", body))
+
+
+def _error_code(message: Message) -> str:
+    """The code inside an error reply, empty when the body is not one."""
+    decode = msgspec.json.decode if message.encoding == "json" else msgspec.msgpack.decode
+    try:
+        return decode(message.body_bytes(), type=ErrorBody).code
+    except (msgspec.MsgspecError, BadRequest):
+        return ""
+
+
+__all__ = [
+    "REPLIES", "Answer", "Bury", "ByeReceived", "CancelReceived", "Core", "Counters", "CreditReceived", "Deliver",
+    "Disconnect", "Effect", "Emit", "Event", "Fail", "HeartbeatReceived", "Origin", "Peer", "PeerLost", "ReadyReceived",
+    "ReplyReceived", "RequestReceived", "Tick",
+]  # fmt: skip

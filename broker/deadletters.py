@@ -1,0 +1,122 @@
+"""The store of dead letters: requests that no attempt could finish, kept with their bodies until redriven or purged."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from schemas import subjects
+from schemas.bodies.control import DeadLetter
+from schemas.envelope import Message
+
+_SCHEMA: Final = """
+create table if not exists dead_letters (
+    id text primary key, at real not null, subject text not null, letter blob not null,
+    headers blob not null, encoding text not null, body blob not null
+);
+create index if not exists dead_letters_by_time on dead_letters (at);
+"""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A dead letter with what is needed to send it again; `body` is in `encoding` ("msgpack" or "json")."""
+
+    letter: DeadLetter
+    headers: dict[str, Any]
+    encoding: str
+    body: bytes
+
+
+class DeadLetters:
+    """A SQLite file behind a lock; every method blocks on the disk and belongs in a thread. Raises sqlite3.Error."""
+
+    def __init__(
+        self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._max_count = max_count
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._connection.execute("pragma journal_mode = wal")
+        self._connection.executescript(_SCHEMA)
+
+    def add(self, batch: list[tuple[DeadLetter, Message]]) -> None:
+        """Keep some, then let go of what is too old or too many."""
+        rows = [
+            (
+                letter.id,
+                letter.at,
+                letter.subject,
+                msgspec.msgpack.encode(letter),
+                msgspec.msgpack.encode(message.headers or {}),
+                message.encoding,
+                bytes(message.body_bytes()),
+            )
+            for letter, message in batch
+        ]
+        with self._lock, self._connection:
+            self._connection.execute("begin")
+            self._connection.executemany("insert or replace into dead_letters values (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.execute("delete from dead_letters where at < ?", (self._clock() - self._max_age_s,))
+            self._connection.execute(
+                "delete from dead_letters where id in"
+                " (select id from dead_letters order by at desc, id limit -1 offset ?)",
+                (self._max_count,),
+            )
+
+    def list(self, pattern: str, limit: int, before_at: float | None) -> tuple[list[DeadLetter], int]:
+        """The newest that match, and how many match in all."""
+        matching = [letter for letter in self._letters(before_at) if subjects.matches(pattern, letter.subject)]
+        return matching[:limit], len(matching)
+
+    def get(self, id: str) -> Stored | None:
+        """One with its body."""
+        with self._lock:
+            row = self._connection.execute(
+                "select letter, headers, encoding, body from dead_letters where id = ?", (id,)
+            ).fetchone()
+        if row is None:
+            return None
+        letter = msgspec.msgpack.decode(row[0], type=DeadLetter)
+        return Stored(letter, msgspec.msgpack.decode(row[1]), row[2], row[3])
+
+    def mark_redriven(self, letter: DeadLetter) -> None:
+        """Note that one was sent again with success."""
+        marked = msgspec.structs.replace(letter, redriven_at=self._clock())
+        with self._lock:
+            self._connection.execute(
+                "update dead_letters set letter = ? where id = ?", (msgspec.msgpack.encode(marked), letter.id)
+            )
+
+    def purge(self, pattern: str, id: str | None, older_than_s: float) -> int:
+        """Delete what matches all three; returns how many went."""
+        until = self._clock() - older_than_s
+        doomed = [
+            (letter.id,)
+            for letter in self._letters(None)
+            if subjects.matches(pattern, letter.subject) and letter.at <= until and id in (None, letter.id)
+        ]
+        with self._lock, self._connection:
+            self._connection.execute("begin")
+            self._connection.executemany("delete from dead_letters where id = ?", doomed)
+        return len(doomed)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def _letters(self, before_at: float | None) -> list[DeadLetter]:
+        with self._lock:
+            rows = self._connection.execute(
+                "select letter from dead_letters where ? is null or at < ? order by at desc, id", (before_at, before_at)
+            ).fetchall()
+        return [msgspec.msgpack.decode(row[0], type=DeadLetter) for row in rows]

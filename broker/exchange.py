@@ -1,0 +1,460 @@
+"""Carries out what the core decides, on whatever peers are attached: sockets in `server.py`, in-process links in tests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from broker import plain
+from broker.core import (
+    Answer,
+    Bury,
+    ByeReceived,
+    CancelReceived,
+    Core,
+    CreditReceived,
+    Deliver,
+    Disconnect,
+    Effect,
+    Emit,
+    Fail,
+    HeartbeatReceived,
+    Origin,
+    PeerLost,
+    ReadyReceived,
+    ReplyReceived,
+    RequestReceived,
+    Tick,
+)
+from broker.deadletters import DeadLetters
+from broker.eventlog import EventLog
+from broker.events import EventHub, Meta, Missed, Subscriber
+from bus import zmtp
+from bus.deadlines import SLOT_S
+from bus.settings import Settings
+from bus.worker import rss_bytes
+from schemas import subjects
+from schemas.bodies import control
+from schemas.envelope import REPLIES, Buffer, Headers, Kind, Message, decode, encode
+from schemas.errors import BadRequest, BusError, TooLarge
+from schemas.limits import ID_BYTES
+
+log = logging.getLogger("olympus.broker")
+
+# A client that lets this many bytes of replies pile up reads too slowly to be kept.
+_UNREAD_MAX_BYTES: Final = 512 * 1024 * 1024
+
+# Subjects known to be well-formed, remembered because checking costs more than routing; bounded.
+_VALID_MAX: Final = 10_000
+
+_NO_ID: Final = bytes(ID_BYTES)
+
+# How often one peer's bad messages are worth a log line, seconds.
+_COMPLAIN_S: Final = 10.0
+
+
+class AttachedPeer(Protocol):
+    """What the exchange needs of a connection."""
+
+    peer: str
+    tag: Any
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes accepted and not yet taken by the other end."""
+
+    def send(self, frames: list[Buffer]) -> None:
+        """Queue one message."""
+
+    def send_prepared(self, frames: list[Buffer], wire: bytes) -> None:
+        """Queue one message that goes to many."""
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then close."""
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_ready = msgspec.msgpack.Decoder(control.Ready).decode
+_decode_beat = msgspec.msgpack.Decoder(control.Heartbeat).decode
+_decode_credit = msgspec.msgpack.Decoder(control.Credit).decode
+
+
+class Exchange:
+    """One broker without its sockets.
+
+    The event log and the dead letters may be None: then nothing is durable. `clock` is monotonic, `wall` Unix epoch
+    seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        event_log: EventLog | None = None,
+        dead_letters: DeadLetters | None = None,
+        last_seq: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.boot = os.urandom(8).hex()
+        self.core = Core(
+            settings.broker,
+            boot=self.boot,
+            heartbeat_s=settings.bus.heartbeat_s,
+            max_body_bytes=settings.bus.max_body_bytes,
+        )
+        self.hub = EventHub(last_seq)
+        self.event_log = event_log
+        self.dead_letters = dead_letters
+        self.clock = clock
+        self.wall = wall
+        self.started_at = clock()
+        self.rejected = 0
+        self.dropped = 0
+        self.peers: dict[AttachedPeer, None] = {}
+        self._valid: set[str] = set()
+        self._is_logged: dict[str, bool] = {}
+        self._letters: list[tuple[control.DeadLetter, Message]] = []
+        self._burying: asyncio.Task[None] | None = None
+        self._stats_due = clock() + settings.broker.stats_interval_s
+        self._unread_due = clock() + 1.0
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            Deliver: self._deliver,
+            Answer: self._answer,
+            Fail: self._fail,
+            Emit: self._emit,
+            Bury: self._bury,
+            Disconnect: self._disconnect,
+        }
+        self.tick()
+
+    # What peers do
+
+    def attach(self, peer: AttachedPeer) -> None:
+        """A peer of the request port is there."""
+        self.peers[peer] = None
+
+    def detach(self, peer: AttachedPeer, reason: str) -> None:
+        """A peer of any port is gone."""
+        self.peers.pop(peer, None)
+        self.hub.remove(peer)
+        self._apply(self.core.handle(PeerLost(peer, reason), self.clock()))
+        self._note_tracing()
+
+    def on_requests(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
+        """Messages of the request port, native and plain, in order."""
+        now = self.clock()
+        for frames in messages:
+            if plain.is_native(frames):
+                self._on_native(peer, frames, now)
+            else:
+                self._on_plain(peer, frames, now)
+
+    def on_oversize(self, peer: AttachedPeer, frames: list[Buffer], size_bytes: int) -> None:
+        """A message over the limit was skipped on the way in; its sender is told as well as the rest of it allows."""
+        limit = self.settings.bus.max_body_bytes
+        error = TooLarge(
+            f"the message has {size_bytes} bytes, the limit of a body is {limit}",
+            size_bytes=size_bytes,
+            limit_bytes=limit,
+        )
+        if frames and plain.is_native(frames):
+            try:
+                id = decode([frames[0]]).id
+            except BusError:
+                id = _NO_ID
+            self._reject(peer, error)
+            peer.send(encode(Kind.ERROR, id, body=error.body()))
+            return
+        self._reject(peer, error)
+        is_delimited = bool(frames) and not len(frames[0])
+        is_single = len(frames) == int(is_delimited)
+        peer.send(plain.render_error(plain.Form(is_delimited, is_single, "json"), error))
+
+    def on_published(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
+        """Messages of the publish port: [subject, body] or [subject, body, headers]."""
+        for frames in messages:
+            try:
+                self._take_event(peer, frames)
+            except BusError as error:
+                self._reject(peer, error)
+
+    def on_subscriptions(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
+        """(Un)subscriptions of the event ports."""
+        for frames in messages:
+            if len(frames) != 1 or not self.hub.change(peer, bytes(frames[0][:1024])):
+                self._reject(peer, BadRequest("a subscriber may only send subscriptions of at most 255 bytes"))
+        self._note_tracing()
+
+    def tick(self) -> None:
+        """Let time pass; call every `SLOT_S` seconds."""
+        now = self.clock()
+        self._apply(self.core.handle(Tick(self.wall() - now), now))
+        if now >= self._unread_due:
+            self._unread_due = now + 1.0
+            for peer in [peer for peer in self.peers if peer.pending_bytes > _UNREAD_MAX_BYTES]:
+                peer.abort(f"{peer.pending_bytes} bytes of replies were not read")
+        if now >= self._stats_due:
+            self._stats_due = now + self.settings.broker.stats_interval_s
+            self.publish("bus.stats", _encode(self.stats()), source="broker")
+
+    async def tick_forever(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            await asyncio.sleep(SLOT_S)
+            self.tick()
+
+    # Requests
+
+    def _on_native(self, peer: AttachedPeer, frames: list[Buffer], now: float) -> None:
+        try:
+            message = decode(frames)
+            event = self._event(peer, message)
+        except BusError as error:
+            self._reject(peer, error)
+            peer.send(encode(Kind.ERROR, _id_of(frames), body=error.body()))
+            return
+        self._apply(self.core.handle(event, now))
+
+    def _event(self, peer: AttachedPeer, message: Message) -> Any:
+        kind = message.kind
+        if kind is Kind.REQUEST:
+            self._check_subject(message.subject)
+            return RequestReceived(Origin(peer), message)
+        if kind in REPLIES:
+            return ReplyReceived(peer, message)
+        if kind is Kind.CANCEL:
+            return CancelReceived(peer, message.id)
+        try:
+            if kind is Kind.HEARTBEAT:
+                return HeartbeatReceived(peer, _decode_beat(message.body))
+            if kind is Kind.READY:
+                ready = _decode_ready(message.body)
+                for subject in ready.subjects:
+                    subjects.validate_pattern(subject)
+                return ReadyReceived(peer, ready)
+            if kind is Kind.CREDIT:
+                return CreditReceived(peer, _decode_credit(message.body).capacity)
+        except msgspec.MsgspecError as error:
+            raise BadRequest(f"{kind.name.lower()} does not decode: {error}") from error
+        if kind is Kind.BYE:
+            return ByeReceived(peer)
+        raise BadRequest(f"a {kind.name.lower()} message is the broker's to send")
+
+    def _on_plain(self, peer: AttachedPeer, frames: list[Buffer], now: float) -> None:
+        try:
+            form, message = plain.parse(frames)
+        except plain.PlainError as error:
+            self._reject(peer, error.error)
+            peer.send(plain.render_error(error.form, error.error))
+            return
+        self._apply(self.core.handle(RequestReceived(Origin(peer, form), message), now))
+
+    def _check_subject(self, subject: str) -> None:
+        if subject in self._valid:
+            return
+        subjects.validate(subject)
+        if len(self._valid) >= _VALID_MAX:
+            self._valid.clear()
+        self._valid.add(subject)
+
+    def _reject(self, peer: AttachedPeer, error: BusError) -> None:
+        """Count a message that is not one, and say so, but not for every one of a flood."""
+        self.rejected += 1
+        now = self.clock()
+        if peer.tag is None or now - peer.tag > _COMPLAIN_S:
+            peer.tag = now
+            log.warning(
+                "message refused",
+                extra={"action": "broker.refused", "peer": peer.peer, "code": error.code, "error": error.message},
+            )
+
+    # Effects
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._carry_out[type(effect)](effect)
+
+    def _deliver(self, effect: Deliver) -> None:
+        peer: Any = effect.peer
+        peer.send(effect.frames)
+
+    def _answer(self, effect: Answer) -> None:
+        origin = effect.origin
+        peer: Any = origin.peer
+        if origin.form is None:
+            peer.send(effect.message.frames)
+        else:
+            peer.send(plain.render(origin.form, effect.message))
+
+    def _fail(self, effect: Fail) -> None:
+        origin = effect.origin
+        peer: Any = origin.peer
+        if origin.form is None:
+            peer.send(encode(Kind.ERROR, effect.id, body=effect.error.body()))
+        else:
+            peer.send(plain.render_error(origin.form, effect.error))
+
+    def _emit(self, effect: Emit) -> None:
+        if effect.subject.startswith("bus.worker."):
+            body = effect.body
+            log.info(
+                "worker %s" % effect.subject.rpartition(".")[2],
+                extra={
+                    "action": effect.subject,
+                    "service": body.service,
+                    "instance": body.instance,
+                    "reason": body.reason,
+                },
+            )
+        self.publish(effect.subject, _encode(effect.body), source="broker")
+
+    def _disconnect(self, effect: Disconnect) -> None:
+        peer: Any = effect.peer
+        peer.close(effect.reason)
+
+    def _bury(self, effect: Bury) -> None:
+        if self.dead_letters is None:
+            return
+        self._letters.append((effect.letter, effect.message))
+        if self._burying is None or self._burying.done():
+            self._burying = asyncio.get_running_loop().create_task(self._bury_all())
+
+    async def _bury_all(self) -> None:
+        assert self.dead_letters is not None
+        while self._letters:
+            letters, self._letters = self._letters, []
+            try:
+                await asyncio.to_thread(self.dead_letters.add, letters)
+            except sqlite3.Error as error:
+                log.error(
+                    "dead letters not stored",
+                    extra={"action": "broker.unburied", "count": len(letters), "error": str(error)},
+                )
+
+    async def settle(self) -> None:
+        """Wait until every dead letter so far is stored."""
+        if self._burying is not None:
+            await self._burying
+
+    # Events
+
+    def _take_event(self, peer: AttachedPeer, frames: list[Buffer]) -> None:
+        if len(frames) not in (2, 3):
+            raise BadRequest(f"an event has 2 or 3 frames, subject, body and headers, not {len(frames)}")
+        try:
+            subject = bytes(frames[0][:1024]).decode()
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"subject is not UTF-8: {error}", field="subject") from error
+        self._check_subject(subject)
+        headers: Headers = {}
+        if len(frames) == 3:
+            headers = plain.decode_headers(frames[2]) or {}
+        self.publish(subject, frames[1], source=str(headers.get("source", peer.peer)), id=str(headers.get("id", "")))
+
+    def publish(self, subject: str, body: Buffer, *, source: str, id: str = "") -> None:
+        """Number an event, hand it to every subscriber that keeps up, and to the log where it is configured."""
+        seq = self.hub.next_seq()
+        at = self.wall()
+        id = id or f"{self.boot}-{seq}"
+        wanting, wanting_sequenced = self.hub.match(subject)
+        if wanting:
+            self._fan_out(wanting, [subject.encode(), body], seq)
+        if wanting_sequenced:
+            meta = Meta(seq, at, source, id)
+            self._fan_out(wanting_sequenced, [subject.encode(), _encode(meta), body], seq, meta)
+        if self.event_log is not None:
+            self.event_log.reserve(seq)
+            if self._must_log(subject):
+                self.event_log.append(seq, at, subject, source, id, bytes(body))
+
+    def _fan_out(
+        self, subscribers: list[Subscriber], frames: list[Buffer], seq: int, meta: Meta | None = None
+    ) -> None:
+        parts: list[Buffer] = []
+        zmtp.encode_message(frames, parts)
+        wire = b"".join(parts)
+        most = self.settings.broker.subscriber_max_bytes
+        for subscriber in subscribers:
+            peer = subscriber.peer
+            if peer.pending_bytes > most:
+                subscriber.miss(seq)
+                self.dropped += 1
+                continue
+            subscriber.delivered += 1
+            if subscriber.missed_first and meta is not None:
+                missed = Missed(subscriber.missed_first, subscriber.missed_last)
+                subscriber.missed_first = 0
+                told = msgspec.structs.replace(meta, missed=missed)
+                peer.send([frames[0], _encode(told), frames[2]])
+                continue
+            peer.send_prepared(frames, wire)
+
+    def _must_log(self, subject: str) -> bool:
+        is_logged = self._is_logged.get(subject)
+        if is_logged is None:
+            is_logged = any(subjects.matches(pattern, subject) for pattern in self.settings.broker.log_subjects)
+            if len(self._is_logged) >= _VALID_MAX:
+                self._is_logged.clear()
+            self._is_logged[subject] = is_logged
+        return is_logged
+
+    def _note_tracing(self) -> None:
+        self.core.is_traced = self.hub.is_asked_for("bus.trace.")
+
+    # Telling
+
+    def stats(self) -> control.BrokerStats:
+        """Counters and gauges now."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        counters = msgspec.structs.asdict(self.core.counters)
+        event_log = self.event_log
+        return control.BrokerStats(
+            boot=self.boot,
+            uptime_s=self.clock() - self.started_at,
+            rejected_messages=self.rejected,
+            events=self.hub.published,
+            events_dropped=self.dropped,
+            last_seq=self.hub.last_seq,
+            in_flight=self.core.in_flight,
+            queued=self.core.queued,
+            queued_bytes=self.core.queued_bytes,
+            peers=len(self.peers),
+            workers=len(self.core.registry.workers),
+            subscribers=[
+                control.SubscriberStats(
+                    peer=subscriber.peer.peer,
+                    patterns=[*subscriber.patterns, *(p.decode("utf-8", "replace") for p in subscriber.prefixes)],
+                    delivered=subscriber.delivered,
+                    dropped=subscriber.dropped,
+                    pending_bytes=subscriber.peer.pending_bytes,
+                )
+                for subscriber in self.hub.subscribers.values()
+            ],
+            rss_bytes=rss_bytes(),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            log_last_seq=event_log.last_seq if event_log else 0,
+            log_bytes=event_log.size_bytes if event_log else 0,
+            log_failed=event_log.failure if event_log else None,
+            **counters,
+        )
+
+
+def _id_of(frames: list[Buffer]) -> bytes:
+    """The id of a native message that is wrong otherwise, so that its sender can tell which one; zeros without one."""
+    try:
+        return decode(frames).id or _NO_ID
+    except BusError:
+        return _NO_ID

@@ -1,0 +1,64 @@
+"""Latency quantiles over the last minutes in constant memory."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Quantiles describe between one and two of these spans, so that an old incident leaves the picture.
+WINDOW_S: Final = 150.0
+
+# Four buckets for every doubling: a quantile is right within 25 %, from 1 microsecond to 2**40 (12 days).
+_STEPS: Final = 4
+_BUCKETS: Final = 40 * _STEPS
+
+
+def _bucket(micros: int) -> int:
+    if micros < _STEPS:
+        return max(micros, 0)
+    exponent = micros.bit_length() - 1
+    return min(exponent * _STEPS + ((micros >> (exponent - 2)) & (_STEPS - 1)), _BUCKETS - 1)
+
+
+def _upper_s(bucket: int) -> float:
+    if bucket < _STEPS:
+        return (bucket + 1) / 1e6
+    exponent, step = divmod(bucket, _STEPS)
+    return (2.0**exponent) * (1 + (step + 1) / _STEPS) / 1e6
+
+
+class LatencyWindow:
+    """Counts of durations in exponential buckets; two spans rotate."""
+
+    __slots__ = ("_current", "_previous", "_rotated_at")
+
+    def __init__(self, now: float) -> None:
+        self._current = [0] * _BUCKETS
+        self._previous = [0] * _BUCKETS
+        self._rotated_at = now
+
+    def record(self, seconds: float, now: float) -> None:
+        """Count one duration."""
+        if now - self._rotated_at > WINDOW_S:
+            self._rotate(now)
+        self._current[_bucket(int(seconds * 1e6))] += 1
+
+    def quantile(self, share: float, now: float) -> float | None:
+        """Upper bound in seconds of the `share` quantile (0..1); None when nothing was recorded lately."""
+        if now - self._rotated_at > WINDOW_S:
+            self._rotate(now)
+        counts = [a + b for a, b in zip(self._current, self._previous, strict=True)]
+        rank = share * sum(counts)
+        if not rank:
+            return None
+        seen = 0
+        for bucket, count in enumerate(counts):
+            seen += count
+            if seen >= rank:
+                return _upper_s(bucket)
+        return None
+
+    def _rotate(self, now: float) -> None:
+        is_stale = now - self._rotated_at > 2 * WINDOW_S
+        self._previous = [0] * _BUCKETS if is_stale else self._current
+        self._current = [0] * _BUCKETS
+        self._rotated_at = now

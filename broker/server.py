@@ -1,0 +1,184 @@
+"""The broker's sockets: four ports, each message handed to the exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, NamedTuple
+
+from broker.control import Control
+from broker.deadletters import DeadLetters
+from broker.eventlog import EventLog
+from broker.exchange import Exchange
+from bus import transport, zmtp
+from bus.settings import Settings
+from bus.transport import Connection
+from schemas.envelope import Buffer
+
+log = logging.getLogger("olympus.broker")
+
+# How often idle connections are checked; a peer silent for two checks is dropped.
+_KEEP_ALIVE_S = 5.0
+
+
+class Ports(NamedTuple):
+    """The ports the broker listens on."""
+
+    request: int
+    publish: int
+    subscribe: int
+    sequenced: int
+
+
+class _Port:
+    """Peers of one port."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.connections: set[Connection] = set()
+
+    def on_open(self, connection: Any) -> None:
+        name = connection.codec.peer_properties.get(transport.NAME_PROPERTY.lower(), b"")
+        if name:
+            connection.peer = name.decode("utf-8", "replace")
+        self.connections.add(connection)
+
+    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
+        raise NotImplementedError
+
+    def on_oversize(self, connection: Any, frames: list[Buffer], size_bytes: int) -> None:
+        self.exchange.on_oversize(connection, frames, size_bytes)
+
+    def on_close(self, connection: Any, reason: str) -> None:
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.exchange.detach(connection, reason)
+
+
+class _RequestPort(_Port):
+    def on_open(self, connection: Any) -> None:
+        super().on_open(connection)
+        self.exchange.attach(connection)
+
+    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
+        self.exchange.on_requests(connection, messages)
+
+
+class _PublishPort(_Port):
+    def on_open(self, connection: Any) -> None:
+        super().on_open(connection)
+        # A publisher sends nothing before somebody subscribes; the broker wants everything.
+        connection.send(zmtp.subscription(b""))
+
+    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
+        self.exchange.on_published(connection, messages)
+
+    def on_oversize(self, connection: Any, frames: list[Buffer], size_bytes: int) -> None:
+        self.exchange.on_published(connection, [frames])
+
+
+class _EventsPort(_Port):
+    def __init__(self, exchange: Exchange, *, is_sequenced: bool) -> None:
+        super().__init__(exchange)
+        self._is_sequenced = is_sequenced
+
+    def on_open(self, connection: Any) -> None:
+        super().on_open(connection)
+        self.exchange.hub.add(connection, is_sequenced=self._is_sequenced)
+
+    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
+        self.exchange.on_subscriptions(connection, messages)
+
+    def on_oversize(self, connection: Any, frames: list[Buffer], size_bytes: int) -> None:
+        connection.close("a subscriber may not send bodies")
+
+
+class Broker:
+    """The whole broker in one event loop. Its state lies under `settings.path("broker")`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._servers: list[asyncio.Server] = []
+        self._ports: list[_Port] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> Ports:
+        """Open the log, bind the ports, serve.
+
+        Raises transport.AddressInUse naming the settings key, and OSError where the state folder cannot be used.
+        """
+        settings, folder = self.settings, self.settings.path("broker")
+        broker = settings.broker
+        self.event_log = EventLog(
+            folder / "events",
+            max_age_s=broker.log_max_age_s,
+            max_bytes=broker.log_max_bytes,
+            segment_bytes=broker.log_segment_bytes,
+            sync_s=broker.log_sync_s,
+        )
+        last_seq = self.event_log.open()
+        self.dead_letters = DeadLetters(
+            folder / "dead_letters.db", max_count=broker.dead_letters_max, max_age_s=broker.dead_letters_max_age_s
+        )
+        self.exchange = Exchange(
+            settings, event_log=self.event_log, dead_letters=self.dead_letters, last_seq=last_seq
+        )
+        try:
+            self.ports = await self._listen()
+        except OSError:
+            await self.stop()
+            raise
+        self._control = Control(self.exchange)
+        await self._control.worker.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.exchange.tick_forever()), loop.create_task(self._keep_alive())]
+        log.info("ready", extra={"action": "broker.ready", **self.ports._asdict()})
+        return self.ports
+
+    async def stop(self) -> None:
+        """Send what is queued, close every port, write what the log still holds."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for server in self._servers:
+            server.close()
+        if hasattr(self, "_control"):
+            await self._control.worker.stop(drain_s=0)
+        for port in self._ports:
+            for connection in list(port.connections):
+                connection.close("the broker stops")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while any(port.connections for port in self._ports):
+                    await asyncio.sleep(0.01)
+        for port in self._ports:
+            for connection in list(port.connections):
+                connection.abort("the broker stops")
+        await self.exchange.settle()
+        await asyncio.to_thread(self.event_log.close, self.exchange.hub.last_seq)
+        await asyncio.to_thread(self.dead_letters.close)
+
+    async def _listen(self) -> Ports:
+        bus = self.settings.bus
+        bound = []
+        for name, wanted, socket_type, handler in (
+            ("request_port", bus.request_port, b"ROUTER", _RequestPort(self.exchange)),
+            ("publish_port", bus.publish_port, b"XSUB", _PublishPort(self.exchange)),
+            ("subscribe_port", bus.subscribe_port, b"XPUB", _EventsPort(self.exchange, is_sequenced=False)),
+            ("sequenced_port", bus.sequenced_port, b"XPUB", _EventsPort(self.exchange, is_sequenced=True)),
+        ):
+            server, port = await transport.listen(
+                bus.host, wanted, socket_type, handler, key=f"bus.{name}", max_body_bytes=bus.max_body_bytes
+            )
+            self._servers.append(server)
+            self._ports.append(handler)
+            bound.append(port)
+        return Ports(*bound)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_ALIVE_S)
+            for port in self._ports:
+                for connection in [one for one in port.connections if not one.keep_alive()]:
+                    connection.abort("silent")

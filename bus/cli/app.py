@@ -1,0 +1,169 @@
+"""Entry point of the `olympus` command: one table of subcommands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, cast
+
+from bus.cli import exits
+
+
+class Command(NamedTuple):
+    """A subcommand: its name, the module that holds it, and its line in `olympus --help`."""
+
+    name: str
+    module: str
+    help: str
+
+
+class CommandModule(Protocol):
+    """What a command module holds."""
+
+    HELP: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments, and its examples as epilog."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return an exit code."""
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("up", "bus.cli.up", "start everything: the broker and every service"),
+    Command("status", "bus.cli.status", "services, load and latency at one look"),
+    Command("tap", "bus.cli.tap", "print events, or requests with their replies, as they pass"),
+    Command("req", "bus.cli.req", "send one request and print its reply as it comes"),
+    Command("pub", "bus.cli.pub", "publish an event"),
+    Command("top", "bus.cli.top", "live view of services, workers and models"),
+    Command("bench", "bus.cli.bench", "measure the bus beside other brokers"),
+    Command("doctor", "bus.cli.doctor", "say what is missing and how to get it"),
+    Command("config", "bus.cli.config", "show the effective settings"),
+    Command("completion", "bus.cli.completion", "print a completion script for bash, zsh or fish"),
+    Command("broker", "bus.cli.broker", "run the broker alone"),
+    Command("worker", "bus.cli.worker", "run one worker, supervised"),
+)
+
+_OUR_PACKAGES = frozenset({"bus", "broker", "schemas", "workers"})
+
+_EXAMPLES = """\
+examples:
+  olympus up
+  olympus status
+  olympus req memory.kv.set key=greeting value=hello
+  olympus tap 'memory.>'
+  olympus --set bus.request_port=7100 status
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `olympus` command and return its exit code (see `bus.cli.exits`)."""
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OUR_PACKAGES:
+            raise
+        print(f"olympus: the package {error.name} is not installed; scripts/start installs it", file=sys.stderr)
+        return exits.FAILED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out; give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.BROKEN_PIPE
+    return code
+
+
+def root_parser() -> argparse.ArgumentParser:
+    """The parser of what stands before the command, and of `olympus --help`."""
+    width = max(len(command.name) for command in COMMANDS)
+    commands = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog="olympus",
+        usage="olympus [--config FILE] [--set KEY=VALUE]... COMMAND ...",
+        description=f"Olympus: one bus, its services, and real models.\n\ncommands:\n{commands}",
+        epilog=f"exit codes:\n{exits.table()}\n\n{_EXAMPLES}\nolympus COMMAND --help tells more about one command",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _add_global_options(parser)
+    return parser
+
+
+def command_parser(command: Command) -> argparse.ArgumentParser:
+    """The complete parser of one command; imports its module."""
+    module = _load(command)
+    parser = argparse.ArgumentParser(
+        prog=f"olympus {command.name}",
+        description=module.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.configure(parser)
+    _add_global_options(parser)
+    return parser
+
+
+def find(name: str) -> Command | None:
+    """The command called `name`."""
+    return next((command for command in COMMANDS if command.name == name), None)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    root = root_parser()
+    before = root.parse_args(argv)
+    if before.command is None:
+        root.print_help()
+        return exits.USAGE
+    command = find(before.command)
+    if command is None:
+        root.error(_unknown(before.command))
+    args = command_parser(command).parse_args(before.rest)
+    args.config = args.config or before.config
+    args.set = [*before.set, *args.set]
+    return _run(_load(command), args)
+
+
+def _run(module: CommandModule, args: argparse.Namespace) -> int:
+    try:
+        return module.run(args)
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise
+    except Exception as error:
+        # Imported here because it knows the error tree, which `olympus --help` has no use for.
+        from bus.cli import failures
+
+        code = failures.explain(error)
+        if code is None:
+            raise
+        return code
+
+
+def _load(command: Command) -> CommandModule:
+    return cast(CommandModule, importlib.import_module(command.module))
+
+
+def _add_global_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("everywhere")
+    group.add_argument("--config", metavar="FILE", help="read settings from this file")
+    group.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one setting, e.g. bus.timeout_s=5"
+    )
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "olympus --help lists them"
+    return f"there is no command '{name}'; {hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""`olympus up`: starts every line of the Procfile with honcho and says when the whole of it is ready."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bus.cli import exits
+from bus.cli.arguments import overrides_from, settings_flags, settings_from
+from bus.cli.failures import UsageError, say
+from bus.client import Client
+from bus.settings import Settings, SettingsError, child_environment
+from bus.supervisor import STOP_SIGNALS, describe_status, die_with_parent
+from schemas.bodies.control import BusServices
+from schemas.errors import BusError
+
+HELP = "start everything: the broker and every service"
+
+_EPILOG = """\
+Stops everything on Ctrl-C or SIGTERM, and leaves with 0 then. Settings given here reach every process.
+
+examples:
+  olympus up
+  olympus up --only broker,memory
+  olympus --set bus.request_port=7100 up
+  OLYMPUS_HOME=/tmp/olympus olympus up
+"""
+
+PROCFILE: Final = Path(__file__).resolve().parents[2] / "Procfile"
+
+# Seconds after which a service that is not ready is named; nothing is stopped then, it may still come.
+_PATIENCE_S: Final = 60.0
+_LOOK_EVERY_S: Final = 0.1
+_ASK_S: Final = 2.0
+
+# honcho fails in its signal handler when it is stopped before it has started every line; it takes 0.2 s for that.
+_HONCHO_START_S: Final = 1.0
+
+# honcho kills what is still there 5 s after the first process ended; past that honcho itself is stuck.
+_HONCHO_STOP_S: Final = 7.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments and examples."""
+    parser.add_argument("--only", metavar="NAMES", help="start only these lines of the Procfile, separated by commas")
+    parser.epilog = _EPILOG
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start, say when everything is ready, and wait for the end."""
+    settings = settings_from(args)
+    names = _chosen(args.only)
+    if "broker" in names:
+        _check_ports(settings)
+    return asyncio.run(_Run(args, settings, names).run())
+
+
+def _chosen(only: str | None) -> list[str]:
+    """The Procfile's names, or those of them in `only`."""
+    from honcho.environ import parse_procfile
+
+    known = list(parse_procfile(PROCFILE.read_text(encoding="utf-8")).processes)
+    if only is None:
+        return known
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise UsageError(f"--only {only!r}: expected names from {', '.join(known)}, separated by commas")
+    return [name for name in known if name in wanted]
+
+
+def _check_ports(settings: Settings) -> None:
+    """Raise SettingsError naming the key to change when a port of the broker cannot be had."""
+    for key in ("request_port", "publish_port", "subscribe_port", "sequenced_port"):
+        port = getattr(settings.bus, key)
+        try:
+            _try_to_bind(settings.bus.host, port)
+        except OSError as error:
+            where = f"port {port} of {settings.bus.host} (bus.{key})"
+            if error.errno == errno.EADDRINUSE:
+                raise SettingsError(
+                    f"{where} is already taken, by another `olympus up` or by another program. Stop that one (`olympus"
+                    f" status` says whether it is Olympus), or choose another port: olympus --set bus.{key}=PORT up"
+                ) from error
+            raise SettingsError(f"{where} cannot be used: {error.strerror or error}") from error
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As the broker does: connections of an earlier run that are still closing are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+class _Run:
+    """One run of honcho, from its start to its end."""
+
+    def __init__(self, args: argparse.Namespace, settings: Settings, names: Sequence[str]) -> None:
+        self._args = args
+        self._settings = settings
+        self._names = names
+        self._stop = asyncio.Event()
+        self._started_at = time.monotonic()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for signum in STOP_SIGNALS:
+            loop.add_signal_handler(signum, self._stop.set)
+        honcho = await self._start_honcho()
+        ended = asyncio.ensure_future(honcho.wait())
+        asked = asyncio.ensure_future(self._stop.wait())
+        watching = asyncio.ensure_future(self._watch())
+        await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        await asyncio.wait({watching})
+        asked.cancel()
+        if ended.done():
+            return self._explain_end(ended.result())
+        await self._stop_honcho(honcho, ended)
+        return exits.OK
+
+    async def _start_honcho(self) -> asyncio.subprocess.Process:
+        """honcho in a process group of its own, so that Ctrl-C reaches us alone and honcho gets one clear SIGTERM.
+
+        No .env file is read: settings come from the file, the environment and flags only.
+        """
+        binaries = str(Path(sys.executable).parent)
+        environment = child_environment(self._args.config, overrides_from(self._args))
+        environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "honcho", "-f", str(PROCFILE), "-e", os.devnull, "start", *self._names),
+            env=environment,
+            process_group=0,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+
+    async def _stop_honcho(self, honcho: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:
+        await asyncio.wait({ended}, timeout=max(0.0, self._started_at + _HONCHO_START_S - time.monotonic()))
+        if not ended.done():
+            honcho.terminate()
+            await asyncio.wait({ended}, timeout=_HONCHO_STOP_S + self._settings.supervisor.stop_s)
+        if not ended.done():
+            say("honcho does not stop and is killed; every supervisor ends its own process")
+            honcho.kill()
+            await ended
+
+    def _explain_end(self, status: int) -> int:
+        why = {
+            exits.GAVE_UP: "a service kept dying and was given up; its last lines are above",
+            exits.CONFIGURATION: "the settings are wrong; the line above says which",
+        }.get(status, f"honcho {describe_status(status)}")
+        say(f"everything has stopped: {why}")
+        return status if status in (exits.GAVE_UP, exits.CONFIGURATION) else exits.FAILED
+
+    # Readiness ---------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Say when every line is ready, and after `_PATIENCE_S` which ones are not."""
+        was_named = False
+        async with Client(self._settings, name="up") as client:
+            while missing := await self._missing(client):
+                if not was_named and time.monotonic() - self._started_at > _PATIENCE_S:
+                    was_named = True
+                    self._print_missing(missing)
+                await asyncio.sleep(_LOOK_EVERY_S)
+        self._print_ready()
+
+    async def _missing(self, client: Client) -> dict[str, str]:
+        """Names that are not ready, with the reason."""
+        try:
+            reply = await client.request("bus.services", BusServices(), timeout_s=_ASK_S)
+        except BusError as error:
+            where = f"{self._settings.bus.host}:{self._settings.bus.request_port}"
+            return dict.fromkeys(self._names, f"the broker at {where} does not answer ({error.code})")
+        ready = {"broker", *(service.service for service in reply.services if service.instances > 0)}
+        return {
+            name: "has not joined the bus; its own lines above say why" for name in self._names if name not in ready
+        }
+
+    def _print_missing(self, missing: dict[str, str]) -> None:
+        lines = "\n".join(f"  {name}: {why}" for name, why in missing.items())
+        self._print(f"not ready after {_PATIENCE_S:g} s, still waiting:\n{lines}")
+
+    def _print_ready(self) -> None:
+        took_s = time.monotonic() - self._started_at
+        olympus = self._how_to_call()
+        message = shlex.quote('{"messages": [{"role": "user", "content": "Say hello to Ada."}]}')
+        self._print(
+            f"Olympus is ready: {', '.join(self._names)}, {took_s:.1f} s after the start. In a second terminal:\n\n"
+            f"  {olympus} req model.chat {message}\n"
+            f"  {olympus} tap '>'\n"
+            f"  {olympus} status\n\n"
+            "Ctrl-C stops everything."
+        )
+
+    def _how_to_call(self) -> str:
+        """What to type in another terminal to reach this very installation with these very settings."""
+        script = Path(sys.executable).parent / "olympus"
+        on_path = shutil.which("olympus")
+        if on_path and Path(on_path).resolve() == script.resolve():
+            name = "olympus"
+        elif script.is_relative_to(Path.cwd()):
+            name = str(script.relative_to(Path.cwd()))
+        else:
+            name = str(script)
+        return shlex.join([name, *settings_flags(self._args)])
+
+    def _print(self, text: str) -> None:
+        """A block that stands out among the services' own lines."""
+        print(f"\n{text}\n", file=sys.stderr, flush=True)

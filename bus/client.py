@@ -1,0 +1,454 @@
+"""The asyncio client: request, stream, publish, subscribe, each with a deadline and through broken connections."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import msgspec
+import tenacity
+
+from bus.channel import Channel
+from bus.deadlines import SLOT_S, DeadlineWheel
+from bus.settings import Settings
+from bus.subscription import Subscription
+from bus.transport import Dial, Link, Role, dialer
+from schemas import catalog, subjects
+from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, new_id
+from schemas.errors import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    ErrorBody,
+    Overloaded,
+    TooLarge,
+    WorkerLost,
+    from_body,
+)
+
+# How often an idempotent request is sent in all when it ends in `worker_lost` or `overloaded`.
+_ATTEMPTS: Final = 3
+
+# The broker answers at the deadline itself; the client waits this much longer before it gives up on the broker.
+_BROKER_SLACK_S: Final = 0.25
+
+_decode_error = msgspec.msgpack.Decoder(ErrorBody).decode
+_decode_error_json = msgspec.json.Decoder(ErrorBody).decode
+
+Priority = Literal["interactive", "batch"]
+Decode = Callable[[Buffer], Any]
+
+
+class BrokerUnreachable(DeadlineExceeded):
+    """No connection to the broker came about before the deadline. Never on the wire."""
+
+
+class _Replies:
+    """Decoders of one type in both encodings."""
+
+    __slots__ = ("from_json", "from_msgpack")
+
+    def __init__(self, kind: Any) -> None:
+        self.from_msgpack: Decode = msgspec.msgpack.Decoder(kind).decode
+        self.from_json: Decode = msgspec.json.Decoder(kind).decode
+
+    def of(self, message: Message) -> Any:
+        if message.encoding == "json":
+            return self.from_json(message.body_bytes())
+        return self.from_msgpack(message.body)
+
+
+_ANY: Final = _Replies(Any)
+_by_type: dict[Any, _Replies] = {}
+
+
+def _replies(kind: Any) -> _Replies:
+    known = _by_type.get(kind)
+    if known is None:
+        known = _by_type[kind] = _Replies(kind)
+    return known
+
+
+class _Outstanding:
+    """One request that was sent and not finished: what is needed to send it again, and where its replies go."""
+
+    __slots__ = ("attempt", "body", "deadline", "deadline_ms", "headers", "id", "subject", "take")
+
+    def __init__(
+        self,
+        id: bytes,
+        subject: str,
+        body: Any,
+        headers: Headers | None,
+        timeout_s: float,
+        now: float,
+        take: Callable[[Message | Exception], None],
+    ) -> None:
+        self.id = id
+        self.subject = subject
+        self.body = body
+        self.headers = headers
+        self.deadline = now + timeout_s + _BROKER_SLACK_S
+        self.deadline_ms = int((time.time() + timeout_s) * 1000)
+        self.attempt = 1
+        self.take = take
+
+    def frames(self) -> list[Buffer]:
+        """The request as native frames."""
+        headers = self.headers
+        if self.attempt > 1:
+            headers = {**(headers or {}), "attempt": self.attempt}
+        return encode(Kind.REQUEST, self.id, self.subject, self.deadline_ms, headers, self.body)
+
+
+class Client:
+    """Speaks to the bus. Connects when first used and again after a loss; requests in flight are sent again by id.
+
+    `name` is what events published here carry as their source. Every method belongs to one event loop.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, name: str = "client", dial: Dial | None = None) -> None:
+        self.settings = settings or Settings()
+        self.name = name
+        self._dial = dial or dialer(self.settings.bus, name)
+        self._outstanding: dict[bytes, _Outstanding] = {}
+        self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._subscriptions: set[Subscription] = set()
+        reconnect_max_s = self.settings.bus.reconnect_max_s
+        self._requests = Channel(
+            self._dial,
+            Role.REQUEST,
+            reconnect_max_s=reconnect_max_s,
+            on_messages=self._on_replies,
+            on_up=self._on_up,
+        )
+        self._events = Channel(
+            self._dial, Role.PUBLISH, reconnect_max_s=reconnect_max_s, on_messages=lambda messages: None
+        )
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Send what is queued, end every subscription and connection; requests in flight raise Cancelled."""
+        self._is_closed = True
+        for outstanding in list(self._outstanding.values()):
+            self._end(outstanding)
+            outstanding.take(Cancelled("the client was closed"))
+        for subscription in list(self._subscriptions):
+            await subscription.close()
+        await self._events.close()
+        await self._requests.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    async def connect(self, timeout_s: float | None = None) -> None:
+        """Wait for the broker. Raises BrokerUnreachable; without calling this the first request waits."""
+        await self._link(self._requests, self.settings.bus.timeout_s if timeout_s is None else timeout_s)
+
+    # Request and reply
+
+    async def request(
+        self,
+        subject: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        headers: Headers | None = None,
+        priority: Priority | None = None,
+        raw: bool = False,
+        id: bytes | None = None,
+    ) -> Any:
+        """The final reply: the catalogue's Struct for its operations, builtin values for others and with `raw`.
+
+        Partial replies are gathered into it. `id`, 16 bytes, makes a repeated write the same write. Raises the error the request ended with (`schemas.errors`); an idempotent
+        operation is first tried again where its worker was lost or its queue full.
+        """
+        operation = catalog.OPERATIONS.get(subject if "@" not in subject else subject.partition("@")[0])
+        if timeout_s is None:
+            timeout_s = self.settings.bus.timeout_s
+        if operation is None or operation.partial is not None:
+            headers = {**(headers or {}), "gather": True}
+        if priority == "batch":
+            headers = {**(headers or {}), "priority": "batch"}
+        decoder = _ANY if operation is None or raw else _replies(operation.reply)
+        id = id or new_id()
+        try:
+            return decoder.of(await self._ask(id, subject, body, headers, timeout_s))
+        except (WorkerLost, Overloaded):
+            if operation is None or not operation.is_idempotent:
+                raise
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type((WorkerLost, Overloaded)),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(timeout_s),
+            reraise=True,
+        )
+        await asyncio.sleep(0.05)
+        # Under the same id: should the first attempt have had its effect after all, this is the same write.
+        reply: Message = await retrying(self._ask, id, subject, body, headers, timeout_s)
+        return decoder.of(reply)
+
+    def stream(
+        self,
+        subject: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        headers: Headers | None = None,
+        priority: Priority | None = None,
+        raw: bool = False,
+    ) -> Stream:
+        """The reply piece by piece: `async with client.stream(...) as parts: async for part in parts: ...`."""
+        operation = catalog.lookup(subject)
+        if timeout_s is None:
+            timeout_s = self.settings.bus.timeout_s
+        if priority == "batch":
+            headers = {**(headers or {}), "priority": "batch"}
+        is_typed = operation is not None and not raw
+        return Stream(
+            self,
+            subject,
+            body,
+            headers,
+            timeout_s,
+            _replies(operation.partial) if is_typed and operation and operation.partial else _ANY,
+            _replies(operation.reply) if is_typed and operation else _ANY,
+        )
+
+    async def _ask(self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float) -> Message:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Message] = loop.create_future()
+
+        def take(reply: Message | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Message):
+                if reply.kind is not Kind.PARTIAL:
+                    future.set_result(reply)
+            else:
+                future.set_exception(reply)
+
+        outstanding = _Outstanding(id, subject, body, headers, timeout_s, loop.time(), take)
+        await self._send(outstanding, timeout_s)
+        try:
+            reply = await future
+        except asyncio.CancelledError:
+            self._cancel(outstanding)
+            raise
+        if reply.kind is Kind.ERROR:
+            raise _error_of(reply)
+        return reply
+
+    async def _send(self, outstanding: _Outstanding, timeout_s: float) -> None:
+        link = self._requests.link
+        if link is None or not link.is_open:
+            link = await self._link(self._requests, timeout_s)
+        frames = outstanding.frames()
+        if len(frames) == 2 and len(frames[1]) > self.settings.bus.max_body_bytes:
+            size, limit = len(frames[1]), self.settings.bus.max_body_bytes
+            raise TooLarge(f"body has {size} bytes, the limit is {limit}", size_bytes=size, limit_bytes=limit)
+        self._outstanding[outstanding.id] = outstanding
+        self._deadlines.add(outstanding.deadline, outstanding.id)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SLOT_S, self._sweep)
+        link.send(frames)
+
+    async def _link(self, channel: Channel, timeout_s: float) -> Link:
+        if self._is_closed:
+            raise Cancelled("the client is closed")
+        try:
+            return await channel.ready(timeout_s)
+        except TimeoutError:
+            bus = self.settings.bus
+            raise BrokerUnreachable(
+                f"no connection to the broker at {bus.host}:{bus.request_port} within {timeout_s:g} s"
+                f" ({channel.failure}); is it running?",
+                host=bus.host,
+                port=bus.request_port,
+            ) from None
+
+    def _end(self, outstanding: _Outstanding) -> None:
+        self._outstanding.pop(outstanding.id, None)
+        self._deadlines.remove(outstanding.deadline, outstanding.id)
+
+    def _cancel(self, outstanding: _Outstanding) -> None:
+        """Take a request back; nothing happens when it has ended."""
+        if outstanding.id not in self._outstanding:
+            return
+        self._end(outstanding)
+        link = self._requests.link
+        if link is not None:
+            link.send(encode(Kind.CANCEL, outstanding.id))
+
+    def _on_replies(self, messages: list[list[Buffer]]) -> None:
+        outstanding = self._outstanding
+        for frames in messages:
+            try:
+                message = decode(frames)
+            except (BadRequest, TooLarge) as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "the broker sent a message that does not decode", "exception": error}
+                )
+                continue
+            waiting = outstanding.get(message.id)
+            if waiting is None:
+                continue
+            if message.kind is not Kind.PARTIAL:
+                del outstanding[message.id]
+                self._deadlines.remove(waiting.deadline, message.id)
+            waiting.take(message)
+
+    def _on_up(self, link: Link) -> None:
+        """Send again, under its old id, what has no answer: the broker joins it to what it already knows."""
+        for outstanding in self._outstanding.values():
+            outstanding.attempt += 1
+            link.send(outstanding.frames())
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        for id in self._deadlines.expire(loop.time()):
+            outstanding = self._outstanding.pop(id, None)
+            if outstanding is not None:
+                state = "" if self._requests.link else f"; the broker is not connected ({self._requests.failure})"
+                error = DeadlineExceeded(
+                    f"no answer to {outstanding.subject} before its deadline{state}", subject=outstanding.subject
+                )
+                outstanding.take(error)
+        self._sweeper = loop.call_later(SLOT_S, self._sweep) if self._deadlines else None
+
+    # Events
+
+    async def publish(self, subject: str, body: Any = None, *, headers: Headers | None = None) -> None:
+        """Publish one event; waits only while the connection is being made or takes no more bytes.
+
+        Raises BadRequest for a bad subject, BrokerUnreachable. Delivery is best effort: nobody acknowledges an event.
+        """
+        link = self._events.link
+        if link is None or not link.is_open:
+            link = await self._link(self._events, self.settings.bus.timeout_s)
+        subjects.validate(subject)
+        frames: list[Buffer] = [subject.encode(), msgspec.msgpack.encode(body)]
+        if headers:
+            frames.append(msgspec.msgpack.encode(headers))
+        link.send(frames)
+        await link.drain()
+
+    async def flush(self) -> None:
+        """Wait until the broker has read every event published so far. Raises BrokerUnreachable, ConnectionError."""
+        link = await self._link(self._events, self.settings.bus.timeout_s)
+        await link.ping()
+
+    def subscribe(self, *patterns: str, read_back: bool = False) -> Subscription:
+        """Events whose subject falls under any pattern: `async with client.subscribe("memory.>") as events: ...`.
+
+        With `read_back`, events lost to slowness or a broken connection are fetched from the durable log, in order.
+        Raises BadRequest for a bad pattern.
+        """
+        subscription = Subscription(
+            patterns,
+            dial=self._dial,
+            reconnect_max_s=self.settings.bus.reconnect_max_s,
+            connect_timeout_s=self.settings.bus.timeout_s,
+            reader=self._read_events if read_back else None,
+            on_closed=self._subscriptions.discard,
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def _read_events(self, pattern: str, first_seq: int, last_seq: int | None) -> list[Any]:
+        query = {"subject": pattern, "from_seq": first_seq, "limit": 1_000_000}
+        if last_seq is not None:
+            query["to_seq"] = last_seq
+        async with self.stream("bus.events.read", query) as batches:
+            return [event async for batch in batches for event in batch.events]
+
+
+class Stream:
+    """Partial replies as they come; `final` after the last. Leaving the block early cancels the request."""
+
+    def __init__(
+        self,
+        client: Client,
+        subject: str,
+        body: Any,
+        headers: Headers | None,
+        timeout_s: float,
+        partials: _Replies,
+        finals: _Replies,
+    ) -> None:
+        self._client = client
+        self._request = (subject, body, headers, timeout_s)
+        self._partials = partials
+        self._finals = finals
+        self._arrived: deque[Message | Exception] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._outstanding: _Outstanding | None = None
+        self._is_over = False
+        self._final: Any = None
+
+    @property
+    def final(self) -> Any:
+        """The final reply; raises RuntimeError before the partial replies are consumed."""
+        if not self._is_over:
+            raise RuntimeError("the stream has not ended: iterate over it first")
+        return self._final
+
+    async def __aenter__(self) -> Self:
+        subject, body, headers, timeout_s = self._request
+        loop = asyncio.get_running_loop()
+        self._outstanding = _Outstanding(new_id(), subject, body, headers, timeout_s, loop.time(), self._take)
+        await self._client._send(self._outstanding, timeout_s)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Take the request back; nothing happens once it has ended."""
+        if self._outstanding is not None:
+            self._client._cancel(self._outstanding)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._is_over:
+            raise StopAsyncIteration
+        while not self._arrived:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._arrived.popleft()
+        if isinstance(message, Message):
+            if message.kind is Kind.PARTIAL:
+                return self._partials.of(message)
+            self._is_over = True
+            if message.kind is Kind.ERROR:
+                raise _error_of(message)
+            self._final = self._finals.of(message)
+            raise StopAsyncIteration
+        self._is_over = True
+        raise message
+
+    def _take(self, reply: Message | Exception) -> None:
+        self._arrived.append(reply)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _error_of(message: Message) -> Exception:
+    decode_body = _decode_error_json if message.encoding == "json" else _decode_error
+    return from_body(decode_body(message.body_bytes()))

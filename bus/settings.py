@@ -1,0 +1,558 @@
+"""Every setting of Olympus: one frozen `Settings` that holds all defaults, read from file < environment < flag.
+
+    key                bus.request_port
+    file               bus: {request_port: 7000}          config/olympus.yaml shows every key
+    environment        OLYMPUS_BUS_REQUEST_PORT=7000      OLYMPUS_<SECTION>_<KEY>; an empty variable counts as unset
+    flag               --set bus.request_port=7000
+
+The file is the one named by `--config`, else by OLYMPUS_CONFIG, else OLYMPUS_HOME/olympus.yaml if it exists; a process
+without a file runs on the defaults below. Lists are written in the environment and in flags as JSON or with commas.
+No other module reads `os.environ`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import BadRequest
+from schemas.limits import MAX_BODY_BYTES
+from schemas.subjects import validate_pattern
+
+# Exit status of a process whose settings are wrong (EX_CONFIG of sysexits.h). A supervisor does not restart it.
+EX_CONFIG: Final = 78
+
+MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
+DAY_S: Final = 86_400.0
+
+
+class SettingsError(Exception):
+    """A setting is unknown, malformed or out of range; the message names where it was written, key, value and range."""
+
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One group of keys: a section of the file."""
+
+
+class BusSettings(Section, frozen=True, kw_only=True):
+    """Where the bus is and how every client and worker speaks to it."""
+
+    host: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="address the broker binds and everybody else connects to; past loopback see bus.insecure",
+        ),
+    ] = "127.0.0.1"
+    request_port: Annotated[Port, Meta(description="requests and replies; 0 takes any free port (tests)")] = 7000
+    publish_port: Annotated[Port, Meta(description="events in: publishers connect here; 0 takes any free port")] = 7001
+    subscribe_port: Annotated[Port, Meta(description="events out, two plain frames; 0 takes any free port")] = 7002
+    sequenced_port: Annotated[
+        Port, Meta(description="events out with sequence number, time, source and id; 0 takes any free port")
+    ] = 7003
+    insecure: Annotated[
+        bool, Meta(description="allow a host past loopback although nothing on the bus is encrypted or signed in yet")
+    ] = False
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds a client waits for a reply when the call names no deadline")
+    ] = 30.0
+    heartbeat_s: Annotated[
+        float, Meta(ge=0.05, le=60, description="seconds between two heartbeats; a worker silent for three is lost")
+    ] = 1.0
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1024 * MIB, description="bytes of the largest message body")] = (
+        MAX_BODY_BYTES
+    )
+    reconnect_max_s: Annotated[
+        float, Meta(ge=0.05, le=60, description="seconds between two attempts to reach the broker, at most")
+    ] = 2.0
+
+
+class BrokerSettings(Section, frozen=True, kw_only=True):
+    """Bounds of the broker's queues and of what it keeps on disk."""
+
+    queue_max_requests: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="requests waiting per subject; past that the caller gets `overloaded`"),
+    ] = 10_000
+    queue_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1024 * GIB, description="bytes waiting per subject; past that the caller gets `overloaded`"),
+    ] = 256 * MIB
+    attempts: Annotated[
+        int,
+        Meta(ge=1, le=100, description="times an idempotent request is given to a worker before it is a dead letter"),
+    ] = 3
+    default_deadline_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="seconds a request may take when its sender names no deadline")
+    ] = 60.0
+    subscriber_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=64 * GIB, description="bytes waiting for one slow subscriber; past that it loses its events"),
+    ] = 64 * MIB
+    stats_interval_s: Annotated[float, Meta(ge=0.1, le=3600, description="seconds between two `bus.stats` events")] = (
+        5.0
+    )
+    log_subjects: Annotated[
+        tuple[str, ...], Meta(description="patterns of the events kept in the durable log; [] keeps none")
+    ] = ("memory.>", "model.>", "learning.>", "error.>", "bus.worker.>", "trust.>", "resource.>")
+    log_max_age_s: Annotated[float, Meta(ge=1, le=36_500 * DAY_S, description="seconds an event is kept, at most")] = (
+        7 * DAY_S
+    )
+    log_max_bytes: Annotated[int, Meta(ge=4096, le=1024 * GIB, description="bytes of the whole event log, at most")] = (
+        GIB
+    )
+    log_segment_bytes: Annotated[
+        int, Meta(ge=4096, le=GIB, description="bytes of one file of the event log; whole files are dropped")
+    ] = 16 * MIB
+    log_sync_s: Annotated[
+        float,
+        Meta(ge=0, le=60, description="seconds between two syncs of the event log to the disk; 0 syncs each write"),
+    ] = 0.05
+    dead_letters_max: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="dead letters kept, at most; the oldest go first")
+    ] = 10_000
+    dead_letters_max_age_s: Annotated[
+        float, Meta(ge=1, le=36_500 * DAY_S, description="seconds a dead letter is kept, at most")
+    ] = 30 * DAY_S
+
+
+class MemorySettings(Section, frozen=True, kw_only=True):
+    """The memory service."""
+
+    capacity: Annotated[int, Meta(ge=1, le=100_000, description="requests answered at once")] = 256
+    path: Annotated[str, Meta(min_length=1, description="SQLite file, below home unless absolute")] = "memory/memory.db"
+    readers: Annotated[int, Meta(ge=1, le=64, description="connections that read while one writes")] = 2
+
+
+class ModelSettings(Section, frozen=True, kw_only=True):
+    """The model service and its runners."""
+
+    roots: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="folders searched for model files, below home unless absolute; the demo folder always is one too"
+        ),
+    ] = ("models",)
+    default: Annotated[str, Meta(min_length=1, description="model used when a request names none")] = "olympus-demo"
+    context_tokens: Annotated[
+        int,
+        Meta(ge=0, le=10_000_000, description="tokens of context; 0 takes the model's own up to max_context_tokens"),
+    ] = 0
+    max_context_tokens: Annotated[
+        int, Meta(ge=32, le=10_000_000, description="tokens of context at most where the model's own length is taken")
+    ] = 8192
+    threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads of one runner; 0 takes every core")] = 0
+    gpu_layers: Annotated[int, Meta(ge=-1, le=10_000, description="layers put on the GPU; -1 puts all there")] = -1
+    keep_alive_s: Annotated[
+        float, Meta(ge=-1, le=36_500 * DAY_S, description="seconds an idle model stays loaded; -1 keeps it for ever")
+    ] = 300.0
+    max_loaded: Annotated[int, Meta(ge=1, le=64, description="models loaded at once")] = 2
+    parallel: Annotated[int, Meta(ge=1, le=256, description="sequences answered at once per model")] = 4
+    max_tokens: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="tokens of one answer when the request names no limit")
+    ] = 256
+    spare_runners: Annotated[
+        int, Meta(ge=0, le=8, description="runners kept warm with their imports done, so that a load starts at once")
+    ] = 1
+    load_timeout_s: Annotated[float, Meta(gt=0, le=86_400, description="seconds a model may take to load")] = 120.0
+
+
+class SupervisorSettings(Section, frozen=True, kw_only=True):
+    """When a dead process is started again, and how long a stop may take."""
+
+    backoff_s: Annotated[
+        float, Meta(ge=0.01, le=60, description="seconds before the first restart; doubled by each quick death")
+    ] = 0.2
+    backoff_max_s: Annotated[float, Meta(ge=0.01, le=3600, description="seconds before a restart, at most")] = 5.0
+    quick_death_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="a process that dies within this many seconds died quickly")
+    ] = 5.0
+    give_up_after: Annotated[
+        int, Meta(ge=1, le=1000, description="quick deaths in a row after which the supervisor gives up")
+    ] = 5
+    stop_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=60,
+            description="seconds a process may take to finish and leave; keep it under the 5 honcho allows",
+        ),
+    ] = 4.0
+
+
+class LogSettings(Section, frozen=True, kw_only=True):
+    """What the processes say on stderr."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"],
+        Meta(description="the least serious line that is written"),
+    ] = "info"
+    format: Annotated[Literal["text", "json"], Meta(description="text for people, json for one object a line")] = "text"
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything that can be set, checked once at start."""
+
+    home: Annotated[
+        str,
+        Meta(min_length=1, description="folder that holds everything Olympus keeps; OLYMPUS_HOME in the environment"),
+    ] = "~/.olympus"
+    bus: BusSettings = BusSettings()
+    broker: BrokerSettings = BrokerSettings()
+    memory: MemorySettings = MemorySettings()
+    models: ModelSettings = ModelSettings()
+    supervisor: SupervisorSettings = SupervisorSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def home_path(self) -> Path:
+        """`home` as an absolute path."""
+        return Path(self.home).expanduser().absolute()
+
+    def path(self, *parts: str | Path) -> Path:
+        """The path `parts` below home; an absolute part, or one that starts with `~`, stands for itself."""
+        return self.home_path.joinpath(*(Path(part).expanduser() for part in parts))
+
+
+class Key(NamedTuple):
+    """One setting, as the configuration file and the error messages describe it."""
+
+    name: str
+    default: Any
+    allowed: str
+    description: str
+
+
+def every_key() -> list[Key]:
+    """All settings in the order they are declared."""
+    return [_key(name) for name in _DEFAULTS]
+
+
+def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Defaults < file < environment < `overrides` (`{"bus.request_port": 7100}`; text is read as a flag's would be).
+
+    `path` names the file; without it the search order in this module's docstring applies.
+    Raises SettingsError for an unreadable file and for a key that is unknown, malformed, out of range or unsafe.
+    """
+    written = _written(path, overrides)
+    settings = _convert(written)
+    _check_ports(settings, written)
+    _check_host(settings, written)
+    _check_log_subjects(settings, written)
+    return settings
+
+
+def read_origins(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Where the value of every key was written: "default", a line of the file, a variable, or a flag."""
+    written = _written(path, overrides)
+    return {name: _origin(name, written) for name in _DEFAULTS}
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """`["bus.request_port=7100"]` -> `{"bus.request_port": "7100"}`. Raises SettingsError for a pair without `=`."""
+    overrides = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingsError(f"flag --set {pair}: expected SECTION.KEY=VALUE, for example bus.request_port=7100")
+        overrides[name.strip()] = value
+    return overrides
+
+
+def settings_of_process(prog: str, description: str, argv: Sequence[str] | None = None) -> Settings:
+    """Settings of a service started as `python -m NAME [--config FILE] [--set KEY=VALUE]...`.
+
+    Leaves the process with EX_CONFIG when they are wrong: its supervisor then does not start it again.
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config", metavar="FILE", help="configuration file")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
+    args = parser.parse_args(argv)
+    try:
+        return load_settings(args.config, parse_overrides(args.set))
+    except SettingsError as error:
+        leave_misconfigured(str(error))
+
+
+def leave_misconfigured(message: str) -> NoReturn:
+    """Say what is wrong on stderr and leave with EX_CONFIG."""
+    print(message, file=sys.stderr)
+    raise SystemExit(EX_CONFIG)
+
+
+def environment_name(name: str) -> str:
+    """`bus.request_port` -> `OLYMPUS_BUS_REQUEST_PORT`."""
+    return "OLYMPUS_" + name.upper().replace(".", "_")
+
+
+def child_environment(config: str | Path | None, overrides: Mapping[str, str], **more: str) -> dict[str, str]:
+    """This process's environment with `config` and `overrides` written into it, for a child started elsewhere."""
+    environment = {**os.environ, **more}
+    if config is not None:
+        environment["OLYMPUS_CONFIG"] = str(Path(config).expanduser().absolute())
+    environment.update({environment_name(name): value for name, value in overrides.items()})
+    if environment.get("OLYMPUS_HOME"):
+        environment["OLYMPUS_HOME"] = str(Path(environment["OLYMPUS_HOME"]).expanduser().absolute())
+    return environment
+
+
+def honcho_process_name() -> str | None:
+    """`broker.1` in a process that honcho started for a line of the Procfile, None elsewhere."""
+    return os.environ.get("HONCHO_PROCESS_NAME") or None
+
+
+# Where values come from -----------------------------------------------------------------------------------------
+
+
+class _Written(NamedTuple):
+    """One value and the place it was written in."""
+
+    value: Any
+    origin: str
+
+
+def _written(path: str | Path | None, overrides: Mapping[str, Any] | None) -> dict[str, _Written]:
+    return {**_from_file(_file_to_read(path)), **_from_environment(), **_from_overrides(overrides or {})}
+
+
+def _defaults() -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    whole = Settings()
+    for field in whole.__struct_fields__:
+        value = getattr(whole, field)
+        if isinstance(value, Section):
+            defaults.update((f"{field}.{key}", getattr(value, key)) for key in value.__struct_fields__)
+        else:
+            defaults[field] = value
+    return defaults
+
+
+_DEFAULTS: Final = _defaults()
+_SECTIONS: Final = {name.partition(".")[0] for name in _DEFAULTS if "." in name}
+_BY_VARIABLE: Final = {environment_name(name): name for name in _DEFAULTS}
+
+
+def _file_to_read(path: str | Path | None) -> Path | None:
+    named = path or os.environ.get("OLYMPUS_CONFIG")
+    if named:
+        return Path(named).expanduser()
+    fallback = Path(os.environ.get("OLYMPUS_HOME") or Settings().home).expanduser() / "olympus.yaml"
+    return fallback if fallback.is_file() else None
+
+
+def _from_file(path: Path | None) -> dict[str, _Written]:
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise SettingsError(f"{path}: the configuration file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: the configuration file is not UTF-8 text (byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+    reader = yaml.SafeLoader("")
+    written: dict[str, _Written] = {}
+
+    def line(node: yaml.Node) -> str:
+        return f"{path} line {node.start_mark.line + 1}"
+
+    def walk(node: yaml.Node, above: str) -> None:
+        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+            return
+        if not isinstance(node, yaml.MappingNode):
+            what = f"section {above!r}" if above else "the file"
+            raise SettingsError(f"{line(node)}: {what} must hold 'key: value' lines, not {_excerpt(node.value)}")
+        for key_node, value_node in node.value:
+            name = f"{above}.{key_node.value}" if above else str(key_node.value)
+            if not above and name in _SECTIONS:
+                walk(value_node, name)
+                continue
+            if name in written:
+                raise SettingsError(f"{line(key_node)}: {name} is already set at {written[name].origin}")
+            if name not in _DEFAULTS:
+                raise SettingsError(f"{line(key_node)}: {_unknown(name)}")
+            try:
+                value = reader.construct_object(value_node, deep=True)
+            except yaml.YAMLError as error:
+                raise SettingsError(f"{line(value_node)}: {name} is not a plain value: {error}") from error
+            written[name] = _Written(value, line(key_node))
+
+    if tree is not None:
+        walk(tree, "")
+    return written
+
+
+def _from_environment() -> dict[str, _Written]:
+    written = {}
+    for variable in sorted(os.environ):
+        value = os.environ[variable]
+        if not variable.startswith("OLYMPUS_") or not value:
+            continue
+        name = _BY_VARIABLE.get(variable)
+        if name is not None:
+            written[name] = _Written(_from_text(name, value), f"environment variable {variable}")
+        elif variable.split("_")[1].lower() in _SECTIONS:
+            nearest = _nearest(variable, _BY_VARIABLE)
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            raise SettingsError(f"environment variable {variable}: no setting has this name{hint}")
+    return written
+
+
+def _from_overrides(overrides: Mapping[str, Any]) -> dict[str, _Written]:
+    written = {}
+    for name, value in overrides.items():
+        origin = f"flag --set {name}"
+        if name not in _DEFAULTS:
+            raise SettingsError(f"{origin}: {_unknown(name)}")
+        written[name] = _Written(_from_text(name, value) if isinstance(value, str) else value, origin)
+    return written
+
+
+def _from_text(name: str, text: str) -> Any:
+    """Lists as JSON or with commas; everything else is left to the conversion, which reads numbers and booleans."""
+    if not isinstance(_DEFAULTS[name], tuple):
+        return text
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.json.decode(text.encode())
+    except msgspec.DecodeError:
+        return text
+
+
+# Checks ---------------------------------------------------------------------------------------------------------
+
+_ERROR_PATH: Final = re.compile(r"`\$\.([a-z_.]+)")
+
+
+def _convert(written: Mapping[str, _Written]) -> Settings:
+    if not written:
+        return Settings()
+    tree: dict[str, Any] = {}
+    for name, entry in written.items():
+        section, _, key = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = entry.value
+    try:
+        return msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        found = _ERROR_PATH.search(str(error))
+        if found is None:
+            raise
+        name = found[1]
+        raise _refusal(name, written[name], f"allowed: {_key(name).allowed}") from error
+
+
+def _refusal(name: str, entry: _Written, why: str) -> SettingsError:
+    return SettingsError(f"{entry.origin}: {name} = {_excerpt(entry.value)} is not allowed; {why}")
+
+
+def _excerpt(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _nearest(wrong: str, names: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(wrong, names, n=1, cutoff=0.6)), None)
+
+
+def _unknown(name: str) -> str:
+    field = name.rpartition(".")[2]
+    nearest = _nearest(name, _DEFAULTS) or next((known for known in _DEFAULTS if known.endswith(f".{field}")), None)
+    return f"unknown setting {name!r}" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def _origin(name: str, written: Mapping[str, _Written]) -> str:
+    return written[name].origin if name in written else "default"
+
+
+def _check_ports(settings: Settings, written: Mapping[str, _Written]) -> None:
+    owner: dict[int, str] = {}
+    for key in settings.bus.__struct_fields__:
+        if not key.endswith("_port") or (port := getattr(settings.bus, key)) == 0:
+            continue
+        name = f"bus.{key}"
+        other = owner.setdefault(port, name)
+        if other != name:
+            raise SettingsError(
+                f"{other} and {name} are both {port}; give each its own port"
+                f" ({other}: {_origin(other, written)}, {name}: {_origin(name, written)})"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """True for `localhost` and for an address of this machine that no other machine can reach."""
+    import ipaddress
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_host(settings: Settings, written: Mapping[str, _Written]) -> None:
+    if settings.bus.insecure or is_loopback(settings.bus.host):
+        return
+    entry = written["bus.host"]
+    why = (
+        "it can be reached from other machines, and the bus is neither encrypted nor signed in yet: anybody who reaches"
+        " it may read and change everything. Keep it on 127.0.0.1, or say `bus.insecure: true` to accept that"
+    )
+    raise _refusal("bus.host", entry, why)
+
+
+def _check_log_subjects(settings: Settings, written: Mapping[str, _Written]) -> None:
+    for pattern in settings.broker.log_subjects:
+        try:
+            validate_pattern(pattern)
+        except BadRequest as error:
+            raise _refusal("broker.log_subjects", written["broker.log_subjects"], error.message) from error
+
+
+def _key(name: str) -> Key:
+    """The declaration behind `name`; only messages and tests need it, so its types are looked at late."""
+    import typing
+
+    section, _, field = name.rpartition(".")
+    owner = type(getattr(Settings(), section)) if section else Settings
+    kind, *notes = typing.get_args(typing.get_type_hints(owner, include_extras=True)[field])
+    metas = [note for note in notes if isinstance(note, Meta)]
+    description = next(meta.description for meta in reversed(metas) if meta.description)
+    return Key(name, _DEFAULTS[name], _allowed(kind, metas), description)
+
+
+def _allowed(kind: Any, metas: Sequence[Meta]) -> str:
+    import typing
+
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(typing.get_args(kind))
+    if kind is bool:
+        return "true, false"
+    if kind is str:
+        return "text, not empty"
+    if kind not in (int, float):
+        return "a list of texts"
+    low = next(f"{meta.ge:g}" if meta.ge is not None else f"above {meta.gt:g}" for meta in metas if _has_low(meta))
+    high = next(meta.le for meta in metas if meta.le is not None)
+    return f"{low} to {high:.15g}" + (" (whole number)" if kind is int else "")
+
+
+def _has_low(meta: Meta) -> bool:
+    return meta.ge is not None or meta.gt is not None

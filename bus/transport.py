@@ -1,0 +1,395 @@
+"""ZMTP connections on asyncio: listening, connecting, coalesced writes, bounded reads. The one place that owns sockets.
+
+Small writes of one loop turn leave in one system call; frames of LARGE_FRAME_BYTES and more are neither joined nor
+copied, and are received straight into their own buffer. Measured choices: docs/adr/0002.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import Any, Final, Protocol, cast
+
+from bus import zmtp
+from bus.settings import BusSettings
+from schemas.envelope import Buffer
+from schemas.limits import MAX_BODY_BYTES
+
+# One read takes at most this many bytes, so that a peer that sends much does not keep the loop from the others.
+_READ_BYTES: Final = 256 * 1024
+
+# asyncio asks a sender to pause when this much waits to be sent, and to go on when half of it is left.
+_WRITE_HIGH_BYTES: Final = 4 * 1024 * 1024
+
+# ZMTP metadata (RFC 37, "X-" for applications): what a peer calls itself.
+NAME_PROPERTY: Final = "X-Olympus-Name"
+
+# A peer must finish greeting and READY within this many seconds.
+_HANDSHAKE_S: Final = 10.0
+
+
+class Role(StrEnum):
+    """What a connection to the broker is for; each role has a port of its own."""
+
+    REQUEST = "request"
+    PUBLISH = "publish"
+    EVENTS = "events"
+
+
+class Link(Protocol):
+    """A connection as clients and workers see it: a `Connection`, or its in-process twin in `broker.testing`."""
+
+    @property
+    def is_open(self) -> bool:
+        """True between the handshake and the end."""
+
+    def send(self, frames: list[Buffer]) -> None:
+        """Queue one message; dropped when the connection is gone."""
+
+    async def drain(self) -> None:
+        """Wait until the peer takes more."""
+
+    async def ping(self) -> None:
+        """Wait until the peer has read everything sent before. Raises ConnectionError."""
+
+    def keep_alive(self) -> bool:
+        """Call at a fixed interval; False when the peer is silent."""
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer for now."""
+
+    def resume_reading(self) -> None:
+        """Go on taking messages."""
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then close."""
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+
+
+class Handler(Protocol):
+    """What a connection tells its owner; called in the event loop."""
+
+    def on_open(self, connection: Link) -> None:
+        """The handshake is done."""
+
+    def on_messages(self, connection: Link, messages: list[list[Buffer]]) -> None:
+        """Complete messages, in order, as many as one read brought."""
+
+    def on_oversize(self, connection: Link, frames: list[Buffer], size_bytes: int) -> None:
+        """A message over the limit was skipped; `frames` are those received before the one that broke the limit."""
+
+    def on_close(self, connection: Link, reason: str) -> None:
+        """The connection is gone; called once, also when the handshake failed."""
+
+
+Dial = Callable[[Role, Handler], Awaitable[Link]]
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One ZMTP peer."""
+
+    def __init__(self, codec: zmtp.Codec, handler: Handler) -> None:
+        self.codec = codec
+        self.tag: Any = None
+        self.peer = ""
+        self.is_open = False
+        self.was_heard = True
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._out: list[Buffer] = []
+        self._out_bytes = 0
+        self._has_large = False
+        self._is_scheduled = False
+        self._is_closed = False
+        self._reason = "closed by the peer"
+        self._read_buffer = bytearray(_READ_BYTES)
+        self._read_view = memoryview(self._read_buffer)
+        self._handshake: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._pongs: dict[bytes, asyncio.Future[None]] = {}
+        self._pings = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes accepted by `send` and not yet taken by the kernel."""
+        waiting = self._transport.get_write_buffer_size() if self._transport else 0
+        return self._out_bytes + waiting
+
+    def send(self, frames: list[Buffer]) -> None:
+        """Queue one message; it leaves at the end of this loop turn. Dropped when the connection is gone."""
+        if self._is_closed:
+            return
+        size = zmtp.encode_message(frames, self._out)
+        self._out_bytes += size
+        if size >= zmtp.LARGE_FRAME_BYTES:
+            self._has_large = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def send_prepared(self, frames: list[Buffer], wire: bytes) -> None:
+        """As `send`, for a message that goes to many: `wire` is what `zmtp.encode_message` made of `frames`."""
+        if self._is_closed:
+            return
+        self._out.append(wire)
+        self._out_bytes += len(wire)
+        if len(wire) >= zmtp.LARGE_FRAME_BYTES:
+            self._has_large = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand everything queued to the kernel now."""
+        self._is_scheduled = False
+        out = self._out
+        if not out or self._transport is None:
+            return
+        self._out = []
+        self._out_bytes = 0
+        if not self._has_large:
+            self._transport.write(b"".join(out))
+            return
+        self._has_large = False
+        small: list[Buffer] = []
+        for part in out:
+            if len(part) < zmtp.LARGE_FRAME_BYTES:
+                small.append(part)
+                continue
+            self._transport.write(b"".join(small))
+            small.clear()
+            self._transport.write(part)
+        if small:
+            self._transport.write(b"".join(small))
+
+    async def drain(self) -> None:
+        """Wait until the peer takes more; returns at once below the high-water mark or when the connection is gone."""
+        await self._writable.wait()
+
+    async def ping(self) -> None:
+        """Wait for the peer's PONG: everything sent before has then been read. Raises ConnectionError when it is gone."""
+        self.flush()
+        if self._is_closed or self._transport is None:
+            raise ConnectionError(self._reason)
+        self._pings += 1
+        context = self._pings.to_bytes(8, "big")
+        pong = self._pongs[context] = self._loop.create_future()
+        self._transport.write(zmtp.ping(context))
+        await pong
+
+    def pause_reading(self) -> None:
+        """Take nothing more from the peer for now; TCP then slows it down."""
+        if self._transport is not None and not self._is_closed:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on taking messages."""
+        if self._transport is not None and not self._is_closed:
+            self._transport.resume_reading()
+
+    def keep_alive(self) -> bool:
+        """Call at a fixed interval: False when nothing was heard since the last call but one. Sends a PING when idle."""
+        if self.was_heard:
+            self.was_heard = False
+            if self.is_open and self.codec.peer_minor >= 1 and self._transport is not None:
+                self._transport.write(zmtp.ping())
+            return True
+        return self.is_open and self.codec.peer_minor == 0
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then close."""
+        if self._is_closed:
+            return
+        self.flush()
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close at once; what is queued is lost."""
+        if self._is_closed:
+            return
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass of asyncio.Transport, they only have its methods.
+        transport = cast(asyncio.Transport, transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        name = transport.get_extra_info("peername")
+        self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+        raw: socket.socket | None = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._handshake = self._loop.call_later(_HANDSHAKE_S, self.abort, "no ZMTP handshake in time")
+        self._write_outgoing()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        large = self.codec.large
+        return self._read_view if large is None else large[:_READ_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        codec = self.codec
+        self.was_heard = True
+        try:
+            if codec.large is not None:
+                messages = codec.large_filled(nbytes)
+            else:
+                messages = codec.feed(bytes(self._read_view[:nbytes]))
+        except zmtp.ProtocolError as error:
+            self._write_outgoing()
+            self.close(str(error))
+            return
+        if codec.outgoing:
+            self._write_outgoing()
+        if not self.is_open and codec.is_ready:
+            self.is_open = True
+            if self._handshake is not None:
+                self._handshake.cancel()
+            self._handler.on_open(self)
+        if codec.subscriptions:
+            messages = self._as_messages(codec) + messages
+        if codec.pongs:
+            for context in codec.pongs:
+                pong = self._pongs.pop(context, None)
+                if pong is not None and not pong.done():
+                    pong.set_result(None)
+            codec.pongs.clear()
+        if messages:
+            self._handler.on_messages(self, messages)
+        if codec.oversize:
+            for frames, size_bytes in codec.oversize:
+                self._handler.on_oversize(self, frames, size_bytes)
+            codec.oversize.clear()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closed = True
+        self.is_open = False
+        if self._handshake is not None:
+            self._handshake.cancel()
+        self._writable.set()
+        reason = self._reason if exc is None else str(exc) or type(exc).__name__
+        for pong in self._pongs.values():
+            if not pong.done():
+                pong.set_exception(ConnectionError(reason))
+        self._pongs.clear()
+        self._out.clear()
+        self._handler.on_close(self, reason)
+
+    def _write_outgoing(self) -> None:
+        if self.codec.outgoing and self._transport is not None:
+            data = bytes(self.codec.outgoing)
+            self.codec.outgoing.clear()
+            self._transport.write(data)
+
+    @staticmethod
+    def _as_messages(codec: zmtp.Codec) -> list[list[Buffer]]:
+        """Subscriptions that came as commands, in the older message form, so that handlers know one form only."""
+        messages = [zmtp.subscription(prefix, is_cancel=not is_on) for is_on, prefix in codec.subscriptions]
+        codec.subscriptions.clear()
+        return messages
+
+
+class AddressInUse(OSError):
+    """A port is taken; `key` is the settings key that would change it."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        super().__init__(
+            errno.EADDRINUSE, f"port {port} on {host} is already taken; change {key} or stop the other program"
+        )
+        self.key = key
+
+
+async def listen(
+    host: str,
+    port: int,
+    socket_type: bytes,
+    handler: Handler,
+    *,
+    key: str,
+    properties: Mapping[str, bytes] = {},
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> tuple[asyncio.Server, int]:
+    """Serve ZMTP peers on a port (0 takes any free one); returns the server and the port it got.
+
+    Raises AddressInUse naming `key`, and OSError for an address this machine does not have.
+    """
+
+    def accept() -> Connection:
+        return Connection(zmtp.Codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler)
+
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(accept, host, port, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(host, port, key) from error
+        raise
+    bound = server.sockets[0].getsockname()[1]
+    return server, int(bound)
+
+
+async def connect(
+    host: str,
+    port: int,
+    socket_type: bytes,
+    handler: Handler,
+    *,
+    properties: Mapping[str, bytes] = {},
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Connection:
+    """Open a TCP connection; `handler.on_open` tells when the handshake is done. Raises OSError."""
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(zmtp.Codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler)
+
+    _, connection = await loop.create_connection(make, host, port)
+    return connection
+
+
+def dialer(settings: BusSettings, name: str) -> Dial:
+    """How clients and workers reach the broker over TCP; `name` is what the broker calls the source of their events."""
+    ports = {
+        Role.REQUEST: (settings.request_port, b"DEALER"),
+        Role.PUBLISH: (settings.publish_port, b"PUB"),
+        Role.EVENTS: (settings.sequenced_port, b"SUB"),
+    }
+    properties = {NAME_PROPERTY: name.encode()[:255]}
+
+    async def dial(role: Role, handler: Handler) -> Link:
+        port, socket_type = ports[role]
+        return await connect(
+            settings.host, port, socket_type, handler, properties=properties, max_body_bytes=settings.max_body_bytes
+        )
+
+    return dial
+
+
+def install_fast_loop() -> None:
+    """Make asyncio use uvloop where it is installed; the stock loop works the same, slower."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -1,0 +1,473 @@
+"""The worker runtime: registers handlers for operations, serves them, and leaves in good order.
+
+Everything here runs in one event loop, which therefore also is the network thread: a handler that computes for long
+does so in a thread of its own, or the worker's heartbeats stop and the broker gives its requests to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from bus.channel import Channel
+from bus.client import Client
+from bus.settings import Settings
+from bus.transport import Dial, Link, Role, dialer
+from bus.version import VERSION
+from schemas import catalog, subjects
+from schemas.bodies.control import ErrorReport, Heartbeat, Ready, Welcome
+from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
+from schemas.errors import BadRequest, BusError, Cancelled, Internal, NoWorker, TooLarge, WorkerLost
+from schemas.limits import MAX_BODY_BYTES
+
+log = logging.getLogger("olympus.worker")
+
+# The broker must be heard within this many heartbeats, or the connection is given up and made anew.
+_LEASE_BEATS: Final = 3
+
+# Of the time to leave, kept for saying so and closing.
+_LEAVE_S: Final = 0.3
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+Handler = Callable[[Any, "Call"], Awaitable[Any]]
+
+
+class Call:
+    """One request as its handler sees it.
+
+    id: 16 bytes, the idempotency key. subject: as the caller wrote it. deadline_at: Unix epoch seconds, 0 for none.
+    attempt: starts at 1, above it the broker had to give the request to another worker.
+    """
+
+    __slots__ = ("_gathered", "_streamed_on", "_worker", "attempt", "deadline_at", "headers", "id", "is_json", "subject")
+
+    def __init__(self, worker: Worker, message: Message) -> None:
+        headers = message.headers or {}
+        self._worker = worker
+        self.id = message.id
+        self.subject = message.subject
+        self.headers: Headers = headers
+        self.deadline_at = message.deadline_ms / 1000
+        attempt = headers.get("attempt", 1)
+        self.attempt = attempt if isinstance(attempt, int) else 1
+        self.is_json = headers.get("encoding") == "json"
+        self._gathered: list[Any] | None = [] if headers.get("gather") is True else None
+        self._streamed_on: int | None = None
+
+    async def partial(self, body: Any) -> None:
+        """Stream one piece of the reply; waits while the broker takes no more. Gathered for callers who want one reply.
+
+        Raises WorkerLost when the broker was lost since the first piece: the caller's stream then has a hole.
+        """
+        if self._gathered is not None:
+            self._gathered.append(body)
+            return
+        if self._streamed_on is None:
+            self._streamed_on = self._worker._connections
+        self._check_unbroken()
+        self._worker._send(self._worker._frames(self, Kind.PARTIAL, body))
+        await self._worker._drain()
+
+    def whole(self, final: Any) -> Any:
+        """The final reply with the gathered partial ones in it. Raises WorkerLost as `partial` does."""
+        self._check_unbroken()
+        return gather(final, self._gathered) if self._gathered else final
+
+    def _check_unbroken(self) -> None:
+        if self._streamed_on is not None and self._streamed_on != self._worker._connections:
+            raise WorkerLost(f"the broker was lost while {self.subject} streamed its reply", subject=self.subject)
+
+
+def gather(final: Any, partials: list[Any]) -> Any:
+    """`final` with what only the partial replies said.
+
+    Every field that the final reply leaves empty is filled from the partials: text is joined, lists are chained, of
+    anything else the last counts. Where neither is a map, the reply is the joined or chained partials themselves.
+    """
+    if isinstance(final, msgspec.Struct):
+        merged = {}
+        for field in final.__struct_fields__:
+            values = [getattr(part, field) for part in partials if hasattr(part, field)]
+            if values and not getattr(final, field):
+                merged[field] = _joined(values)
+        return msgspec.structs.replace(final, **merged) if merged else final
+    maps = [part for part in partials if isinstance(part, dict)]
+    if len(maps) == len(partials) and (final is None or isinstance(final, dict)):
+        whole = dict(final or {})
+        for field in {field: None for part in maps for field in part}:
+            if not whole.get(field):
+                whole[field] = _joined([part[field] for part in maps if field in part])
+        return whole
+    return _joined(partials) if final is None else final
+
+
+def _joined(values: list[Any]) -> Any:
+    if all(isinstance(value, str) for value in values):
+        return "".join(values)
+    if all(isinstance(value, list) for value in values):
+        return [item for value in values for item in value]
+    return values[-1]
+
+
+class _Served:
+    """A handler with the decoders of its request type."""
+
+    __slots__ = ("function", "from_json", "from_msgpack")
+
+    def __init__(self, function: Handler, request_type: Any) -> None:
+        self.function = function
+        self.from_msgpack = msgspec.msgpack.Decoder(request_type).decode
+        self.from_json = msgspec.json.Decoder(request_type).decode
+
+    def request(self, message: Message) -> Any:
+        """The decoded body; nil and an empty body stand for an empty map. Raises BadRequest with the field's path."""
+        body = message.body_bytes()
+        try:
+            if message.encoding == "json":
+                return self.from_json(b"{}" if bytes(body) == b"null" else body)
+            return self.from_msgpack(_EMPTY_MAP if bytes(body) == NIL else body)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `")
+            field = path.rstrip("`").removeprefix("$.") or "body"
+            where = f" (field {field!r})" if path else ""
+            raise BadRequest(f"{message.subject}: {text}{where}", field=field) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"{message.subject}: body does not decode: {error}", field="body") from error
+
+
+_EMPTY_MAP: Final = b"\x80"
+
+
+class Worker:
+    """Serves operations as one instance of a service.
+
+    capacity: requests it takes at once. instance: its name, made of host and pid by default; callers may address it as
+    `subject@instance`. Register handlers before `start`.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: Settings | None = None,
+        *,
+        capacity: int = 64,
+        instance: str | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        self.service = service
+        self.settings = settings or Settings()
+        self.instance = instance or f"{socket.gethostname()}-{os.getpid()}"
+        self.capacity = capacity
+        name = f"{service}/{self.instance}"
+        self._dial = dial or dialer(self.settings.bus, name)
+        self.client = Client(self.settings, name=name, dial=self._dial)
+        self._handlers: dict[str, _Served] = {}
+        self._patterns: list[tuple[str, _Served]] = []
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._reporting: set[asyncio.Task[None]] = set()
+        self._unsent: dict[bytes, list[Buffer]] = {}
+        self._counters = {"handled": 0, "failed": 0, "cancelled": 0}
+        self._max_body_bytes = MAX_BODY_BYTES
+        self._heartbeat_s = self.settings.bus.heartbeat_s
+        self._heard_at = 0.0
+        self._loop_lag_s = 0.0
+        self._beating: asyncio.Task[None] | None = None
+        self._welcomed = asyncio.Event()
+        self._connections = 0
+        self._is_serving = False
+        self._is_draining = False
+        self._stop = asyncio.Event()
+        self._channel = Channel(
+            self._dial,
+            Role.REQUEST,
+            reconnect_max_s=self.settings.bus.reconnect_max_s,
+            on_messages=self._on_messages,
+            on_up=self._register,
+            on_down=self._on_down,
+        )
+
+    # Registration
+
+    def handle(self, subject: str, handler: Handler, *, request_type: Any = None) -> None:
+        """Serve `subject`, which may be a pattern, or hold `@name` to be served at that instance only.
+
+        The request type comes from the catalogue; for a subject that is not in it, from `request_type` (builtin values
+        without). Raises BadRequest for a bad subject.
+        """
+        subjects.validate_pattern(subject)
+        operation = catalog.lookup(subject)
+        served = _Served(handler, request_type or (operation.request if operation else Any))
+        if subjects.is_pattern(subject):
+            self._patterns.append((subject, served))
+        else:
+            self._handlers[subject] = served
+
+    def handles(self, subject: str, *, request_type: Any = None) -> Callable[[Handler], Handler]:
+        """`handle` as a decorator."""
+
+        def register(handler: Handler) -> Handler:
+            self.handle(subject, handler, request_type=request_type)
+            return handler
+
+        return register
+
+    # Life
+
+    async def start(self, timeout_s: float | None = None) -> None:
+        """Connect and register; returns once the broker has welcomed this worker. Raises TimeoutError."""
+        self._is_serving = True
+        self._channel.start()
+        async with asyncio.timeout(timeout_s):
+            await self._welcomed.wait()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or `leave`, then drain within `supervisor.stop_s` seconds."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.leave)
+        waiting = asyncio.ensure_future(self._stop.wait())
+        starting = asyncio.ensure_future(self.start())
+        await asyncio.wait({waiting, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            log.info("ready", extra={"action": "worker.ready", "service": self.service, "instance": self.instance})
+            await waiting
+        starting.cancel()
+        await self.stop()
+
+    def leave(self) -> None:
+        """Make `run` drain and return."""
+        self._stop.set()
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Take no new requests, finish those in flight, leave; what is not done after `drain_s` is left to the broker."""
+        if drain_s is None:
+            drain_s = self.settings.supervisor.stop_s - _LEAVE_S
+        self._is_draining = True
+        link = self._channel.link
+        if link is not None:
+            link.send(encode(Kind.BYE))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()), timeout=max(drain_s, 0))
+        self._is_serving = False
+        abandoned = list(self._tasks.values())
+        if abandoned:
+            log.warning("left with requests in flight", extra={"action": "worker.abandoned", "count": len(abandoned)})
+        if self._beating is not None:
+            self._beating.cancel()
+        with contextlib.suppress(TimeoutError):
+            await self._channel.close()
+        for task in abandoned:
+            task.cancel()
+        await asyncio.gather(*abandoned, return_exceptions=True)
+        if self._reporting:
+            await asyncio.wait(list(self._reporting), timeout=_LEAVE_S)
+        await self.client.close()
+
+    async def publish(self, subject: str, body: Any = None) -> None:
+        """Publish one event; see `Client.publish`."""
+        await self.client.publish(subject, body)
+
+    def set_capacity(self, capacity: int) -> None:
+        """Change how many requests are taken at once; 0 pauses."""
+        self.capacity = capacity
+        self._send(encode(Kind.CREDIT, body={"capacity": capacity}))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being handled now."""
+        return len(self._tasks)
+
+    # Protocol
+
+    def _register(self, link: Link) -> None:
+        if self._is_draining:
+            return
+        self._heard_at = asyncio.get_running_loop().time()
+        ready = Ready(
+            service=self.service,
+            instance=self.instance,
+            subjects=[*self._handlers, *(pattern for pattern, _ in self._patterns)],
+            capacity=max(self.capacity, 1),
+            version=VERSION,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            in_flight=[*self._tasks, *self._unsent],
+        )
+        link.send(encode(Kind.READY, body=ready))
+
+    def _on_welcome(self, message: Message) -> None:
+        welcome = msgspec.msgpack.decode(message.body, type=Welcome)
+        self._max_body_bytes = welcome.max_body_bytes
+        self._heartbeat_s = welcome.heartbeat_s
+        if self._beating is None:
+            self._beating = asyncio.get_running_loop().create_task(self._beat())
+        unsent, self._unsent = self._unsent, {}
+        for frames in unsent.values():
+            self._send(frames)
+        self._welcomed.set()
+
+    def _on_down(self, reason: str) -> None:
+        self._welcomed.clear()
+        self._connections += 1
+        if self._is_serving and not self._is_draining:
+            log.warning(
+                "lost the broker", extra={"action": "worker.disconnected", "service": self.service, "reason": reason}
+            )
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            slept_at = loop.time()
+            await asyncio.sleep(self._heartbeat_s)
+            now = loop.time()
+            self._loop_lag_s = max(now - slept_at - self._heartbeat_s, 0.0)
+            link = self._channel.link
+            if link is None or not self._welcomed.is_set():
+                continue
+            if now - self._heard_at > _LEASE_BEATS * self._heartbeat_s + self._loop_lag_s:
+                link.abort(f"the broker was silent for {now - self._heard_at:.1f} s")
+                continue
+            link.send(encode(Kind.HEARTBEAT, body=self._heartbeat()))
+
+    def _heartbeat(self) -> Heartbeat:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return Heartbeat(
+            in_flight=len(self._tasks),
+            rss_bytes=rss_bytes(),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            loop_lag_s=self._loop_lag_s,
+            **self._counters,
+        )
+
+    def _on_messages(self, messages: list[list[Buffer]]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        for frames in messages:
+            try:
+                message = decode(frames)
+            except (BadRequest, TooLarge) as error:
+                log.warning("undecodable message", extra={"action": "worker.undecodable", "error": str(error)})
+                continue
+            if message.kind is Kind.REQUEST:
+                self._accept(message)
+            elif message.kind is Kind.CANCEL:
+                task = self._tasks.get(message.id)
+                if task is not None:
+                    task.cancel()
+            elif message.kind is Kind.WELCOME:
+                self._on_welcome(message)
+
+    def _accept(self, message: Message) -> None:
+        if message.id not in self._tasks:
+            self._tasks[message.id] = asyncio.get_running_loop().create_task(self._serve(message))
+
+    def _served(self, subject: str) -> _Served:
+        served = self._handlers.get(subject) or self._handlers.get(subject.partition("@")[0])
+        if served is None:
+            served = next((one for pattern, one in self._patterns if subjects.matches(pattern, subject)), None)
+        if served is None:
+            raise NoWorker(f"{self.instance} does not serve {subject!r}", subject=subject)
+        return served
+
+    async def _serve(self, message: Message) -> None:
+        call = Call(self, message)
+        try:
+            served = self._served(message.subject)
+            reply = await served.function(served.request(message), call)
+            frames = self._frames(call, Kind.FINAL, call.whole(reply))
+            self._counters["handled"] += 1
+        except BusError as error:
+            self._counters["failed"] += 1
+            frames = self._frames(call, Kind.ERROR, error.body())
+        except asyncio.CancelledError:
+            self._counters["cancelled"] += 1
+            frames = self._frames(call, Kind.ERROR, Cancelled("the request was cancelled").body())
+        except Exception as error:
+            self._counters["failed"] += 1
+            frames = self._frames(call, Kind.ERROR, self._on_failure(call, error).body())
+        del self._tasks[message.id]
+        if self._is_serving:
+            self._send(frames, message.id)
+
+    def _frames(self, call: Call, kind: Kind, body: Any) -> list[Buffer]:
+        if call.is_json:
+            frames = encode_raw(kind, call.id, "", 0, {"encoding": "json"}, msgspec.json.encode(body))
+        else:
+            frames = encode(kind, call.id, "", 0, None, body)
+        if len(frames) == 2 and len(frames[1]) > self._max_body_bytes:
+            raise TooLarge(
+                f"the reply to {call.subject} has {len(frames[1])} bytes, the limit is {self._max_body_bytes}",
+                size_bytes=len(frames[1]),
+                limit_bytes=self._max_body_bytes,
+            )
+        return frames
+
+    def _send(self, frames: list[Buffer], id: bytes | None = None) -> None:
+        """Send, or keep a final reply until the broker is back."""
+        link = self._channel.link
+        if link is not None:
+            link.send(frames)
+        elif id is not None:
+            self._unsent[id] = frames
+
+    async def _drain(self) -> None:
+        link = self._channel.link
+        if link is not None:
+            await link.drain()
+
+    def _on_failure(self, call: Call, error: Exception) -> Internal:
+        """A handler raised what it did not declare: log it, count it, report it on the bus."""
+        kind = type(error).__name__
+        log.error(
+            "handler failed",
+            exc_info=error,
+            extra={"action": "worker.failed", "service": self.service, "subject": call.subject, "id": call.id.hex()},
+        )
+        report = ErrorReport(
+            service=self.service,
+            severity="error",
+            kind=kind,
+            message=str(error)[:4096],
+            traceback="".join(traceback.format_exception(error))[-16_384:],
+            subject=call.subject,
+            request_id=call.id.hex(),
+            instance=self.instance,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            at=time.time(),
+        )
+        task = asyncio.get_running_loop().create_task(self._report(report))
+        self._reporting.add(task)
+        task.add_done_callback(self._reporting.discard)
+        return Internal(f"{self.service} failed on {call.subject}: {kind}: {error}", kind=kind)
+
+    async def _report(self, report: ErrorReport) -> None:
+        try:
+            await self.client.publish(f"error.{_token(report.service)}.{report.severity}", report)
+        except BusError as error:
+            log.warning("error report not published", extra={"action": "worker.unreported", "error": str(error)})
+
+
+def _token(service: str) -> str:
+    """A service name as one subject token."""
+    return service.replace(".", "-")
+
+
+def rss_bytes() -> int:
+    """Resident bytes of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except FileNotFoundError:
+        return 0

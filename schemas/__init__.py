@@ -1,0 +1,1 @@
+"""The wire contract: envelope, subjects, bodies, errors, and the catalogue of operations."""

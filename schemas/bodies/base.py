@@ -1,0 +1,28 @@
+"""What every body shares: strict requests, tolerant replies, and the constrained field types used across services."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of request bodies. A field the operation does not know is an error, so that a typo is never ignored."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of replies and events. Unknown fields are ignored, so that an older client reads a newer worker."""
+
+
+class Empty(Request, frozen=True):
+    """A request without arguments."""
+
+
+Key = Annotated[str, Meta(min_length=1, max_length=1024)]
+Namespace = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Seconds = Annotated[float, Meta(ge=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=10 * 366 * 86_400)]
+PageSize = Annotated[int, Meta(ge=1, le=1_000)]
+Unit = Annotated[float, Meta(ge=0, le=1)]

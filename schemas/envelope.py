@@ -1,0 +1,222 @@
+"""The native envelope: how one message looks in bytes, with no opinion about sockets.
+
+    frame 0   "OL"     2 bytes   magic
+              version  1 byte    1
+              kind     1 byte    see Kind
+              array    msgpack   [id, subject, deadline_ms, headers or nil, body or nil]
+    frame 1   body     only when the body is over INLINE_BODY_BYTES; frame 0 then holds nil
+
+`id` is 16 random bytes chosen by the client; control kinds leave it empty. `deadline_ms` is Unix epoch milliseconds,
+0 for none. The body inside the array is any msgpack value; when the header `encoding` is "json" it is a msgpack bin
+holding JSON text. The body in a frame of its own is the encoded bytes themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from typing import Any, Final, Literal
+
+import msgspec
+
+from schemas.errors import BadRequest, TooLarge
+from schemas.limits import ID_BYTES, INLINE_BODY_BYTES, MAX_HEADER_BYTES, MAX_SUBJECT_BYTES
+
+Buffer = bytes | bytearray | memoryview
+Encoding = Literal["json", "msgpack"]
+HeaderValue = str | int | float | bool | None
+Headers = dict[str, HeaderValue]
+
+MAGIC: Final = b"OL"
+VERSION: Final = 1
+PREFIX_BYTES: Final = 4
+NIL: Final = b"\xc0"
+
+
+class Kind(IntEnum):
+    """What a message is.
+
+    | kind                  | from            | carries                                   |
+    |-----------------------|-----------------|-------------------------------------------|
+    | REQUEST, CANCEL       | client, broker  | the request; only its id                  |
+    | PARTIAL, FINAL, ERROR | worker, broker  | a piece of the reply; its end; ErrorBody  |
+    | READY, HEARTBEAT      | worker          | schemas.bodies.control.Ready, Heartbeat   |
+    | CREDIT, BYE           | worker          | Credit; nothing (drain)                   |
+    | WELCOME               | broker          | Welcome                                   |
+    """
+
+    REQUEST = 1
+    PARTIAL = 2
+    FINAL = 3
+    ERROR = 4
+    CANCEL = 5
+    READY = 16
+    HEARTBEAT = 17
+    CREDIT = 18
+    BYE = 19
+    WELCOME = 20
+
+
+REPLIES: Final = frozenset({Kind.PARTIAL, Kind.FINAL, Kind.ERROR})
+_KINDS: Final = {int(kind): kind for kind in Kind}
+_PREFIX: Final = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
+
+
+class _Array(msgspec.Struct, array_like=True, gc=False):
+    id: bytes
+    subject: str
+    deadline_ms: int
+    headers: Headers | None
+    body: msgspec.Raw
+
+
+class Message(msgspec.Struct, gc=False):
+    """One decoded native message.
+
+    `body` is the encoded body as the sender wrote it: a msgpack value, or (encoding "json") a msgpack bin holding
+    JSON text when it came inline. `frames` are the bytes it arrived as, kept so that forwarding costs no encoding.
+    """
+
+    kind: Kind
+    id: bytes
+    subject: str
+    deadline_ms: int
+    headers: Headers | None
+    body: Buffer
+    frames: list[Buffer]
+    is_inline: bool = True
+
+    @property
+    def encoding(self) -> Encoding:
+        """What the body is written in."""
+        return "json" if self.headers and self.headers.get("encoding") == "json" else "msgpack"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all frames."""
+        return sum(map(len, self.frames))
+
+    def body_bytes(self) -> Buffer:
+        """The body in its own encoding, unwrapped: msgpack bytes or JSON text."""
+        if self.is_inline and self.headers and self.headers.get("encoding") == "json":
+            return _decode_bin(self.body)
+        return self.body
+
+
+_encoder = msgspec.msgpack.Encoder()
+_encode = _encoder.encode
+_encode_into = _encoder.encode_into
+_decode_array = msgspec.msgpack.Decoder(_Array).decode
+_decode_bin = msgspec.msgpack.Decoder(bytes).decode
+
+
+def new_id() -> bytes:
+    """A request id: 16 random bytes."""
+    return os.urandom(ID_BYTES)
+
+
+def encode(
+    kind: Kind,
+    id: bytes = b"",
+    subject: str = "",
+    deadline_ms: int = 0,
+    headers: Headers | None = None,
+    body: Any = None,
+) -> list[Buffer]:
+    """Frames of a message whose body is a Struct or builtin value, encoded as msgpack.
+
+    One pass for small bodies; a body over INLINE_BODY_BYTES goes to a second frame.
+    """
+    frame = bytearray(_PREFIX[kind])
+    _encode_into((id, subject, deadline_ms, headers, body), frame, PREFIX_BYTES)
+    if len(frame) <= INLINE_BODY_BYTES:
+        return [frame]
+    encoded = _encode(body)
+    if len(encoded) <= INLINE_BODY_BYTES:
+        return [frame]
+    return [_PREFIX[kind] + _encode((id, subject, deadline_ms, headers, None)), encoded]
+
+
+def encode_raw(
+    kind: Kind,
+    id: bytes,
+    subject: str,
+    deadline_ms: int,
+    headers: Headers | None,
+    body: Buffer,
+) -> list[Buffer]:
+    """Frames of a message whose body is already encoded, in the encoding the headers name (msgpack without)."""
+    prefix = _PREFIX[kind]
+    if len(body) > INLINE_BODY_BYTES:
+        return [prefix + _encode((id, subject, deadline_ms, headers, None)), body]
+    is_json = headers is not None and headers.get("encoding") == "json"
+    inline = bytes(body) if is_json else msgspec.Raw(bytes(body) if body else NIL)
+    return [prefix + _encode((id, subject, deadline_ms, headers, inline))]
+
+
+def decode(frames: list[Buffer]) -> Message:
+    """The message in `frames`.
+
+    Raises BadRequest for anything that is not one (short, wrong magic or version, unknown kind, wrong types) and
+    TooLarge for a subject or header block over its limit. Never raises anything else, whatever the bytes.
+    """
+    head = frames[0]
+    if len(head) < PREFIX_BYTES + 1 or head[:2] != MAGIC:
+        raise BadRequest("not an Olympus message: frame 0 does not start with 'OL'", size_bytes=len(head))
+    if head[2] != VERSION:
+        raise BadRequest(
+            f"wire version {head[2]} is not spoken here, version {VERSION} is", version=head[2], supported=VERSION
+        )
+    kind = _KINDS.get(head[3])
+    if kind is None:
+        raise BadRequest(f"unknown message kind {head[3]}", kind=head[3])
+    if len(frames) > 2:
+        raise BadRequest(f"a native message has one or two frames, not {len(frames)}", frames=len(frames))
+    try:
+        array = _decode_array(memoryview(head)[PREFIX_BYTES:])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadRequest(f"envelope does not decode: {error}") from error
+    if len(array.id) != ID_BYTES and (array.id or kind <= Kind.CANCEL):
+        raise BadRequest(f"id has {len(array.id)} bytes, it must have {ID_BYTES}", field="id")
+    body: Buffer = array.body
+    is_inline = len(frames) == 1
+    if not is_inline:
+        if bytes(body) != NIL:
+            raise BadRequest("body stands both in frame 0 and in frame 1", field="body")
+        body = frames[1]
+    subject = array.subject
+    if len(subject) > MAX_SUBJECT_BYTES:
+        raise TooLarge(
+            f"subject has {len(subject)} bytes, the limit is {MAX_SUBJECT_BYTES}",
+            field="subject",
+            size_bytes=len(subject),
+            limit_bytes=MAX_SUBJECT_BYTES,
+        )
+    if array.headers and len(head) > MAX_HEADER_BYTES:
+        header_bytes = len(_encode(array.headers))
+        if header_bytes > MAX_HEADER_BYTES:
+            raise TooLarge(
+                f"headers have {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}",
+                field="headers",
+                size_bytes=header_bytes,
+                limit_bytes=MAX_HEADER_BYTES,
+            )
+    return Message(kind, array.id, subject, array.deadline_ms, array.headers, body, frames, is_inline)
+
+
+# JSON text starts with one of these bytes. Read as msgpack they would be the integers 9 to 123, which no body is.
+_JSON_FIRST: Final = frozenset(b'{["-0123456789tfn \t\r\n')
+
+
+def encoding_of(body: Buffer) -> Encoding:
+    """The encoding of a body from outside, told apart by its first byte; an empty one counts as msgpack."""
+    return "json" if len(body) and body[0] in _JSON_FIRST else "msgpack"
+
+
+def decode_any(body: Buffer) -> Any:
+    """A body from outside in whatever encoding it is; bytes that are neither JSON nor msgpack stay bytes."""
+    decode = msgspec.json.decode if encoding_of(body) == "json" else msgspec.msgpack.decode
+    try:
+        return decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return bytes(body)

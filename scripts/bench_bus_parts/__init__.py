@@ -1,0 +1,1 @@
+"""Parts of scripts/bench_bus.py: the peers' processes, the cases measured on them, and the table."""

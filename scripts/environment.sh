@@ -1,0 +1,89 @@
+# Shared by scripts/start and scripts/test: makes .venv and installs extras of pyproject.toml into it, once.
+# Expects $root. What is done is noted in .venv/.installed only when it is done, so that an interrupted run goes on.
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
+
+venv="$root/.venv"
+notes="$venv/.installed"
+log="$venv/install.log"
+
+say() { printf 'olympus: %s\n' "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+# The first Python that is new enough and can make environments.
+find_python() {
+    local candidate
+    for candidate in python3 python3.11 python3.12 python3.13 python3.14 python; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11 or newer with its venv module is needed and not found (Debian, Ubuntu: apt install python3 python3-venv)"
+}
+
+make_venv() {
+    # A folder that was moved, or whose Python is gone, cannot be mended.
+    if [[ "$(cat "$notes/root" 2>/dev/null)" == "$root" ]] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        return
+    fi
+    local python
+    python="$(find_python)"
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv"
+    mkdir -p "$notes"
+    printf '%s' "$root" >"$notes/root"
+}
+
+# install WHAT ARGUMENTS...: pip with its output in the log, and a sign of life meanwhile.
+install() {
+    local what="$1" started=$SECONDS ticker
+    shift
+    say "installing $what"
+    (while sleep 15; do say "  ... still installing ($((SECONDS - started)) s; details in .venv/install.log)"; done) &
+    ticker=$!
+    # shellcheck disable=SC2064
+    trap "kill $ticker 2>/dev/null || true" EXIT
+    if ! "$venv/bin/python" -m pip install -c "$root/constraints.txt" "$@" >>"$log" 2>&1; then
+        tail -n 30 "$log" >&2
+        fail "installing $what failed; the lines above are the end of .venv/install.log. Run this again to go on."
+    fi
+    kill "$ticker" 2>/dev/null || true
+    trap - EXIT
+}
+
+need_compiler() {
+    command -v cc >/dev/null && command -v c++ >/dev/null && return
+    fail "a C and C++ compiler is needed to build llama-cpp-python (Debian, Ubuntu: apt install build-essential)"
+}
+
+# ensure_installed EXTRA...: afterwards these extras are installed in the versions that constraints.txt names.
+ensure_installed() {
+    local state extra missing=()
+    state="$({ printf '%s\n' "$root"; cat "$root/pyproject.toml" "$root/constraints.txt"; } | sha256sum)"
+    for extra in "$@"; do
+        [[ -x "$venv/bin/olympus" && "$(cat "$notes/$extra" 2>/dev/null)" == "$state" ]] || missing+=("$extra")
+    done
+    [[ ${#missing[@]} -eq 0 ]] && return
+
+    make_venv
+    : >"$log"
+    if [[ " ${missing[*]} " == *" dev "* ]]; then
+        # First, so that nothing that needs torch brings another one.
+        install "torch, for the demo model's training script and its tests (large)" "$(grep '^torch==' "$root/constraints.txt")"
+    fi
+    if [[ " ${missing[*]} " == *" models "* ]] && ! "$venv/bin/python" -m pip show -q llama-cpp-python 2>/dev/null; then
+        need_compiler
+        install "llama-cpp-python: it is compiled here, about 5 minutes on 2 cores, once" llama-cpp-python
+    fi
+    install "the olympus command and: ${missing[*]}" -e "$root[$(IFS=,; echo "${missing[*]}")]"
+    for extra in "${missing[@]}"; do
+        printf '%s\n' "$state" >"$notes/$extra"
+    done
+    say "installed"
+}

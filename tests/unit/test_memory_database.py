@@ -1,0 +1,339 @@
+"""The database file: group commit, failures, migrations, and refusals at start."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.bodies.memory import Changed
+from schemas.errors import Conflict, Internal
+from workers.memory.connection import Connection
+from workers.memory.database import MAX_BATCH, Database, Outcome
+from workers.memory.migrations import Migration, load_migrations
+from workers.memory.sqlite_errors import UnusableDatabase
+
+PROBE = Migration(
+    2,
+    "probe",
+    "CREATE TABLE probe (\n  x INTEGER\n);\n-- a trigger; with semicolons\n"
+    + ("CREATE TRIGGER t AFTER INSERT ON probe BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n"),
+)
+
+
+@asynccontextmanager
+async def opened(
+    path: Path, *, committed: list[Changed] | None = None, migrations: Sequence[Migration] | None = None
+) -> AsyncIterator[Database]:
+    """The database at `path`; `committed` gathers what it reports."""
+    heard = [] if committed is None else committed
+    database = await Database.open(path, readers=2, now=lambda: 100.0, on_committed=heard.extend, migrations=migrations)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def insert(key: str, *, failure: Exception | None = None) -> Any:
+    """A write that stores a fact and, with `failure`, raises afterwards."""
+
+    def write(connection: sqlite3.Connection, now: float) -> Outcome:
+        connection.execute(
+            "INSERT INTO facts (ns, key, value, category, source, created_at, updated_at)"
+            " VALUES ('n', ?, 'v', 'c', 's', ?, ?)",
+            (key, now, now),
+        )
+        if failure is not None:
+            raise failure
+        return Outcome(key, [Changed(ns="n", key=key, action="remember")])
+
+    return write
+
+
+def stored_keys(path: Path) -> list[str]:
+    """The facts in the file, read by a connection of our own."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [key for (key,) in connection.execute("SELECT key FROM facts ORDER BY key")]
+
+
+async def test_a_write_is_on_file_before_it_is_answered(tmp_path: Path) -> None:
+    """A second connection sees it the moment the first caller has its reply."""
+    path = tmp_path / "memory.db"
+    async with opened(path) as database:
+        assert await database.write(insert("a")) == "a"
+
+        assert stored_keys(path) == ["a"]
+
+
+async def test_a_failing_write_leaves_its_neighbours_in_the_batch_alone(tmp_path: Path) -> None:
+    """Each write of a batch stands or falls by itself, and only committed ones are reported."""
+    committed: list[Changed] = []
+    async with opened(tmp_path / "memory.db", committed=committed) as database:
+        answers = await asyncio.gather(
+            database.write(insert("a")),
+            database.write(insert("b", failure=Conflict("no", version=3))),
+            database.write(insert("c", failure=ZeroDivisionError())),
+            database.write(insert("a")),
+            database.write(insert("d")),
+            return_exceptions=True,
+        )
+
+    assert [type(answer) for answer in answers] == [str, Conflict, ZeroDivisionError, Internal, str]
+    assert stored_keys(tmp_path / "memory.db") == ["a", "d"]
+    assert [change.key for change in committed] == ["a", "d"]
+
+
+async def test_writes_that_wait_together_share_one_commit(tmp_path: Path) -> None:
+    """A hundred callers at once cost a handful of transactions, not a hundred."""
+    async with opened(tmp_path / "memory.db") as database:
+        begun: list[str] = []
+        await database._writer.set_trace_callback(lambda sql: begun.append(sql) if sql == "COMMIT" else None)
+
+        await asyncio.gather(*(database.write(insert(f"k{number}")) for number in range(MAX_BATCH)))
+
+        assert len(begun) <= 2
+
+
+async def test_a_commit_that_fails_fails_every_waiter_and_the_next_write_works(tmp_path: Path) -> None:
+    """Nobody in the batch gets an answer for what the disk did not take."""
+    committed: list[Changed] = []
+
+    def break_commit(connection: sqlite3.Connection, now: float) -> Outcome:
+        # A foreign key that is only checked by COMMIT stands in for a disk that fails there.
+        connection.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+        connection.execute("CREATE TABLE kids (id INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)")
+        connection.execute("INSERT INTO kids VALUES (1)")
+        return Outcome(None, [])
+
+    async with opened(tmp_path / "memory.db", committed=committed) as database:
+        answers = await asyncio.gather(
+            database.write(insert("a")),
+            database.write(break_commit),
+            database.write(insert("b")),
+            return_exceptions=True,
+        )
+        assert [type(answer) for answer in answers] == [Internal, Internal, Internal]
+        assert committed == []
+
+        assert await database.write(insert("c")) == "c"
+
+    assert stored_keys(tmp_path / "memory.db") == ["c"]
+
+
+async def test_a_full_disk_is_said_plainly_and_the_store_stays_usable(tmp_path: Path) -> None:
+    """The caller learns that nothing was written; with room again, writing goes on."""
+    path = tmp_path / "memory.db"
+
+    def fill(connection: sqlite3.Connection, now: float) -> Outcome:
+        connection.execute("INSERT INTO kv VALUES ('n', 'big', 1, 0, 0, NULL, zeroblob(5000000))")
+        return Outcome("big", [])
+
+    async with opened(path) as database:
+        await database._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 100").fetchall())
+        with pytest.raises(Internal, match=r"nothing was written: the disk that holds memory\.db is full"):
+            await database.write(fill)
+        assert await database.write(insert("small")) == "small"
+        await database._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 99999").fetchall())
+
+        assert await database.write(fill) == "big"
+
+
+async def test_a_lock_held_by_another_process_is_waited_for(tmp_path: Path) -> None:
+    """SQLITE_BUSY is tried again until the other one has finished."""
+    path = tmp_path / "memory.db"
+    attempts = 0
+    tried_again = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def count_attempts(sql: str) -> None:
+        nonlocal attempts
+        attempts += sql == "BEGIN IMMEDIATE"
+        if attempts == 2:
+            loop.call_soon_threadsafe(tried_again.set)
+
+    async with opened(path) as database:
+        await database._writer.run(lambda connection: connection.execute("PRAGMA busy_timeout = 0").fetchall())
+        await database._writer.set_trace_callback(count_attempts)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            write = asyncio.create_task(database.write(insert("a")))
+            await asyncio.wait_for(tried_again.wait(), 10)
+            assert not write.done()
+            other.execute("ROLLBACK")
+
+        assert await asyncio.wait_for(write, 20) == "a"
+
+
+async def test_a_caller_that_gives_up_in_the_queue_takes_its_write_back(tmp_path: Path) -> None:
+    """A write cancelled before its batch began is not done."""
+    path = tmp_path / "memory.db"
+    async with opened(path) as database:
+        cancelled = asyncio.create_task(database.write(insert("a")))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await database.write(insert("b"))
+
+    assert stored_keys(path) == ["b"]
+
+
+async def test_closing_finishes_what_was_handed_in(tmp_path: Path) -> None:
+    """Writes in the queue are committed and answered before the file closes; later ones are refused."""
+    path = tmp_path / "memory.db"
+    async with opened(path) as database:
+        writes = [asyncio.create_task(database.write(insert(f"k{number:03}"))) for number in range(300)]
+        await asyncio.sleep(0)
+
+    assert len(await asyncio.gather(*writes)) == len(stored_keys(path)) == 300
+    with pytest.raises(Internal, match="stopping"):
+        await database.write(insert("late"))
+
+
+async def test_readers_cannot_write(tmp_path: Path) -> None:
+    """A statement that would write on a reader is refused by SQLite itself."""
+    async with opened(tmp_path / "memory.db") as database:
+        with pytest.raises(Internal, match="cannot be written"):
+            await database.read(lambda connection: connection.execute("DELETE FROM facts"))
+
+
+async def test_every_connection_syncs_at_commit(tmp_path: Path) -> None:
+    """WAL with synchronous FULL (2) is what makes `ok` mean `on disk`."""
+    connection = Connection(tmp_path / "memory.db", cache_kib=100)
+    async with opened(tmp_path / "memory.db"):
+        await connection
+        pragmas = await connection.run(
+            lambda raw: [
+                raw.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+        )
+        await connection.close()
+
+    assert pragmas == ["wal", 2, 1]
+
+
+def test_migrations_are_numbered_without_gaps() -> None:
+    """The file names say the version each step leads to."""
+    assert [step.number for step in load_migrations()] == list(range(1, len(load_migrations()) + 1))
+
+
+async def test_file_and_folder_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """What people tell a memory is private."""
+    path = tmp_path / "new" / "memory.db"
+    async with opened(path) as database:
+        await database.write(insert("a"))
+
+        modes = [entry.stat().st_mode & 0o777 for entry in (path.parent, path, path.with_name("memory.db-wal"))]
+
+    assert modes == [0o700, 0o600, 0o600]
+
+
+async def test_an_existing_database_is_backed_up_before_it_is_migrated(tmp_path: Path) -> None:
+    """The old file stands beside the new one under its version, whole and by itself."""
+    path = tmp_path / "memory.db"
+    newest = load_migrations()[-1].number
+    step = PROBE._replace(number=newest + 1)
+    async with opened(path) as database:
+        await database.write(insert("old"))
+
+    async with opened(path, migrations=(*load_migrations(), step)) as database:
+        await database.write(insert("new"))
+
+    backup = tmp_path / f"memory.db.v{newest}-backup"
+    assert stored_keys(backup) == ["old"]
+    assert stored_keys(path) == ["new", "old"]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT max(version) FROM schema_version").fetchone() == (newest + 1,)
+        connection.execute("INSERT INTO probe VALUES (1)")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+async def test_a_new_database_is_made_without_a_backup(tmp_path: Path) -> None:
+    """There is nothing to back up in a file that did not exist."""
+    async with opened(tmp_path / "memory.db", migrations=(*load_migrations(), PROBE)):
+        assert not list(tmp_path.glob("*backup*"))
+
+
+async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """All of a step or none of it; the old program still opens the file."""
+    path = tmp_path / "memory.db"
+    broken = Migration(2, "broken", "CREATE TABLE half (x);\nCREATE TABLE facts (x);\n")
+    async with opened(path) as database:
+        await database.write(insert("a"))
+
+    with pytest.raises(UnusableDatabase, match="already exists"):
+        async with opened(path, migrations=(*load_migrations()[:1], broken)):
+            pass
+
+    async with opened(path) as database:
+        tables = await database.read(lambda raw: raw.execute("SELECT name FROM sqlite_master").fetchall())
+    assert ("half",) not in tables
+
+
+async def test_a_database_newer_than_the_program_is_refused_with_instructions(tmp_path: Path) -> None:
+    """A program that does not know the schema must not touch it."""
+    path = tmp_path / "memory.db"
+    async with opened(path, migrations=(*load_migrations()[:1], PROBE)):
+        pass
+    shutil.copy(path, tmp_path / "memory.db.v1-backup")
+
+    with pytest.raises(UnusableDatabase, match="schema version 2, this program knows versions up to 1") as caught:
+        async with opened(path, migrations=load_migrations()[:1]):
+            pass
+
+    assert "copy" in str(caught.value) and "memory.db.v1-backup" in str(caught.value)
+
+
+async def test_a_file_that_is_no_database_is_refused_with_instructions(tmp_path: Path) -> None:
+    """Text where the database should be: said at start, and the file is left as it was."""
+    path = tmp_path / "memory.db"
+    path.write_text("this is not a database, " * 100)
+
+    with pytest.raises(UnusableDatabase, match="damaged or not a database.*\nTo restore: stop the service"):
+        async with opened(path):
+            pass
+
+    assert path.read_text().startswith("this is not a database")
+
+
+async def test_a_damaged_database_is_refused_with_instructions(tmp_path: Path) -> None:
+    """Pages overwritten in the middle of the file are found at start."""
+    path = tmp_path / "memory.db"
+    async with opened(path) as database:
+        await asyncio.gather(*(database.write(insert(f"k{number}" * 20)) for number in range(500)))
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 : 4096 * 20] = b"\xff" * (4096 * 17)
+    path.write_bytes(content)
+
+    with pytest.raises(UnusableDatabase, match="is damaged") as caught:
+        async with opened(path):
+            pass
+
+    assert "To restore" in str(caught.value)
+
+
+async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    """Pointing memory.path at a foreign SQLite file adds no tables to it."""
+    path = tmp_path / "memory.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+
+    with pytest.raises(UnusableDatabase, match="another program"):
+        async with opened(path):
+            pass
+
+
+async def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    """A folder where the file should be, or a file where the folder should be."""
+    (tmp_path / "memory.db").mkdir()
+    (tmp_path / "file").write_text("")
+
+    for path in (tmp_path / "memory.db", tmp_path / "file" / "memory.db"):
+        with pytest.raises(UnusableDatabase, match="cannot be opened for writing"):
+            async with opened(path):
+                pass

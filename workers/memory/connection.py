@@ -1,0 +1,83 @@
+"""One SQLite connection in a thread of its own, to which whole functions are sent."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiosqlite
+import tenacity
+
+from workers.memory.sqlite_errors import is_busy
+
+T = TypeVar("T")
+
+# Milliseconds SQLite itself waits for another process's lock before it reports SQLITE_BUSY.
+BUSY_TIMEOUT_MS: Final = 1_000
+
+# Seconds after which a caller is told that the database is locked.
+BUSY_GIVE_UP_S: Final = 10.0
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that also runs a function in its thread.
+
+    The public methods move one statement per hop into the thread. A request of several statements, and above all a
+    batch of writes with its commit, must cost one hop; the thread runs any callable, so `run` hands it the function.
+    """
+
+    def __init__(self, path: Path, *, cache_kib: int, is_reader: bool = False) -> None:
+        super().__init__(partial(_open, path, cache_kib, is_reader), iter_chunk_size=64)
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` returns, run in the connection's thread; run again while the database is locked.
+
+        So it must have no effect besides a transaction that it rolls back when it raises.
+        """
+        try:
+            return await self._hop(function)
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                raise
+        # Only now, because tenacity costs as much as the hop itself.
+        return await _retrying_while_busy()(self._hop, function)
+
+    async def _hop(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _retrying_while_busy() -> tenacity.AsyncRetrying:
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(is_busy),
+        wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.5),
+        stop=tenacity.stop_after_delay(BUSY_GIVE_UP_S),
+        reraise=True,
+    )
+
+
+def _open(path: Path, cache_kib: int, is_reader: bool) -> sqlite3.Connection:
+    # isolation_level None: transactions begin and end where we say, never by themselves.
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        _configure(connection, cache_kib, is_reader)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: sqlite3.Connection, cache_kib: int, is_reader: bool) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    # FULL syncs the log at every commit. NORMAL loses acknowledged writes with the power.
+    connection.execute("PRAGMA synchronous = FULL")
+    # Read on macOS only, where a plain fsync stops at the drive's own cache.
+    connection.execute("PRAGMA fullfsync = ON")
+    if is_reader:
+        connection.execute("PRAGMA query_only = ON")

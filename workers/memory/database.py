@@ -1,0 +1,204 @@
+"""The database file: one writer that commits whole groups of writes at once, and a few readers beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+from schemas.bodies.memory import Changed
+from schemas.errors import Internal
+from workers.memory.clock import Now
+from workers.memory.connection import Connection
+from workers.memory.migrations import Migration, load_migrations, prepare
+from workers.memory.sqlite_errors import UnusableDatabase, explain, refusal
+
+T = TypeVar("T")
+
+# Writes committed together, at most. A sync costs the same for one and for many; a longer batch would only let the
+# first of them wait for the last.
+MAX_BATCH: Final = 128
+
+# Page caches, KiB. The writer touches more pages per transaction than a reader does per request.
+WRITER_CACHE_KIB: Final = 8_192
+READER_CACHE_KIB: Final = 2_048
+
+
+class Outcome(NamedTuple):
+    """What a write did: its reply, and what subscribers hear once it is committed."""
+
+    reply: Any
+    changes: list[Changed]
+
+
+Write = Callable[[sqlite3.Connection, float], Outcome]
+OnCommitted = Callable[[Sequence[Changed]], None]
+
+
+class _Waiting(NamedTuple):
+    write: Write
+    answer: asyncio.Future[Any]
+
+
+class Database:
+    """Reads and durable writes on one SQLite file. `open` makes one; `close` ends its threads.
+
+    Each write runs in a savepoint of its own, so one that fails leaves its neighbours in the batch alone. Nobody is
+    answered before the commit they were part of has returned. `on_committed` hears the changes of every batch, in the
+    order of their commits, whether or not the caller still waits.
+    """
+
+    def __init__(self, path: Path, writer: Connection, now: Now, on_committed: OnCommitted) -> None:
+        self.path = path
+        self._writer = writer
+        self._now = now
+        self._on_committed = on_committed
+        self._readers: list[Connection] = []
+        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._waiting: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._is_closed = False
+        self._committing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        readers: int,
+        now: Now,
+        on_committed: OnCommitted,
+        migrations: Sequence[Migration] | None = None,
+    ) -> Self:
+        """The database at `path`, created or migrated as needed. Raises UnusableDatabase."""
+        _make_file(path)
+        writer = Connection(path, cache_kib=WRITER_CACHE_KIB)
+        database = cls(path, writer, now, on_committed)
+        try:
+            await writer
+            await writer.run(lambda connection: prepare(connection, path, migrations or load_migrations()))
+            for _ in range(readers):
+                reader = Connection(path, cache_kib=READER_CACHE_KIB, is_reader=True)
+                database._readers.append(reader)
+                await reader
+                database._idle.put_nowait(reader)
+        except sqlite3.Error as error:
+            await database.close()
+            raise refusal(error, path) from error
+        except BaseException:
+            await database.close()
+            raise
+        database._committing = asyncio.create_task(database._commit_forever(), name="memory writer")
+        return database
+
+    async def close(self) -> None:
+        """Finish the writes already handed in, then close every connection."""
+        self._is_closed = True
+        if self._committing is not None:
+            self._waiting.put_nowait(None)
+            await self._committing
+        # The writer last: whoever closes last folds the log back into the file.
+        for connection in (*self._readers, self._writer):
+            await connection.close()
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` reads, on a connection that sees everything committed so far."""
+        reader = await self._idle.get()
+        try:
+            return await reader.run(function)
+        except sqlite3.Error as error:
+            raise explain(error, self.path) from error
+        finally:
+            self._idle.put_nowait(reader)
+
+    async def write(self, write: Write) -> Any:
+        """The reply of `write` once it is on disk; what it raised where it failed, and then nothing of it is stored.
+
+        A caller that gives up while the write waits in the queue takes it back; once begun it is carried through.
+        """
+        if self._is_closed:
+            raise Internal("the memory service is stopping; nothing was written")
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait(_Waiting(write, answer))
+        return await answer
+
+    async def _commit_forever(self) -> None:
+        is_open = True
+        while is_open:
+            entries = [await self._waiting.get()]
+            while len(entries) < MAX_BATCH and not self._waiting.empty():
+                entries.append(self._waiting.get_nowait())
+            is_open = None not in entries
+            batch = [entry for entry in entries if entry is not None and not entry.answer.done()]
+            if batch:
+                await self._commit(batch)
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        writes = [entry.write for entry in batch]
+        try:
+            outcomes = await self._writer.run(partial(_run_batch, writes=writes, now=self._now()))
+        except Exception as error:  # every waiter is told, and the writer goes on with the next batch
+            for entry in batch:
+                _fail(entry, error, self.path)
+            return
+        changes = [change for outcome in outcomes if isinstance(outcome, Outcome) for change in outcome.changes]
+        if changes:
+            self._on_committed(changes)
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _fail(entry, outcome, self.path)
+            elif not entry.answer.done():
+                entry.answer.set_result(outcome.reply)
+
+
+def _run_batch(connection: sqlite3.Connection, *, writes: list[Write], now: float) -> list[Outcome | Exception]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        outcomes = [_run_one(connection, write, now) for write in writes]
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return outcomes
+
+
+def _run_one(connection: sqlite3.Connection, write: Write, now: float) -> Outcome | Exception:
+    connection.execute("SAVEPOINT one_write")
+    try:
+        outcome = write(connection, now)
+    except Exception as error:  # goes to this write's caller, whatever it is
+        # A full disk or a failed device makes SQLite give up the whole transaction, the neighbours' writes with it.
+        if not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO one_write")
+        connection.execute("RELEASE one_write")
+        return error
+    connection.execute("RELEASE one_write")
+    return outcome
+
+
+def _fail(entry: _Waiting, error: Exception, path: Path) -> None:
+    if entry.answer.done():
+        return
+    if isinstance(error, sqlite3.Error):
+        explained = explain(error, path)
+        explained.__cause__ = error
+        entry.answer.set_exception(explained)
+    else:
+        entry.answer.set_exception(error)
+
+
+def _make_file(path: Path) -> None:
+    """Create the file and its folder for this user alone: what people tell a memory is private."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise UnusableDatabase(
+            f"{path} cannot be opened for writing ({error.strerror}): give this user write access to it and to its"
+            " folder, or name another file with memory.path"
+        ) from error

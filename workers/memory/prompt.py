@@ -1,0 +1,71 @@
+"""What of the known facts goes into a system prompt, in which order, and how it reads. Decides only; reads nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from schemas.bodies.memory import PromptAddition
+
+# The demo model was trained on exactly this form; change both or neither.
+HEADING: Final = "Known facts about the user:"
+
+# Categories that stay true: one of these, never used, ranks with anything else written this moment.
+LASTING_CATEGORIES: Final = frozenset({"preference", "fact"})
+
+# Days after which a fact nobody touches counts half as recent.
+RECENCY_HALF_LIFE_DAYS: Final = 30.0
+
+# Uses past this many add nothing more.
+FULL_USE_COUNT: Final = 1_023
+
+# Upper estimate of tokens without asking a tokenizer: bytes per token.
+BYTES_PER_TOKEN: Final = 3
+
+
+def usefulness(
+    *, category: str, updated_at: float, last_accessed_at: float | None, access_count: int, now: float
+) -> float:
+    """Rank of a fact, 0 to 3: lasting + recency + use.
+
+    lasting: 1 for a preference or a fact, else 0. recency: 2 ** (-days / 30) since the last write or recall.
+    use: log2(1 + recalls) / 10, at most 1.
+    """
+    touched_at = max(updated_at, last_accessed_at or 0.0)
+    days = max(0.0, now - touched_at) / 86_400
+    lasting = 1.0 if category in LASTING_CATEGORIES else 0.0
+    recency = math.exp2(-days / RECENCY_HALF_LIFE_DAYS)
+    use = math.log2(1 + min(access_count, FULL_USE_COUNT)) / 10
+    return lasting + recency + use
+
+
+class PromptText:
+    """The addition in the making: facts are offered most useful first, and one that does not fit is left out."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._room_bytes = max_tokens * BYTES_PER_TOKEN - len(HEADING)
+        self._lines = [HEADING]
+        self._included: list[str] = []
+        self._left_out: list[str] = []
+
+    def offer(self, key: str, value: str) -> None:
+        """Take the fact in if its line fits into what is left of the budget."""
+        line = f"- {_one_line(key)}: {_one_line(value)}"
+        size_bytes = len(line.encode()) + 1
+        if size_bytes > self._room_bytes:
+            self._left_out.append(key)
+            return
+        self._room_bytes -= size_bytes
+        self._lines.append(line)
+        self._included.append(key)
+
+    def addition(self) -> PromptAddition:
+        """The text and its account; the text is empty when no fact is in it."""
+        text = "\n".join(self._lines) if self._included else ""
+        tokens = -(-len(text.encode()) // BYTES_PER_TOKEN)
+        return PromptAddition(text=text, tokens=tokens, included=self._included, left_out=self._left_out)
+
+
+def _one_line(text: str) -> str:
+    # A line break inside a value would read as another fact, or as an instruction. `split` knows every Unicode one.
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""The model service: catalogue, scheduler, and one runner process per loaded model."""
