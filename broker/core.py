@@ -56,6 +56,12 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     form: Any = None
 
 
+_INTERACTIVE: Final = Priority.INTERACTIVE
+_BATCH: Final = Priority.BATCH
+_PARTIAL: Final = Kind.PARTIAL
+_ERROR: Final = Kind.ERROR
+
+
 # Events ---------------------------------------------------------------------------------------------------------
 
 
@@ -206,21 +212,18 @@ class Pending:
     """
 
     __slots__ = (
-        "attempt", "deadline", "id", "is_answered", "is_done", "is_idempotent", "left_at", "message", "origin",
-        "priority", "received_at", "retry_at", "route", "size_bytes", "streamed", "worker",
+        "attempt", "deadline", "id", "is_answered", "is_done", "left_at", "message", "origin", "priority",
+        "received_at", "retry_at", "route", "streamed", "worker",
     )  # fmt: skip
 
     def __init__(self, origin: Origin | None, message: Message, deadline: float, now: float) -> None:
         headers = message.headers
-        operation = catalog.lookup(message.subject)
         self.id = message.id
         self.origin = origin
         self.message = message
         self.deadline = deadline
         self.received_at = now
-        self.size_bytes = message.size_bytes
-        self.priority = Priority.BATCH if headers and headers.get("priority") == "batch" else Priority.INTERACTIVE
-        self.is_idempotent = operation is not None and operation.is_idempotent
+        self.priority = _BATCH if headers and headers.get("priority") == "batch" else _INTERACTIVE
         self.attempt = 0
         self.route: Route | None = None
         self.worker: Worker | None = None
@@ -229,6 +232,17 @@ class Pending:
         self.streamed = False
         self.is_done = False
         self.is_answered = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the request."""
+        return self.message.size_bytes
+
+    @property
+    def is_idempotent(self) -> bool:
+        """True when the operation may run twice under one id."""
+        operation = catalog.lookup(self.message.subject)
+        return operation is not None and operation.is_idempotent
 
 
 class Core:
@@ -250,7 +264,6 @@ class Core:
         self._jitter = jitter
         self._lease_s = LEASE_BEATS * heartbeat_s
         self._epoch_offset = 0.0
-        self._started_at: float | None = None
         self._pending: dict[bytes, Pending] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
         self._retries: dict[bytes, Pending] = {}
@@ -276,11 +289,13 @@ class Core:
             Tick: self._on_tick,
         }
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
-        """What follows from one event at `now` (seconds of a monotonic clock), in the order in which to do it."""
-        effects: list[Effect] = []
-        if self._started_at is None:
-            self._started_at = now
+    def handle(self, event: Event, now: float, effects: list[Effect] | None = None) -> list[Effect]:
+        """What follows from one event at `now` (seconds of a monotonic clock), in the order in which to do it.
+
+        With `effects`, what follows is appended to it: a batch of events needs one list.
+        """
+        if effects is None:
+            effects = []
         self._handlers[type(event)](event, now, effects)
         return effects
 
@@ -354,8 +369,10 @@ class Core:
         origin = event.origin
         self.counters.requests += 1
         known = self._pending.get(message.id)
-        attempt = message.headers.get("attempt", 1) if message.headers else 1
-        is_resent = isinstance(attempt, int) and attempt > 1
+        is_resent = False
+        if message.headers:
+            attempt = message.headers.get("attempt", 1)
+            is_resent = isinstance(attempt, int) and attempt > 1
         if known is not None:
             self._on_known_id(known, event, is_resent, effects)
             return
@@ -503,7 +520,7 @@ class Core:
         if pending is None or pending.worker is not worker:
             self._on_stray_reply(message, worker, now)
             return
-        if message.kind is Kind.PARTIAL:
+        if message.kind is _PARTIAL:
             self.counters.partials += 1
             pending.streamed = True
             if pending.origin is not None:
@@ -512,12 +529,12 @@ class Core:
                 self._trace("partial", pending, effects, reply=message, now=now)
             return
         self.counters.replies += 1
-        self._record(pending, worker, now, is_failed=message.kind is Kind.ERROR)
+        self._record(pending, worker, now, message.kind is _ERROR)
         if pending.origin is not None:
             effects.append(Answer(pending.origin, message))
         elif not pending.is_answered:
             self._park(message, now)
-        if self.is_traced:
+        if self.is_traced and not pending.is_answered:
             self._trace("final" if message.kind is Kind.FINAL else "error", pending, effects, reply=message, now=now)
         self._finish(pending)
         self._release(worker, pending, now, effects)
@@ -528,7 +545,7 @@ class Core:
             del self._claims[message.id]
             self._park(message, now)
 
-    def _record(self, pending: Pending, worker: Worker, now: float, *, is_failed: bool) -> None:
+    def _record(self, pending: Pending, worker: Worker, now: float, is_failed: bool) -> None:
         worker.answered += 1
         worker.failed += is_failed
         stats = self.registry.services[worker.ready.service]
@@ -540,7 +557,8 @@ class Core:
         """Give the worker its credit back and, with it, the next waiting request."""
         worker.in_flight.pop(pending.id, None)
         worker.change_free(1)
-        self._serve_backlog(worker, now, effects)
+        if worker.has_backlog:
+            self._serve_backlog(worker, now, effects)
 
     def _serve_backlog(self, worker: Worker, now: float, effects: list[Effect]) -> None:
         if worker.state is not WorkerState.SERVING:
@@ -576,11 +594,12 @@ class Core:
         if pending.is_done:
             return
         pending.is_done = True
-        if self._pending.pop(pending.id, None) is not None:
-            self._deadlines.remove(pending.deadline, pending.id)
-        self._retries.pop(pending.id, None)
-        self._away.pop(pending.id, None)
-        self._held.pop(pending.id, None)
+        id = pending.id
+        if self._pending.pop(id, None) is not None:
+            self._deadlines.remove(pending.deadline, id)
+        for few in (self._retries, self._away, self._held):
+            if few:
+                few.pop(id, None)
 
     def _fail(self, pending: Pending, error: BusError, now: float, effects: list[Effect]) -> None:
         """Answer with an error of our own and forget the request."""
@@ -594,7 +613,7 @@ class Core:
             self._trace("error", pending, effects, code=error.code, now=now)
         self._finish(pending)
 
-    def _answer_early(self, pending: Pending, error: BusError, effects: list[Effect]) -> None:
+    def _answer_early(self, pending: Pending, error: BusError, now: float, effects: list[Effect]) -> None:
         """Answer now; the worker still holds the request, and its credit, until it reports the end."""
         if pending.origin is not None:
             effects.append(Fail(pending.origin, pending.id, error))
@@ -604,7 +623,7 @@ class Core:
         assert pending.worker is not None
         effects.append(Deliver(pending.worker.peer, encode(Kind.CANCEL, pending.id)))
         if self.is_traced:
-            self._trace("error", pending, effects, code=error.code)
+            self._trace("error", pending, effects, code=error.code, now=now)
 
     def _withdraw(self, pending: Pending) -> None:
         """Take a request that is not in flight out of wherever it waits."""
@@ -623,7 +642,7 @@ class Core:
     def _cancel(self, pending: Pending, why: str, now: float, effects: list[Effect]) -> None:
         error = Cancelled(why)
         if pending.worker is not None:
-            self._answer_early(pending, error, effects)
+            self._answer_early(pending, error, now, effects)
             return
         self._withdraw(pending)
         self._fail(pending, error, now, effects)
@@ -651,7 +670,7 @@ class Core:
             waited_s=round(waited, 3),
         )
         self._bury(pending, error, effects)
-        self._answer_early(pending, error, effects)
+        self._answer_early(pending, error, now, effects)
 
     def _bury(self, pending: Pending, error: BusError, effects: list[Effect]) -> None:
         self.counters.dead_letters += 1
@@ -894,7 +913,8 @@ class Core:
         code: str = "",
         now: float | None = None,
     ) -> None:
-        message = reply or pending.message
+        # An error of our own has no body that anybody sent.
+        message = pending.message if phase in ("request", "dispatch") else reply
         if reply is not None and reply.kind is Kind.ERROR:
             code = _error_code(reply)
         body = control.Trace(
@@ -902,7 +922,7 @@ class Core:
             id=pending.id.hex(),
             subject=pending.message.subject,
             at=(now if now is not None else pending.received_at) + self._epoch_offset,
-            body_bytes=len(memoryview(message.body_bytes())),
+            body_bytes=len(memoryview(message.body_bytes())) if message else 0,
             worker=pending.worker.ready.instance if pending.worker else "",
             took_s=None if now is None else now - pending.received_at,
             code=code,

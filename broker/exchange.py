@@ -55,6 +55,7 @@ _UNREAD_MAX_BYTES: Final = 512 * 1024 * 1024
 # Subjects known to be well-formed, remembered because checking costs more than routing; bounded.
 _VALID_MAX: Final = 10_000
 
+_REQUEST: Final = Kind.REQUEST
 _NO_ID: Final = bytes(ID_BYTES)
 
 # How often one peer's bad messages are worth a log line, seconds.
@@ -123,7 +124,8 @@ class Exchange:
         self.started_at = clock()
         self.rejected = 0
         self.dropped = 0
-        self.peers: dict[AttachedPeer, None] = {}
+        # Peers of the request and publish ports; the value is where replies to a native peer go.
+        self.peers: dict[AttachedPeer, Origin] = {}
         self._valid: set[str] = set()
         self._is_logged: dict[str, bool] = {}
         self._letters: list[tuple[control.DeadLetter, Message]] = []
@@ -131,7 +133,6 @@ class Exchange:
         self._stats_due = clock() + settings.broker.stats_interval_s
         self._unread_due = clock() + 1.0
         self._carry_out: dict[type, Callable[[Any], None]] = {
-            Deliver: self._deliver,
             Answer: self._answer,
             Fail: self._fail,
             Emit: self._emit,
@@ -144,7 +145,7 @@ class Exchange:
 
     def attach(self, peer: AttachedPeer) -> None:
         """A peer of the request port is there."""
-        self.peers[peer] = None
+        self.peers[peer] = Origin(peer)
 
     def detach(self, peer: AttachedPeer, reason: str) -> None:
         """A peer of any port is gone."""
@@ -156,11 +157,25 @@ class Exchange:
     def on_requests(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
         """Messages of the request port, native and plain, in order."""
         now = self.clock()
+        effects: list[Effect] = []
+        handle = self.core.handle
         for frames in messages:
-            if plain.is_native(frames):
-                self._on_native(peer, frames, now)
-            else:
-                self._on_plain(peer, frames, now)
+            try:
+                if plain.is_native(frames):
+                    handle(self._event(peer, decode(frames)), now, effects)
+                    continue
+            except BusError as error:
+                self._reject(peer, error)
+                peer.send(encode(Kind.ERROR, _id_of(frames), body=error.body()))
+                continue
+            try:
+                form, message = plain.parse(frames)
+            except plain.PlainError as failure:
+                self._reject(peer, failure.error)
+                peer.send(plain.render_error(failure.form, failure.error))
+                continue
+            handle(RequestReceived(Origin(peer, form), message), now, effects)
+        self._apply(effects)
 
     def on_oversize(self, peer: AttachedPeer, frames: list[Buffer], size_bytes: int) -> None:
         """A message over the limit was skipped on the way in; its sender is told as well as the rest of it allows."""
@@ -218,21 +233,12 @@ class Exchange:
 
     # Requests
 
-    def _on_native(self, peer: AttachedPeer, frames: list[Buffer], now: float) -> None:
-        try:
-            message = decode(frames)
-            event = self._event(peer, message)
-        except BusError as error:
-            self._reject(peer, error)
-            peer.send(encode(Kind.ERROR, _id_of(frames), body=error.body()))
-            return
-        self._apply(self.core.handle(event, now))
-
     def _event(self, peer: AttachedPeer, message: Message) -> Any:
         kind = message.kind
-        if kind is Kind.REQUEST:
-            self._check_subject(message.subject)
-            return RequestReceived(Origin(peer), message)
+        if kind is _REQUEST:
+            if message.subject not in self._valid:
+                self._check_subject(message.subject)
+            return RequestReceived(self.peers[peer], message)
         if kind in REPLIES:
             return ReplyReceived(peer, message)
         if kind is Kind.CANCEL:
@@ -252,15 +258,6 @@ class Exchange:
         if kind is Kind.BYE:
             return ByeReceived(peer)
         raise BadRequest(f"a {kind.name.lower()} message is the broker's to send")
-
-    def _on_plain(self, peer: AttachedPeer, frames: list[Buffer], now: float) -> None:
-        try:
-            form, message = plain.parse(frames)
-        except plain.PlainError as error:
-            self._reject(peer, error.error)
-            peer.send(plain.render_error(error.form, error.error))
-            return
-        self._apply(self.core.handle(RequestReceived(Origin(peer, form), message), now))
 
     def _check_subject(self, subject: str) -> None:
         if subject in self._valid:
@@ -283,21 +280,19 @@ class Exchange:
 
     # Effects
 
-    def _apply(self, effects: list[Effect]) -> None:
+    def _apply(self, effects: list[Any]) -> None:
         for effect in effects:
-            self._carry_out[type(effect)](effect)
-
-    def _deliver(self, effect: Deliver) -> None:
-        peer: Any = effect.peer
-        peer.send(effect.frames)
+            kind = type(effect)
+            if kind is Deliver:
+                effect.peer.send(effect.frames)
+            elif kind is Answer and effect.origin.form is None:
+                effect.origin.peer.send(effect.message.frames)
+            else:
+                self._carry_out[kind](effect)
 
     def _answer(self, effect: Answer) -> None:
-        origin = effect.origin
-        peer: Any = origin.peer
-        if origin.form is None:
-            peer.send(effect.message.frames)
-        else:
-            peer.send(plain.render(origin.form, effect.message))
+        peer: Any = effect.origin.peer
+        peer.send(plain.render(effect.origin.form, effect.message))
 
     def _fail(self, effect: Fail) -> None:
         origin = effect.origin

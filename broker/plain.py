@@ -55,7 +55,7 @@ _decode_msgpack_headers = msgspec.msgpack.Decoder(Headers | None).decode
 
 def is_native(frames: list[Buffer]) -> bool:
     """True when frame 0 starts like a native message, whatever follows."""
-    return bytes(frames[0][:2]) == MAGIC
+    return frames[0][:2] == MAGIC
 
 
 def parse(frames: list[Buffer]) -> tuple[Form, Message]:

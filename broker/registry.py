@@ -44,6 +44,11 @@ class Worker:
         self.answered = 0
         self.failed = 0
 
+    @property
+    def has_backlog(self) -> bool:
+        """True when requests wait that this worker could serve."""
+        return any(lane for pool in self.pools for lane in pool.backlog)
+
     def change_free(self, by: int) -> None:
         """Give credit back, or take it."""
         old = self.free
@@ -55,9 +60,11 @@ class Worker:
 class Pool:
     """Workers that serve the same subjects, sorted by free credit so that the freest is found in constant time."""
 
-    __slots__ = ("_best", "_by_free", "backlog", "routes")
+    __slots__ = ("_best", "_by_free", "_only", "backlog", "routes")
 
     def __init__(self) -> None:
+        # The one worker of a pool of one, which needs no sorting; then `_by_free` is empty.
+        self._only: Worker | None = None
         self._by_free: dict[int, dict[Worker, None]] = {}
         self._best = 0
         self.routes: list[Route] = []
@@ -65,34 +72,46 @@ class Pool:
         self.backlog: tuple[dict[Route, None], dict[Route, None]] = ({}, {})
 
     def __bool__(self) -> bool:
-        return bool(self._by_free)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._by_free.values()))
+        return self._only is not None or bool(self._by_free)
 
     def add(self, worker: Worker) -> None:
         """Take a worker in."""
         worker.pools.append(self)
+        if not self:
+            self._only = worker
+            return
+        if self._only is not None:
+            first, self._only = self._only, None
+            self._insert(first)
         self._insert(worker)
 
     def discard(self, worker: Worker) -> None:
         """Let a worker go."""
         worker.pools.remove(self)
-        self._remove(worker, worker.free)
+        if self._only is worker:
+            self._only = None
+        else:
+            self._remove(worker, worker.free)
 
     def move(self, worker: Worker, old_free: int) -> None:
         """Sort a worker anew after its credit changed."""
-        self._remove(worker, old_free)
-        self._insert(worker)
+        if self._only is None:
+            self._remove(worker, old_free)
+            self._insert(worker)
 
     def best_free(self) -> int:
         """The largest free credit of any worker here."""
+        if self._only is not None:
+            return self._only.free
         while self._best > 0 and self._best not in self._by_free:
             self._best -= 1
         return self._best
 
     def freest(self) -> Worker | None:
         """The worker with the most free credit, the one that waited longest among equals; None when all are busy."""
+        only = self._only
+        if only is not None:
+            return only if only.free > 0 else None
         best = self.best_free()
         return next(iter(self._by_free[best])) if best > 0 else None
 

@@ -36,6 +36,9 @@ _ATTEMPTS: Final = 3
 # The broker answers at the deadline itself; the client waits this much longer before it gives up on the broker.
 _BROKER_SLACK_S: Final = 0.25
 
+_PARTIAL: Final = Kind.PARTIAL
+_ERROR: Final = Kind.ERROR
+
 _decode_error = msgspec.msgpack.Decoder(ErrorBody).decode
 _decode_error_json = msgspec.json.Decoder(ErrorBody).decode
 
@@ -57,9 +60,9 @@ class _Replies:
         self.from_json: Decode = msgspec.json.Decoder(kind).decode
 
     def of(self, message: Message) -> Any:
-        if message.encoding == "json":
-            return self.from_json(message.body_bytes())
-        return self.from_msgpack(message.body)
+        if message.headers is None or message.encoding == "msgpack":
+            return self.from_msgpack(message.body)
+        return self.from_json(message.body_bytes())
 
 
 _ANY: Final = _Replies(Any)
@@ -76,17 +79,10 @@ def _replies(kind: Any) -> _Replies:
 class _Outstanding:
     """One request that was sent and not finished: what is needed to send it again, and where its replies go."""
 
-    __slots__ = ("attempt", "body", "deadline", "deadline_ms", "headers", "id", "subject", "take")
+    __slots__ = ("attempt", "body", "deadline", "deadline_ms", "headers", "id", "subject")
 
     def __init__(
-        self,
-        id: bytes,
-        subject: str,
-        body: Any,
-        headers: Headers | None,
-        timeout_s: float,
-        now: float,
-        take: Callable[[Message | Exception], None],
+        self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float, now: float
     ) -> None:
         self.id = id
         self.subject = subject
@@ -95,7 +91,6 @@ class _Outstanding:
         self.deadline = now + timeout_s + _BROKER_SLACK_S
         self.deadline_ms = int((time.time() + timeout_s) * 1000)
         self.attempt = 1
-        self.take = take
 
     def frames(self) -> list[Buffer]:
         """The request as native frames."""
@@ -103,6 +98,41 @@ class _Outstanding:
         if self.attempt > 1:
             headers = {**(headers or {}), "attempt": self.attempt}
         return encode(Kind.REQUEST, self.id, self.subject, self.deadline_ms, headers, self.body)
+
+    def take(self, reply: Message | Exception) -> None:
+        """A reply came, or the reason why none will."""
+        raise NotImplementedError
+
+
+class _Single(_Outstanding):
+    """A request whose caller waits for the final reply."""
+
+    __slots__ = ("reply",)
+
+    reply: asyncio.Future[Message]
+
+    def take(self, reply: Message | Exception) -> None:
+        if self.reply.done():
+            return
+        if not isinstance(reply, Message):
+            self.reply.set_exception(reply)
+        elif reply.kind is not _PARTIAL:
+            self.reply.set_result(reply)
+
+
+class _Streamed(_Outstanding):
+    """A request whose caller takes every piece."""
+
+    __slots__ = ("arrived", "waiter")
+
+    arrived: deque[Message | Exception]
+    waiter: asyncio.Future[None] | None
+
+    def take(self, reply: Message | Exception) -> None:
+        self.arrived.append(reply)
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class Client:
@@ -114,6 +144,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, name: str = "client", dial: Dial | None = None) -> None:
         self.settings = settings or Settings()
         self.name = name
+        self._max_body_bytes = self.settings.bus.max_body_bytes
         self._dial = dial or dialer(self.settings.bus, name)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
@@ -175,11 +206,11 @@ class Client:
         Partial replies are gathered into it. `id`, 16 bytes, makes a repeated write the same write. Raises the error the request ended with (`schemas.errors`); an idempotent
         operation is first tried again where its worker was lost or its queue full.
         """
-        operation = catalog.OPERATIONS.get(subject if "@" not in subject else subject.partition("@")[0])
+        operation = catalog.lookup(subject)
         if timeout_s is None:
             timeout_s = self.settings.bus.timeout_s
         if operation is None or operation.partial is not None:
-            headers = {**(headers or {}), "gather": True}
+            headers = {**headers, "gather": True} if headers else {"gather": True}
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
         decoder = _ANY if operation is None or raw else _replies(operation.reply)
@@ -229,35 +260,25 @@ class Client:
 
     async def _ask(self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float) -> Message:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Message] = loop.create_future()
-
-        def take(reply: Message | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Message):
-                if reply.kind is not Kind.PARTIAL:
-                    future.set_result(reply)
-            else:
-                future.set_exception(reply)
-
-        outstanding = _Outstanding(id, subject, body, headers, timeout_s, loop.time(), take)
-        await self._send(outstanding, timeout_s)
-        try:
-            reply = await future
-        except asyncio.CancelledError:
-            self._cancel(outstanding)
-            raise
-        if reply.kind is Kind.ERROR:
-            raise _error_of(reply)
-        return reply
-
-    async def _send(self, outstanding: _Outstanding, timeout_s: float) -> None:
+        outstanding = _Single(id, subject, body, headers, timeout_s, loop.time())
+        outstanding.reply = loop.create_future()
         link = self._requests.link
         if link is None or not link.is_open:
             link = await self._link(self._requests, timeout_s)
+        self._send(link, outstanding)
+        try:
+            reply = await outstanding.reply
+        except asyncio.CancelledError:
+            self._cancel(outstanding)
+            raise
+        if reply.kind is _ERROR:
+            raise _error_of(reply)
+        return reply
+
+    def _send(self, link: Link, outstanding: _Outstanding) -> None:
         frames = outstanding.frames()
-        if len(frames) == 2 and len(frames[1]) > self.settings.bus.max_body_bytes:
-            size, limit = len(frames[1]), self.settings.bus.max_body_bytes
+        if len(frames) == 2 and len(frames[1]) > self._max_body_bytes:
+            size, limit = len(frames[1]), self._max_body_bytes
             raise TooLarge(f"body has {size} bytes, the limit is {limit}", size_bytes=size, limit_bytes=limit)
         self._outstanding[outstanding.id] = outstanding
         self._deadlines.add(outstanding.deadline, outstanding.id)
@@ -305,7 +326,7 @@ class Client:
             waiting = outstanding.get(message.id)
             if waiting is None:
                 continue
-            if message.kind is not Kind.PARTIAL:
+            if message.kind is not _PARTIAL:
                 del outstanding[message.id]
                 self._deadlines.remove(waiting.deadline, message.id)
             waiting.take(message)
@@ -392,9 +413,7 @@ class Stream:
         self._request = (subject, body, headers, timeout_s)
         self._partials = partials
         self._finals = finals
-        self._arrived: deque[Message | Exception] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._outstanding: _Outstanding | None = None
+        self._outstanding: _Streamed | None = None
         self._is_over = False
         self._final: Any = None
 
@@ -407,9 +426,13 @@ class Stream:
 
     async def __aenter__(self) -> Self:
         subject, body, headers, timeout_s = self._request
-        loop = asyncio.get_running_loop()
-        self._outstanding = _Outstanding(new_id(), subject, body, headers, timeout_s, loop.time(), self._take)
-        await self._client._send(self._outstanding, timeout_s)
+        client = self._client
+        outstanding = _Streamed(new_id(), subject, body, headers, timeout_s, asyncio.get_running_loop().time())
+        outstanding.arrived = deque()
+        outstanding.waiter = None
+        link = await client._link(client._requests, timeout_s)
+        client._send(link, outstanding)
+        self._outstanding = outstanding
         return self
 
     async def __aexit__(
@@ -428,12 +451,15 @@ class Stream:
     async def __anext__(self) -> Any:
         if self._is_over:
             raise StopAsyncIteration
-        while not self._arrived:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        message = self._arrived.popleft()
+        outstanding = self._outstanding
+        if outstanding is None:
+            raise RuntimeError("the stream has not begun: use it as `async with`")
+        while not outstanding.arrived:
+            outstanding.waiter = asyncio.get_running_loop().create_future()
+            await outstanding.waiter
+        message = outstanding.arrived.popleft()
         if isinstance(message, Message):
-            if message.kind is Kind.PARTIAL:
+            if message.kind is _PARTIAL:
                 return self._partials.of(message)
             self._is_over = True
             if message.kind is Kind.ERROR:
@@ -442,11 +468,6 @@ class Stream:
             raise StopAsyncIteration
         self._is_over = True
         raise message
-
-    def _take(self, reply: Message | Exception) -> None:
-        self._arrived.append(reply)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 def _error_of(message: Message) -> Exception:

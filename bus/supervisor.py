@@ -314,15 +314,15 @@ class Supervisor:
         status = self._reap(child)
         decision = self._policy.died(died_at, status)
         how = describe_status(status)
-        fields = {"action": f"process.{decision.verdict}", "service": self._name, "child": child.pid, "how": how}
+        fields = {"service": self._name, "child": child.pid, "how": how, "quick_deaths": decision.quick_deaths}
         if decision.verdict is Verdict.MISCONFIGURED:
-            log.error("process is misconfigured", extra=fields)
+            log.error("process is misconfigured", extra={"action": "process.misconfigured", **fields})
             return EX_CONFIG
         if decision.verdict is Verdict.GIVE_UP:
-            log.error("process given up", extra={**fields, "quick_deaths": decision.quick_deaths})
+            log.error("process given up", extra={"action": "process.given_up", **fields})
             self._explain(child, decision.quick_deaths, how)
             return EX_GAVE_UP
-        log.warning("process died", extra={**fields, "wait_s": decision.wait_s, "quick_deaths": decision.quick_deaths})
+        log.warning("process died", extra={"action": "process.died", **fields, "wait_s": decision.wait_s})
         self._wait_until(died_at + decision.wait_s)
         return 0 if self._stop_reason else None
 

@@ -47,24 +47,31 @@ Handler = Callable[[Any, "Call"], Awaitable[Any]]
 class Call:
     """One request as its handler sees it.
 
-    id: 16 bytes, the idempotency key. subject: as the caller wrote it. deadline_at: Unix epoch seconds, 0 for none.
-    attempt: starts at 1, above it the broker had to give the request to another worker.
+    id: 16 bytes, the idempotency key. subject: as the caller wrote it. headers: those of the request.
     """
 
-    __slots__ = ("_gathered", "_streamed_on", "_worker", "attempt", "deadline_at", "headers", "id", "is_json", "subject")
+    __slots__ = ("_gathered", "_message", "_streamed_on", "_worker", "headers", "id", "subject")
 
     def __init__(self, worker: Worker, message: Message) -> None:
-        headers = message.headers or {}
+        headers = message.headers
         self._worker = worker
+        self._message = message
+        self._streamed_on: int | None = None
         self.id = message.id
         self.subject = message.subject
-        self.headers: Headers = headers
-        self.deadline_at = message.deadline_ms / 1000
-        attempt = headers.get("attempt", 1)
-        self.attempt = attempt if isinstance(attempt, int) else 1
-        self.is_json = headers.get("encoding") == "json"
-        self._gathered: list[Any] | None = [] if headers.get("gather") is True else None
-        self._streamed_on: int | None = None
+        self.headers: Headers = headers or {}
+        self._gathered: list[Any] | None = [] if headers and headers.get("gather") is True else None
+
+    @property
+    def deadline_at(self) -> float:
+        """Unix epoch seconds, 0 for none."""
+        return self._message.deadline_ms / 1000
+
+    @property
+    def attempt(self) -> int:
+        """Starts at 1; above it the broker had to give the request to another worker."""
+        attempt = self.headers.get("attempt", 1)
+        return attempt if isinstance(attempt, int) else 1
 
     async def partial(self, body: Any) -> None:
         """Stream one piece of the reply; waits while the broker takes no more. Gathered for callers who want one reply.
@@ -82,7 +89,8 @@ class Call:
 
     def whole(self, final: Any) -> Any:
         """The final reply with the gathered partial ones in it. Raises WorkerLost as `partial` does."""
-        self._check_unbroken()
+        if self._streamed_on is not None:
+            self._check_unbroken()
         return gather(final, self._gathered) if self._gathered else final
 
     def _check_unbroken(self) -> None:
@@ -136,8 +144,8 @@ class _Served:
         body = message.body_bytes()
         try:
             if message.encoding == "json":
-                return self.from_json(b"{}" if bytes(body) == b"null" else body)
-            return self.from_msgpack(_EMPTY_MAP if bytes(body) == NIL else body)
+                return self.from_json(b"{}" if len(body) == 4 and bytes(body) == b"null" else body)
+            return self.from_msgpack(_EMPTY_MAP if len(body) == 1 and bytes(body) == NIL else body)
         except msgspec.ValidationError as error:
             text, _, path = str(error).partition(" - at `")
             field = path.rstrip("`").removeprefix("$.") or "body"
@@ -148,6 +156,7 @@ class _Served:
 
 
 _EMPTY_MAP: Final = b"\x80"
+_REQUEST: Final = Kind.REQUEST
 
 
 class Worker:
@@ -352,15 +361,16 @@ class Worker:
         )
 
     def _on_messages(self, messages: list[list[Buffer]]) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._heard_at = loop.time()
         for frames in messages:
             try:
                 message = decode(frames)
             except (BadRequest, TooLarge) as error:
                 log.warning("undecodable message", extra={"action": "worker.undecodable", "error": str(error)})
                 continue
-            if message.kind is Kind.REQUEST:
-                self._accept(message)
+            if message.kind is _REQUEST:
+                self._accept(message, loop)
             elif message.kind is Kind.CANCEL:
                 task = self._tasks.get(message.id)
                 if task is not None:
@@ -368,9 +378,9 @@ class Worker:
             elif message.kind is Kind.WELCOME:
                 self._on_welcome(message)
 
-    def _accept(self, message: Message) -> None:
+    def _accept(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
         if message.id not in self._tasks:
-            self._tasks[message.id] = asyncio.get_running_loop().create_task(self._serve(message))
+            self._tasks[message.id] = loop.create_task(self._serve(message))
 
     def _served(self, subject: str) -> _Served:
         served = self._handlers.get(subject) or self._handlers.get(subject.partition("@")[0])
@@ -401,7 +411,7 @@ class Worker:
             self._send(frames, message.id)
 
     def _frames(self, call: Call, kind: Kind, body: Any) -> list[Buffer]:
-        if call.is_json:
+        if call.headers.get("encoding") == "json":
             frames = encode_raw(kind, call.id, "", 0, {"encoding": "json"}, msgspec.json.encode(body))
         else:
             frames = encode(kind, call.id, "", 0, None, body)

@@ -236,7 +236,7 @@ EVENTS: tuple[Event, ...] = (
 
 def lookup(subject: str) -> Operation | None:
     """The operation behind a subject, with or without `@instance`; None for one the catalogue does not know."""
-    return OPERATIONS.get(subject.partition("@")[0])
+    return OPERATIONS.get(subject) or OPERATIONS.get(subject.partition("@")[0])
 
 
 def event_for(subject: str) -> Event | None:

@@ -58,8 +58,9 @@ class Kind(IntEnum):
 
 
 REPLIES: Final = frozenset({Kind.PARTIAL, Kind.FINAL, Kind.ERROR})
-_KINDS: Final = {int(kind): kind for kind in Kind}
+_LAST_REQUEST_KIND: Final = int(Kind.CANCEL)
 _PREFIX: Final = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
+_KIND_OF_PREFIX: Final = {prefix: kind for kind, prefix in _PREFIX.items()}
 
 
 class _Array(msgspec.Struct, array_like=True, gc=False):
@@ -131,10 +132,10 @@ def encode(
     _encode_into((id, subject, deadline_ms, headers, body), frame, PREFIX_BYTES)
     if len(frame) <= INLINE_BODY_BYTES:
         return [frame]
-    encoded = _encode(body)
-    if len(encoded) <= INLINE_BODY_BYTES:
-        return [frame]
-    return [_PREFIX[kind] + _encode((id, subject, deadline_ms, headers, None)), encoded]
+    # The body is the last element, so frame 0 without it ends where the encoded body starts.
+    head = _PREFIX[kind] + _encode((id, subject, deadline_ms, headers, None))
+    encoded = memoryview(frame)[len(head) - len(NIL) :]
+    return [head, encoded] if len(encoded) > INLINE_BODY_BYTES else [frame]
 
 
 def encode_raw(
@@ -161,22 +162,16 @@ def decode(frames: list[Buffer]) -> Message:
     TooLarge for a subject or header block over its limit. Never raises anything else, whatever the bytes.
     """
     head = frames[0]
-    if len(head) < PREFIX_BYTES + 1 or head[:2] != MAGIC:
-        raise BadRequest("not an Olympus message: frame 0 does not start with 'OL'", size_bytes=len(head))
-    if head[2] != VERSION:
-        raise BadRequest(
-            f"wire version {head[2]} is not spoken here, version {VERSION} is", version=head[2], supported=VERSION
-        )
-    kind = _KINDS.get(head[3])
+    kind = _KIND_OF_PREFIX.get(bytes(head[:PREFIX_BYTES]))
     if kind is None:
-        raise BadRequest(f"unknown message kind {head[3]}", kind=head[3])
+        raise _prefix_error(head)
     if len(frames) > 2:
         raise BadRequest(f"a native message has one or two frames, not {len(frames)}", frames=len(frames))
     try:
         array = _decode_array(memoryview(head)[PREFIX_BYTES:])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"envelope does not decode: {error}") from error
-    if len(array.id) != ID_BYTES and (array.id or kind <= Kind.CANCEL):
+    if len(array.id) != ID_BYTES and (array.id or kind <= _LAST_REQUEST_KIND):
         raise BadRequest(f"id has {len(array.id)} bytes, it must have {ID_BYTES}", field="id")
     body: Buffer = array.body
     is_inline = len(frames) == 1
@@ -202,6 +197,16 @@ def decode(frames: list[Buffer]) -> Message:
                 limit_bytes=MAX_HEADER_BYTES,
             )
     return Message(kind, array.id, subject, array.deadline_ms, array.headers, body, frames, is_inline)
+
+
+def _prefix_error(head: Buffer) -> BadRequest:
+    if len(head) < PREFIX_BYTES or head[:2] != MAGIC:
+        return BadRequest("not an Olympus message: frame 0 does not start with 'OL'", size_bytes=len(head))
+    if head[2] != VERSION:
+        return BadRequest(
+            f"wire version {head[2]} is not spoken here, version {VERSION} is", version=head[2], supported=VERSION
+        )
+    return BadRequest(f"unknown message kind {head[3]}", kind=head[3])
 
 
 # JSON text starts with one of these bytes. Read as msgpack they would be the integers 9 to 123, which no body is.

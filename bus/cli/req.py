@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return run_with_client(args, ask)
-    except NoWorker as error:
-        _suggest(subject, error)
+    except NoWorker:
+        if operation is not None:
+            say(f"nobody serves {subject} now; olympus status shows what runs")
         raise
     finally:
         printer.close()
@@ -211,14 +212,6 @@ def _describe(subject: str, is_json: bool) -> int:
     else:
         write_line("\n".join(describe(operation)))
     return exits.OK
-
-
-def _suggest(subject: str, error: NoWorker) -> None:
-    operation = catalog.lookup(subject)
-    if operation is None and catalog.nearest(subject):
-        say(f"the catalogue has no operation {subject!r}{_did_you_mean(subject)}")
-    elif operation is not None:
-        say(f"nobody serves {subject} now; olympus status shows what runs")
 
 
 def _did_you_mean(subject: str) -> str:

@@ -89,7 +89,7 @@ def not_running(services: list[ServiceInfo]) -> list[str]:
 def problems(services: list[ServiceInfo], workers: list[WorkerInfo], stats: BrokerStats) -> list[str]:
     """What is wrong, one sentence each, the worst first; empty when all is well."""
     absent = not_running(services)
-    found = [f"{service}: not running" for service in absent]
+    found = [f"{service}: not running; olympus up starts every service" for service in absent]
     found += [
         f"{service}: nobody serves {', '.join(missing)}"
         for service, missing in unserved(services).items()

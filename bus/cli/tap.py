@@ -21,6 +21,7 @@ from bus.client import Client
 from bus.subscription import Missed
 from schemas import subjects
 from schemas.bodies.control import BrokerStats, BusStats, EventBatch, EventsPage, EventsRead, Trace
+from schemas.errors import BY_CODE
 
 HELP = "Print events as they pass, or requests joined with their replies. A slow terminal slows nobody."
 
@@ -41,8 +42,13 @@ A gap is told on stderr. Ends with 4 when --for is over before --count events ca
 # Noise unless asked for: what is hidden, and how a pattern starts that asks for it.
 _HIDDEN: Final = (("bus.stats", "bus."), ("bus.trace.*", "bus.trace."))
 
+# The longest error code.
+_OUTCOME_COLUMNS: Final = max(map(len, BY_CODE))
+
 # Events asked of the log at a time.
 _PAGE: Final = 10_000
+
+_GAP_REASON: Final = ": this tap was too slow or its connection broke; with --since they are read back from the log"
 
 # Seconds that one page of the log may take.
 _PAGE_TIMEOUT_S: Final = 60.0
@@ -143,7 +149,7 @@ def exchange_line(exchange: Exchange, width: int | None) -> str:
     """One request with its reply as a person reads it."""
     took = f"{milliseconds(exchange.took_s)} ms" if exchange.took_s is not None else "-"
     asked = size(exchange.request_bytes)
-    parts = [clock(exchange.at), f"{exchange.subject:<24}", f"{took:>10}", f"{exchange.outcome:<10}"]
+    parts = [clock(exchange.at), f"{exchange.subject:<24}", f"{took:>10}", f"{exchange.outcome:<{_OUTCOME_COLUMNS}}"]
     parts.append(f"{asked} -> {size(exchange.reply_bytes)}" if exchange.outcome != "unanswered" else asked)
     if exchange.partials:
         parts.append(plural(exchange.partials, "partial"))
@@ -191,9 +197,11 @@ async def _events(
                     if event.seq > before.last_seq:
                         twice.add(event.seq)
                     yield event
+        was_told = False
         async for event in live:
             if event.missed is not None:
-                say(_gap(event.missed))
+                say(_gap(event.missed) + ("" if was_told else _GAP_REASON))
+                was_told = True
             if event.seq in twice:
                 twice.discard(event.seq)
             else:
@@ -234,10 +242,7 @@ async def _watch_requests(client: Client, args: argparse.Namespace, patterns: Se
 def _gap(missed: Missed) -> str:
     """Sequence numbers count every event of the bus, so that only a bound is known of those this tap would show."""
     count = missed.last_seq - missed.first_seq + 1
-    return (
-        f"missed up to {plural(count, 'event')}, {missed.first_seq} to {missed.last_seq}:"
-        " this tap was too slow, or its connection broke; with --since they are read back from the log"
-    )
+    return f"missed up to {plural(count, 'event')}, {missed.first_seq} to {missed.last_seq}"
 
 
 def _event_printer(args: argparse.Namespace) -> Callable[[Seen], None]:

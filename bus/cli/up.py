@@ -50,6 +50,12 @@ _HONCHO_START_S: Final = 1.0
 # honcho kills what is still there 5 s after the first process ended; past that honcho itself is stuck.
 _HONCHO_STOP_S: Final = 7.0
 
+# What a newcomer may ask a service first.
+_FIRST_WORDS: Final = {
+    "memory": """req memory.remember '{"key": "colour", "value": "blue"}'""",
+    "models": """req model.chat '{"messages": [{"role": "user", "content": "Say hello to Ada."}]}'""",
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments and examples."""
@@ -195,14 +201,12 @@ class _Run:
 
     def _print_ready(self) -> None:
         took_s = time.monotonic() - self._started_at
+        commands = [_FIRST_WORDS[name] for name in reversed(self._names) if name in _FIRST_WORDS][:1]
         olympus = self._how_to_call()
-        message = shlex.quote('{"messages": [{"role": "user", "content": "Say hello to Ada."}]}')
+        lines = "\n".join(f"  {olympus} {command}" for command in [*commands, "tap '>'", "status"])
         self._print(
             f"Olympus is ready: {', '.join(self._names)}, {took_s:.1f} s after the start. In a second terminal:\n\n"
-            f"  {olympus} req model.chat {message}\n"
-            f"  {olympus} tap '>'\n"
-            f"  {olympus} status\n\n"
-            "Ctrl-C stops everything."
+            f"{lines}\n\nCtrl-C here stops everything."
         )
 
     def _how_to_call(self) -> str:

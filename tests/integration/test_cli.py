@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -80,8 +87,7 @@ class LiveBus:
 
     def port_overrides(self) -> dict[str, Any]:
         """The broker's ports as settings."""
-        ports = self.broker.ports
-        return {f"bus.{name}": getattr(ports, name) for name in ("request_port", "publish_port", "subscribe_port", "sequenced_port")}
+        return {f"bus.{name}_port": port for name, port in self.broker.ports._asdict().items()}
 
     async def stop(self) -> None:
         """End everything."""
@@ -265,9 +271,7 @@ def test_tap_prints_what_pub_publishes(
     assert all(line["source"] == "olympus" for line in lines)
 
 
-def test_tap_leaves_with_a_code_when_too_few_events_came(
-    olympus: Olympus, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tap_leaves_with_a_code_when_too_few_events_came(olympus: Olympus, capsys: pytest.CaptureFixture[str]) -> None:
     """`--for` ends it; a script can tell that `--count` was not reached."""
     assert olympus("tap", "demo.never", "--for", "200ms") == exits.OK
     assert olympus("tap", "demo.never", "--for", "200ms", "--count", "1") == exits.TIMED_OUT
@@ -347,9 +351,7 @@ def test_ctrl_c_ends_a_tap_quietly(bus: LiveBus, beside: Callable[..., subproces
     assert (tap.returncode, out, err) == (exits.INTERRUPTED, "", "")
 
 
-def test_top_prints_one_frame_where_there_is_no_terminal(
-    olympus: Olympus, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_top_prints_one_frame_where_there_is_no_terminal(olympus: Olympus, capsys: pytest.CaptureFixture[str]) -> None:
     """Services, workers and rates; --json holds the same as data."""
     assert olympus("top") == exits.OK
     text = capsys.readouterr().out
@@ -359,6 +361,40 @@ def test_top_prints_one_frame_where_there_is_no_terminal(
     assert "SERVICE" in text
     assert "pc-1" in text
     assert "memory/pc-1" in document["rates"]["worker_cpu"]
+
+
+def test_top_in_a_terminal_fits_60_columns_and_ends_with_q(bus: LiveBus) -> None:
+    """Frames are drawn on the alternate screen, which is left again."""
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "bus.cli.app", *bus.flags, "top", "--every", "0.1"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
+        screen = read_until(terminal, b"pc-2", b"\x1b[H", b"pc-2")
+        os.write(terminal, b"q")
+        screen += read_until(terminal, b"\x1b[?1049l")
+        assert process.wait(WAIT_S) == exits.OK
+
+    after = termios.tcgetattr(theirs)
+    os.close(theirs)
+    os.close(terminal)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).split("\r\n")
+    assert screen.startswith(b"\x1b[?1049h")
+    assert max(map(len, lines)) <= 60
+    assert before == after
+
+
+def read_until(terminal: int, *marks: bytes) -> bytes:
+    """What the terminal shows up to the last of `marks`, which must come one after the other."""
+    seen, searched_to = b"", 0
+    for mark in marks:
+        while (found := seen.find(mark, searched_to)) < 0:
+            assert select.select([terminal], [], [], WAIT_S)[0], f"{mark!r} did not come after {seen[-200:]!r}"
+            seen += os.read(terminal, 65_536)
+        searched_to = found + len(mark)
+    return seen
 
 
 def test_doctor_knows_our_broker_by_its_answer(olympus: Olympus, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,8 +191,8 @@ def test_an_exchange_line_tells_time_outcome_bytes_and_worker() -> None:
     )
     waiting = Exchange(id="2", subject="memory.kv.get", at=0, request_bytes=9)
 
-    assert "0.50 ms  ok          9 B -> 70 B  m/1" in tap.exchange_line(done, None)
-    assert tap.exchange_line(waiting, None).endswith("unanswered  9 B")
+    assert "0.50 ms  ok                 9 B -> 70 B  m/1" in tap.exchange_line(done, None)
+    assert tap.exchange_line(waiting, None).endswith("unanswered         9 B")
 
 
 @pytest.mark.parametrize(

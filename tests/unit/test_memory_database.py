@@ -62,6 +62,11 @@ def stored_keys(path: Path) -> list[str]:
         return [key for (key,) in connection.execute("SELECT key FROM facts ORDER BY key")]
 
 
+def names(folder: Path) -> list[str]:
+    """The files in `folder`."""
+    return [entry.name for entry in folder.iterdir()]
+
+
 async def test_a_write_is_on_file_before_it_is_answered(tmp_path: Path) -> None:
     """A second connection sees it the moment the first caller has its reply."""
     path = tmp_path / "memory.db"
@@ -250,13 +255,13 @@ async def test_an_existing_database_is_backed_up_before_it_is_migrated(tmp_path:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT max(version) FROM schema_version").fetchone() == (newest + 1,)
         connection.execute("INSERT INTO probe VALUES (1)")
-    assert not list(tmp_path.glob("*.partial"))
+    assert not [name for name in names(tmp_path) if "partial" in name]
 
 
 async def test_a_new_database_is_made_without_a_backup(tmp_path: Path) -> None:
     """There is nothing to back up in a file that did not exist."""
     async with opened(tmp_path / "memory.db", migrations=(*load_migrations(), PROBE)):
-        assert not list(tmp_path.glob("*backup*"))
+        assert not [name for name in names(tmp_path) if "backup" in name]
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
@@ -286,7 +291,7 @@ async def test_a_database_newer_than_the_program_is_refused_with_instructions(tm
         async with opened(path, migrations=load_migrations()[:1]):
             pass
 
-    assert "copy" in str(caught.value) and "memory.db.v1-backup" in str(caught.value)
+    assert f"copy {tmp_path / 'memory.db.v1-backup'} to {path}" in str(caught.value)
 
 
 async def test_a_file_that_is_no_database_is_refused_with_instructions(tmp_path: Path) -> None:
@@ -294,7 +299,7 @@ async def test_a_file_that_is_no_database_is_refused_with_instructions(tmp_path:
     path = tmp_path / "memory.db"
     path.write_text("this is not a database, " * 100)
 
-    with pytest.raises(UnusableDatabase, match="damaged or not a database.*\nTo restore: stop the service"):
+    with pytest.raises(UnusableDatabase, match=r"damaged or not a database.*\nTo restore: stop the service"):
         async with opened(path):
             pass
 

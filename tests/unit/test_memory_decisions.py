@@ -69,7 +69,8 @@ def test_prefix_range_is_right_at_the_edges_of_unicode(prefix: str) -> None:
     end = end_of_prefix(prefix)
 
     for key in (prefix, prefix + "x", prefix + "\U0010ffff\U0010ffff", prefix + "\0"):
-        assert prefix <= key and (end is None or key < end)
+        assert prefix <= key
+        assert end is None or key < end
 
 
 def test_a_lone_surrogate_is_refused_by_field_and_position() -> None:
@@ -98,7 +99,7 @@ def test_packed_values_come_back_unchanged(value: object) -> None:
     """Whatever msgpack holds returns with its types."""
     again = unpack(pack(value, max_bytes=1_000_000))
 
-    assert again == value and repr(again) == repr(value)
+    assert (again, repr(again)) == (value, repr(value))
 
 
 def nested(depth: int) -> object:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -88,12 +89,10 @@ class KvMachine(RuleBasedStateMachine):
         request = KvSet(key=key, value=value, ns=ns, ttl_s=ttl_s, if_version=if_version)
         request_id = os.urandom(16)
         if if_version is not None and if_version != (entry.version if entry else 0):
-            try:
+            with pytest.raises(Conflict) as caught:
                 self.runner.run(self.store.kv_set(request, request_id))
-            except Conflict as error:
-                assert error.details["version"] == (entry.version if entry else 0)
-                return
-            raise AssertionError("a stale compare-and-set went through")
+            assert caught.value.details["version"] == (entry.version if entry else 0)
+            return
 
         reply = self.runner.run(self.store.kv_set(request, request_id))
 
@@ -111,11 +110,9 @@ class KvMachine(RuleBasedStateMachine):
         entry = self.live(ns, key)
         request = KvDelete(key=key, ns=ns, if_version=if_version)
         if if_version is not None and if_version != (entry.version if entry else 0):
-            try:
+            with pytest.raises(Conflict):
                 self.runner.run(self.store.kv_delete(request, os.urandom(16)))
-            except Conflict:
-                return
-            raise AssertionError("a stale delete went through")
+            return
 
         reply = self.runner.run(self.store.kv_delete(request, os.urandom(16)))
 
@@ -153,12 +150,12 @@ class KvMachine(RuleBasedStateMachine):
     def get(self, ns: str, key: str) -> None:
         """One entry or not found."""
         entry = self.live(ns, key)
-        try:
-            found = self.runner.run(self.store.kv_get(KvGet(key=key, ns=ns)))
-        except NotFound:
-            assert entry is None
+        request = KvGet(key=key, ns=ns)
+        if entry is None:
+            with pytest.raises(NotFound):
+                self.runner.run(self.store.kv_get(request))
             return
-        assert entry is not None
+        found = self.runner.run(self.store.kv_get(request))
         assert (found.value, found.version, found.expires_at) == entry
 
     @rule(ns=NAMESPACES, prefix=st.just("") | KEYS, after=st.none() | KEYS, limit=st.integers(1, 4))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from bus.logs import configure_logging
 from bus.settings import leave_misconfigured, settings_of_process
+from bus.transport import install_fast_loop
 from workers.memory.service import serve
 from workers.memory.sqlite_errors import UnusableDatabase
 
@@ -16,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m workers.memory", "Key-value entries and facts, on disk before they are acknowledged.", argv
     )
     configure_logging(settings.log)
+    install_fast_loop()
     try:
-        run(serve(settings))
+        asyncio.run(serve(settings))
     except UnusableDatabase as error:
         leave_misconfigured(str(error))
 

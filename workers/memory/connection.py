@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiosqlite
 import tenacity
@@ -31,6 +32,21 @@ class Connection(aiosqlite.Connection):
 
     def __init__(self, path: Path, *, cache_kib: int, is_reader: bool = False) -> None:
         super().__init__(partial(_open, path, cache_kib, is_reader), iter_chunk_size=64)
+        self._stopping: asyncio.Future[Any] | None = None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """End the thread once its queue is empty; `close` waits for that."""
+        self._stopping = super().stop()
+        return self._stopping
+
+    async def close(self) -> None:
+        """Close the connection and end its thread, also of a connection that could not be opened.
+
+        There the library stops the thread without waiting, and it would speak to an event loop that is closed.
+        """
+        await super().close()
+        if self._stopping is not None:
+            await self._stopping
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """What `function` returns, run in the connection's thread; run again while the database is locked.

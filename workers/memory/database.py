@@ -140,7 +140,7 @@ class Database:
         writes = [entry.write for entry in batch]
         try:
             outcomes = await self._writer.run(partial(_run_batch, writes=writes, now=self._now()))
-        except Exception as error:  # every waiter is told, and the writer goes on with the next batch
+        except Exception as error:  # noqa: BLE001 - every waiter is told, and the writer goes on with the next batch
             for entry in batch:
                 _fail(entry, error, self.path)
             return

@@ -85,7 +85,7 @@ def list_entries(connection: sqlite3.Connection, request: KvList, now: float, pa
     where = ["ns = ?", _IS_LIVE]
     values: list[str | float] = [request.ns, now]
     # One lower bound, the higher one: SQLite would seek to either and filter the rest.
-    if request.after is not None and request.after > "zz":
+    if request.after is not None and request.after >= request.prefix:
         where.append("key > ?")
         values.append(request.after)
     else:

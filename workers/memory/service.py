@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies import memory as bodies
-from schemas.errors import BusError
+from schemas.errors import BusError, Retryable
 from workers.memory.store import MemoryStore
 
 log = logging.getLogger("olympus.memory")
@@ -29,6 +29,13 @@ _NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 async def serve(settings: Settings) -> None:
     """Open the store, serve until told to stop, close it. Raises UnusableDatabase."""
+    async with service(settings) as worker:
+        await worker.run()
+
+
+@asynccontextmanager
+async def service(settings: Settings) -> AsyncIterator[Worker]:
+    """The worker, able to serve but not started, with its store open and its upkeep running. Raises UnusableDatabase."""
     events = ChangeEvents()
     store = await MemoryStore.open(
         settings.path(settings.memory.path),
@@ -38,17 +45,17 @@ async def serve(settings: Settings) -> None:
     )
     worker = Worker("memory", settings, capacity=settings.memory.capacity)
     register(worker, store)
-    background = [
-        asyncio.create_task(events.publish_forever(worker), name="memory events"),
-        asyncio.create_task(sweep_forever(store), name="memory sweep"),
-    ]
     try:
-        await worker.run()
+        # A group, so that upkeep which fails unexpectedly ends the process, loudly, and its supervisor starts a new one.
+        async with asyncio.TaskGroup() as tasks:
+            upkeep = [
+                tasks.create_task(events.publish_forever(worker), name="memory events"),
+                tasks.create_task(sweep_forever(store), name="memory sweep"),
+            ]
+            yield worker
+            for task in upkeep:
+                task.cancel()
     finally:
-        for task in background:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
         await store.close()
 
 
@@ -112,13 +119,22 @@ class ChangeEvents:
                 self._waiting.put_nowait(change)
 
     async def publish_forever(self, worker: Worker) -> None:
-        """Publish changes as they come, until cancelled."""
+        """Publish changes as they come, until cancelled; without a broker they wait."""
         while True:
             change = await self._waiting.get()
-            await worker.publish(event_subject(change.ns), change)
+            while not await self._is_published(worker, change):
+                pass
             if self._dropped:
                 log.warning("events dropped", extra={"action": "memory.events.dropped", "count": self._dropped})
                 self._dropped = 0
+
+    async def _is_published(self, worker: Worker, change: bodies.Changed) -> bool:
+        try:
+            await worker.publish(event_subject(change.ns), change)
+        except Retryable as error:  # after `bus.timeout_s` without a broker
+            log.warning("events wait for the broker", extra={"action": "memory.events.waiting", "reason": str(error)})
+            return False
+        return True
 
 
 def event_subject(ns: str) -> str:

@@ -15,7 +15,7 @@ import sys
 from types import ModuleType
 from typing import Any, Final
 
-log = logging.getLogger("llama.cpp")
+log = logging.getLogger("olympus.models.llama")
 
 # ggml_log_level in ggml.h; 5 continues the line before.
 _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
