@@ -14,7 +14,7 @@ from bus.deadlines import DeadlineWheel
 from bus.settings import BrokerSettings
 from schemas import catalog
 from schemas.bodies import control
-from schemas.envelope import REPLIES, Kind, Message, encode, encode_raw
+from schemas.envelope import REPLIES, Kind, Message, encode, with_headers
 from schemas.errors import (
     BadRequest,
     BusError,
@@ -374,7 +374,7 @@ class Core:
             attempt = message.headers.get("attempt", 1)
             is_resent = isinstance(attempt, int) and attempt > 1
         if known is not None:
-            self._on_known_id(known, event, is_resent, effects)
+            self._on_known_id(known, event, is_resent, now, effects)
             return
         if is_resent and (parked := self._parked.pop(message.id, None)) is not None:
             self._parked_bytes -= parked[1].size_bytes
@@ -400,13 +400,17 @@ class Core:
             return
         self._admit(pending, now, effects)
 
-    def _on_known_id(self, known: Pending, event: RequestReceived, is_resent: bool, effects: list[Effect]) -> None:
+    def _on_known_id(
+        self, known: Pending, event: RequestReceived, is_resent: bool, now: float, effects: list[Effect]
+    ) -> None:
         """A request under an id in flight: the same client again after a broken connection, or a mistake."""
         is_same = known.message.subject == event.message.subject
         if is_same and not known.is_answered and (is_resent or known.origin is None):
             known.origin = event.origin
             known.left_at = None
             self._away.pop(known.id, None)
+            if known.streamed:
+                self._answer_early(known, _hole(known), now, effects)
             return
         error = Conflict(
             f"id {known.id.hex()} is already in flight for {known.message.subject!r}; every request needs an id of its own",
@@ -423,10 +427,12 @@ class Core:
             pending.route = self.registry.resolve(pending.message.subject)
             pending.attempt = 1
             claimant.in_flight[pending.id] = pending
-            claimant.change_free(-1)
             return True
         if pending.is_idempotent:
-            return False
+            route = self.registry.resolve(pending.message.subject)
+            if route is not None and (route.is_served or self._is_in_grace(route, now)):
+                return False
+            # Its worker may be on its way back too.
         self._track(pending)
         self._held[pending.id] = pending
         pending.retry_at = now + RESUME_S
@@ -465,9 +471,7 @@ class Core:
         frames: list[Any] = message.frames
         if pending.attempt > 1:
             headers = {**(message.headers or {}), "attempt": pending.attempt}
-            frames = encode_raw(
-                Kind.REQUEST, message.id, message.subject, message.deadline_ms, headers, message.body_bytes()
-            )
+            frames = with_headers(message, headers)
         effects.append(Deliver(worker.peer, frames))
         if self.is_traced:
             self._trace("dispatch", pending, effects)
@@ -518,7 +522,7 @@ class Core:
             return
         worker.heard_at = now
         if pending is None or pending.worker is not worker:
-            self._on_stray_reply(message, worker, now)
+            self._on_stray_reply(message, worker, now, effects)
             return
         if message.kind is _PARTIAL:
             self.counters.partials += 1
@@ -533,17 +537,19 @@ class Core:
         if pending.origin is not None:
             effects.append(Answer(pending.origin, message))
         elif not pending.is_answered:
-            self._park(message, now)
+            self._park(_error_message(pending.id, _hole(pending)) if pending.streamed else message, now)
         if self.is_traced and not pending.is_answered:
             self._trace("final" if message.kind is Kind.FINAL else "error", pending, effects, reply=message, now=now)
         self._finish(pending)
         self._release(worker, pending, now, effects)
 
-    def _on_stray_reply(self, message: Message, worker: Worker, now: float) -> None:
+    def _on_stray_reply(self, message: Message, worker: Worker, now: float, effects: list[Effect]) -> None:
         """A reply nobody waits for (any more), or one from before this broker's start whose client is still to come."""
         if self._claims.get(message.id) is worker and message.kind is not Kind.PARTIAL:
             del self._claims[message.id]
             self._park(message, now)
+            worker.change_free(1)
+            self._serve_backlog(worker, now, effects)
 
     def _record(self, pending: Pending, worker: Worker, now: float, is_failed: bool) -> None:
         worker.answered += 1
@@ -579,6 +585,8 @@ class Core:
 
     def _park(self, message: Message, now: float) -> None:
         size = message.size_bytes
+        if (earlier := self._parked.pop(message.id, None)) is not None:
+            self._parked_bytes -= earlier[1].size_bytes
         if size > PARKED_MAX_BYTES:
             return
         while self._parked and self._parked_bytes + size > PARKED_MAX_BYTES:
@@ -606,9 +614,7 @@ class Core:
         if pending.origin is not None:
             effects.append(Fail(pending.origin, pending.id, error))
         elif not pending.is_answered:
-            frames = encode(Kind.ERROR, pending.id, body=error.body())
-            body = msgspec.Raw(msgspec.msgpack.encode(error.body()))
-            self._park(Message(Kind.ERROR, pending.id, "", 0, None, body, frames), now)
+            self._park(_error_message(pending.id, error), now)
         if self.is_traced:
             self._trace("error", pending, effects, code=error.code, now=now)
         self._finish(pending)
@@ -707,13 +713,20 @@ class Core:
         for route in [route for route in self._deserted if route.is_served]:
             del self._deserted[route]
         self._serve_backlog(worker, now, effects)
+        for pending in [held for held in self._held.values() if held.is_idempotent]:
+            route = self.registry.resolve(pending.message.subject)
+            if route is not None and route.is_served:
+                self._unhold(pending, now, effects)
 
     def _claim(self, id: bytes, worker: Worker) -> None:
         """The worker still works on a request of an earlier life of this broker."""
         held = self._held.pop(id, None)
         if held is None:
             if id not in self._pending:
+                if (earlier := self._claims.pop(id, None)) is not None:
+                    earlier.change_free(1)
                 self._claims[id] = worker
+                worker.change_free(-1)
             return
         held.worker = worker
         held.route = self.registry.resolve(held.message.subject)
@@ -746,6 +759,8 @@ class Core:
         worker = self.registry.workers.get(event.peer)
         if worker is None or worker.state is WorkerState.DRAINING:
             return
+        # Tells the worker that every request it will still get is before this.
+        effects.append(Deliver(event.peer, encode(Kind.BYE)))
         worker.state = WorkerState.DRAINING
         self._desert(self.registry.leave(worker, now, is_lost=False), now, effects)
 
@@ -823,6 +838,12 @@ class Core:
                 assert isinstance(pending, Pending)
                 self._reroute(pending, now, effects)
 
+    def _unhold(self, pending: Pending, now: float, effects: list[Effect]) -> None:
+        """No worker claimed it, and it may run again."""
+        del self._held[pending.id]
+        pending.retry_at = None
+        self._reroute(pending, now, effects)
+
     def _reroute(self, pending: Pending, now: float, effects: list[Effect]) -> None:
         self._pending.pop(pending.id, None)
         self._deadlines.remove(pending.deadline, pending.id)
@@ -844,6 +865,9 @@ class Core:
         for pending in [p for p in self._retries.values() if p.retry_at is not None and p.retry_at <= now]:
             self._retry(pending, now, effects)
         for pending in [p for p in self._held.values() if p.retry_at is not None and p.retry_at <= now]:
+            if pending.is_idempotent:
+                self._unhold(pending, now, effects)
+                continue
             error = WorkerLost(
                 f"the broker restarted and no worker still works on this {pending.message.subject};"
                 " it may or may not have had its effect",
@@ -929,6 +953,18 @@ class Core:
             attempt=max(pending.attempt, 1),
         )
         effects.append(Emit(f"bus.trace.{phase}", body))
+
+
+def _hole(pending: Pending) -> WorkerLost:
+    """Why a stream cannot go on after its caller's connection broke: nobody knows which pieces arrived."""
+    subject = pending.message.subject
+    return WorkerLost(f"the caller's connection broke while {subject} streamed its reply", subject=subject)
+
+
+def _error_message(id: bytes, error: BusError) -> Message:
+    body = error.body()
+    frames = encode(Kind.ERROR, id, body=body)
+    return Message(Kind.ERROR, id, "", 0, None, msgspec.msgpack.encode(body), frames)
 
 
 def _error_code(message: Message) -> str:

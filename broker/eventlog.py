@@ -9,6 +9,7 @@ old or the log is too large.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -170,8 +171,10 @@ class EventLog:
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=5)
-        if last_seq is not None and self.failure is None:
-            self._write_reservation(last_seq)
+        if last_seq is not None:
+            # Where this fails, the next start skips numbers.
+            with contextlib.suppress(OSError):
+                self._write_reservation(last_seq)
 
     def read(self, query: EventsRead, batch: int = 200) -> Iterator[list[LoggedEvent]]:
         """Matching events in order, in batches. Not for the event loop: it reads files."""
@@ -243,7 +246,10 @@ class EventLog:
                 is_closing = self._is_closing
             if records:
                 self._write_all(records)
-            self._retain()
+            try:
+                self._retain()
+            except OSError as error:
+                self.failure = f"cannot delete old events in {self._folder}: {error.strerror or error}"
             with self._wake:
                 self._is_writing = False
                 self._wake.notify_all()
@@ -260,7 +266,7 @@ class EventLog:
         except OSError as error:
             self.lost += len(records)
             self.failure = f"cannot write events to {self._folder}: {error.strerror or error}"
-            self._close_file(cut=True)
+            self._close_file()
         else:
             self.failure = None
 
@@ -294,18 +300,16 @@ class EventLog:
             self._segments.append(_Segment(self._folder / f"{seq:020d}.log", seq))
         path = self._segments[-1].path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(self._file).st_size != self._segments[-1].size_bytes:
+            # A failed write left a part of a record behind.
+            os.ftruncate(self._file, self._segments[-1].size_bytes)
         return self._segments[-1]
 
-    def _close_file(self, *, cut: bool = False) -> None:
-        """Close the present file; `cut` first removes what a failed write left behind the last whole record."""
-        if self._file is None:
-            return
-        try:
-            if cut:
-                os.ftruncate(self._file, self._segments[-1].size_bytes)
-        finally:
-            os.close(self._file)
-            self._file = None
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.close(file)
 
     def _retain(self) -> None:
         now = self._clock()
@@ -338,7 +342,10 @@ class EventLog:
 
     def _write_reservation(self, seq: int) -> None:
         aside = self._folder / "sequence.new"
-        aside.write_text(f"{seq}\n")
+        with aside.open("w") as file:
+            file.write(f"{seq}\n")
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(self._folder / "sequence")
 
 

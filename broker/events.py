@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import subjects
+from schemas.errors import BadRequest
 from schemas.limits import MAX_SUBJECT_BYTES
 
 Peer = Hashable
@@ -86,7 +87,7 @@ class EventHub:
     def change(self, peer: Peer, message: bytes) -> bool:
         """Carry out a subscription message: 1 or 0, then a prefix, or a pattern when it holds a wildcard.
 
-        Returns False for anything else, and for a subscription that is too long or one too many.
+        Returns False for anything else, a pattern outside the grammar, and a subscription that is too long or one too many.
         """
         subscriber = self.subscribers.get(peer)
         topic = message[1:]
@@ -99,6 +100,11 @@ class EventHub:
         if pattern == ">":
             _count(subscriber.prefixes, b"", step)
         elif subjects.is_pattern(pattern):
+            # Only the grammar's patterns: matching one with `>` in many places would take exponential time.
+            try:
+                subjects.validate_pattern(pattern)
+            except BadRequest:
+                return False
             _count(subscriber.patterns, pattern, step)
         else:
             _count(subscriber.prefixes, topic, step)

@@ -43,7 +43,7 @@ from bus.settings import Settings
 from bus.worker import rss_bytes
 from schemas import subjects
 from schemas.bodies import control
-from schemas.envelope import REPLIES, Buffer, Headers, Kind, Message, decode, encode
+from schemas.envelope import REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of
 from schemas.errors import BadRequest, BusError, TooLarge
 from schemas.limits import ID_BYTES
 
@@ -56,6 +56,9 @@ _UNREAD_MAX_BYTES: Final = 512 * 1024 * 1024
 _VALID_MAX: Final = 10_000
 
 _REQUEST: Final = Kind.REQUEST
+# Effects carried out at a time, so that the first of many messages is on its way while the next are read.
+_BATCH: Final = 8
+
 _NO_ID: Final = bytes(ID_BYTES)
 
 # How often one peer's bad messages are worth a log line, seconds.
@@ -163,10 +166,13 @@ class Exchange:
             try:
                 if plain.is_native(frames):
                     handle(self._event(peer, decode(frames)), now, effects)
+                    if len(effects) >= _BATCH:
+                        self._apply(effects)
+                        effects.clear()
                     continue
             except BusError as error:
                 self._reject(peer, error)
-                peer.send(encode(Kind.ERROR, _id_of(frames), body=error.body()))
+                peer.send(encode(Kind.ERROR, id_of(frames) or _NO_ID, body=error.body()))
                 continue
             try:
                 form, message = plain.parse(frames)
@@ -179,24 +185,27 @@ class Exchange:
 
     def on_oversize(self, peer: AttachedPeer, frames: list[Buffer], size_bytes: int) -> None:
         """A message over the limit was skipped on the way in; its sender is told as well as the rest of it allows."""
-        limit = self.settings.bus.max_body_bytes
-        error = TooLarge(
-            f"the message has {size_bytes} bytes, the limit of a body is {limit}",
-            size_bytes=size_bytes,
-            limit_bytes=limit,
-        )
+        error = self._too_large(size_bytes)
         if frames and plain.is_native(frames):
-            try:
-                id = decode([frames[0]]).id
-            except BusError:
-                id = _NO_ID
             self._reject(peer, error)
-            peer.send(encode(Kind.ERROR, id, body=error.body()))
+            peer.send(encode(Kind.ERROR, id_of(frames) or _NO_ID, body=error.body()))
             return
         self._reject(peer, error)
         is_delimited = bool(frames) and not len(frames[0])
         is_single = len(frames) == int(is_delimited)
         peer.send(plain.render_error(plain.Form(is_delimited, is_single, "json"), error))
+
+    def on_oversize_event(self, peer: AttachedPeer, size_bytes: int) -> None:
+        """An event over the limit was skipped; a publisher cannot be told, so that it is only counted and logged."""
+        self._reject(peer, self._too_large(size_bytes))
+
+    def _too_large(self, size_bytes: int) -> TooLarge:
+        limit = self.settings.bus.max_body_bytes
+        return TooLarge(
+            f"the message has {size_bytes} bytes, the limit of a body is {limit}",
+            size_bytes=size_bytes,
+            limit_bytes=limit,
+        )
 
     def on_published(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
         """Messages of the publish port: [subject, body] or [subject, body, headers]."""
@@ -210,7 +219,7 @@ class Exchange:
         """(Un)subscriptions of the event ports."""
         for frames in messages:
             if len(frames) != 1 or not self.hub.change(peer, bytes(frames[0][:1024])):
-                self._reject(peer, BadRequest("a subscriber may only send subscriptions of at most 255 bytes"))
+                self._reject(peer, BadRequest("a subscriber may only send prefixes or patterns of at most 255 bytes"))
         self._note_tracing()
 
     def tick(self) -> None:
@@ -229,7 +238,10 @@ class Exchange:
         """Tick until cancelled."""
         while True:
             await asyncio.sleep(SLOT_S)
-            self.tick()
+            try:
+                self.tick()
+            except Exception as error:  # noqa: BLE001 - the broker's loop: without it no deadline or lease would ever end
+                log.error("tick failed", exc_info=error, extra={"action": "broker.failed"})
 
     # Requests
 
@@ -445,11 +457,3 @@ class Exchange:
             log_failed=event_log.failure if event_log else None,
             **counters,
         )
-
-
-def _id_of(frames: list[Buffer]) -> bytes:
-    """The id of a native message that is wrong otherwise, so that its sender can tell which one; zeros without one."""
-    try:
-        return decode(frames).id or _NO_ID
-    except BusError:
-        return _NO_ID

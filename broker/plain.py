@@ -18,8 +18,8 @@ import msgspec
 
 from schemas import subjects
 from schemas.envelope import MAGIC, NIL, Buffer, Encoding, Headers, Kind, Message, encode_raw, encoding_of, new_id
-from schemas.errors import BadRequest, BusError, TooLarge
-from schemas.limits import MAX_HEADER_BYTES
+from schemas.errors import BadRequest, BusError, Internal, TooLarge
+from schemas.limits import INLINE_BODY_BYTES, MAX_HEADER_BYTES
 
 _FORBIDDEN_HEADERS: Final = frozenset({"encoding", "gather", "attempt"})
 
@@ -49,6 +49,7 @@ class _Single(msgspec.Struct):
 
 _decode_json = msgspec.json.Decoder(_Single).decode
 _decode_msgpack = msgspec.msgpack.Decoder(_Single).decode
+_decode_raw = msgspec.msgpack.Decoder(msgspec.Raw).decode
 _decode_json_headers = msgspec.json.Decoder(Headers | None).decode
 _decode_msgpack_headers = msgspec.msgpack.Decoder(Headers | None).decode
 
@@ -128,6 +129,12 @@ def _message(form: Form, subject: str, body: Buffer, headers: Headers | None) ->
         headers["gather"] = True
     id = new_id()
     encoded = body if len(body) else (b"null" if form.encoding == "json" else NIL)
+    if form.encoding == "msgpack" and len(encoded) <= INLINE_BODY_BYTES:
+        # It becomes part of the native message, which would not decode any more with a broken value in it.
+        try:
+            _decode_raw(encoded)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PlainError(form, BadRequest(f"body is neither JSON nor msgpack: {error}", field="body")) from error
     frames = encode_raw(Kind.REQUEST, id, subject, deadline_ms, headers, encoded)
     is_inline = len(frames) == 1
     kept: Any = encoded
@@ -162,7 +169,10 @@ def render(form: Form, message: Message) -> list[Buffer]:
     """Frames of a worker's reply for a plain peer."""
     body = message.body_bytes()
     if message.encoding != form.encoding:
-        body = _recode(body, form.encoding)
+        try:
+            body = _recode(body, form.encoding)
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+            return render_error(form, Internal(f"the reply cannot be written as {form.encoding}: {error}"))
     return _frames(form, _STATUS[message.kind], body)
 
 

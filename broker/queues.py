@@ -18,8 +18,11 @@ class Queued(Protocol):
     """What can wait here. An item that ends while it waits is marked and skipped later, which keeps removal cheap."""
 
     is_done: bool
-    size_bytes: int
     priority: Priority
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for against the bound in bytes."""
 
 
 ItemT = TypeVar("ItemT", bound=Queued)
@@ -69,8 +72,13 @@ class SubjectQueue(Generic[ItemT]):
     def forget(self, item: ItemT) -> None:
         """Account for a waiting item that ended; the caller marks it done."""
         self._count(item, -1)
-        if not self._waiting[item.priority]:
-            self._lanes[item.priority].clear()
+        lane = self._lanes[item.priority]
+        live = self._waiting[item.priority]
+        # Ended items leave when they outnumber the others, so that none stays in memory behind one that waits long.
+        if len(lane) > 2 * live:
+            kept = [one for one in lane if not one.is_done]
+            lane.clear()
+            lane.extend(kept)
 
     def drain(self) -> list[ItemT]:
         """Take everything out, in order of service."""

@@ -257,9 +257,11 @@ class Registry:
                 if any(subjects.matches(name, plain) for name in worker.ready.subjects if "@" not in name):
                     return self._instance_route(subject, worker)
         route = self.routes.get(plain)
-        if route is not None:
+        if route is not None and route.is_served:
             return route
-        return next((known for known in self._patterns if subjects.matches(known.key, plain)), None)
+        covering = [known for known in self._patterns if subjects.matches(known.key, plain)]
+        # One that lost its last worker counts only where nobody else serves the subject.
+        return next((known for known in covering if known.is_served), route or next(iter(covering), None))
 
     def _instance_route(self, subject: str, worker: Worker) -> Route:
         """A route of its own for one worker addressed by name, made when somebody first does so."""

@@ -75,7 +75,7 @@ class _PublishPort(_Port):
         self.exchange.on_published(connection, messages)
 
     def on_oversize(self, connection: Any, frames: list[Buffer], size_bytes: int) -> None:
-        self.exchange.on_published(connection, [frames])
+        self.exchange.on_oversize_event(connection, size_bytes)
 
 
 class _EventsPort(_Port):

@@ -53,6 +53,7 @@ class Channel:
         self._task: asyncio.Task[None] | None = None
         self._keeper: asyncio.TimerHandle | None = None
         self._dialled: Link | None = None
+        self._was_up = False
         self._is_closing = False
 
     def start(self) -> None:
@@ -88,6 +89,7 @@ class Channel:
         attempt = 0
         while not self._is_closing:
             self._down.clear()
+            self._was_up = False
             try:
                 self._dialled = await self._dial(self._role, self)
             except OSError as error:
@@ -95,9 +97,8 @@ class Channel:
             else:
                 await self._down.wait()
                 self._dialled = None
-                if self._up.is_set():
+                if self._was_up:
                     attempt = 0
-                self._up.clear()
             ceiling = min(_FIRST_RETRY_S * 2**attempt, self._reconnect_max_s)
             attempt = min(attempt + 1, 16)
             if not self._is_closing:
@@ -107,6 +108,7 @@ class Channel:
 
     def on_open(self, connection: Link) -> None:
         self.link = connection
+        self._was_up = True
         self._up.set()
         self._schedule_keep_alive()
         if self._on_up is not None:
@@ -122,6 +124,8 @@ class Channel:
     def on_close(self, connection: Link, reason: str) -> None:
         was_up = self.link is connection
         self.link = None
+        # Not later: whoever waits for the next connection would find this set and spin without yielding.
+        self._up.clear()
         self.failure = reason
         if self._keeper is not None:
             self._keeper.cancel()

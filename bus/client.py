@@ -24,11 +24,13 @@ from schemas.errors import (
     Cancelled,
     DeadlineExceeded,
     ErrorBody,
+    Internal,
     Overloaded,
     TooLarge,
     WorkerLost,
     from_body,
 )
+from schemas.limits import ID_BYTES
 
 # How often an idempotent request is sent in all when it ends in `worker_lost` or `overloaded`.
 _ATTEMPTS: Final = 3
@@ -60,9 +62,12 @@ class _Replies:
         self.from_json: Decode = msgspec.json.Decoder(kind).decode
 
     def of(self, message: Message) -> Any:
-        if message.headers is None or message.encoding == "msgpack":
-            return self.from_msgpack(message.body)
-        return self.from_json(message.body_bytes())
+        try:
+            if message.headers is None or message.encoding == "msgpack":
+                return self.from_msgpack(message.body)
+            return self.from_json(message.body_bytes())
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Internal(f"the reply does not fit its operation: {error}") from error
 
 
 _ANY: Final = _Replies(Any)
@@ -203,8 +208,9 @@ class Client:
     ) -> Any:
         """The final reply: the catalogue's Struct for its operations, builtin values for others and with `raw`.
 
-        Partial replies are gathered into it. `id`, 16 bytes, makes a repeated write the same write. Raises the error the request ended with (`schemas.errors`); an idempotent
-        operation is first tried again where its worker was lost or its queue full.
+        Partial replies are gathered into it. `id`, 16 bytes, makes a repeated write the same write. Raises the error
+        the request ended with (`schemas.errors`); an idempotent operation is first tried again, within `timeout_s`,
+        where its worker was lost or its queue full.
         """
         operation = catalog.lookup(subject)
         if timeout_s is None:
@@ -214,21 +220,30 @@ class Client:
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
         decoder = _ANY if operation is None or raw else _replies(operation.reply)
-        id = id or new_id()
+        if id is None:
+            id = new_id()
+        elif len(id) != ID_BYTES:
+            raise BadRequest(f"id has {len(id)} bytes, it must have {ID_BYTES}", field="id")
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
         try:
             return decoder.of(await self._ask(id, subject, body, headers, timeout_s))
         except (WorkerLost, Overloaded):
             if operation is None or not operation.is_idempotent:
                 raise
+        loop = asyncio.get_running_loop()
+
+        async def ask_again() -> Message:
+            # Under the same id: should the first attempt have had its effect after all, this is the same write.
+            return await self._ask(id, subject, body, headers, max(give_up_at - loop.time(), 0.001))
+
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((WorkerLost, Overloaded)),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(timeout_s),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(give_up_at - loop.time()),
             reraise=True,
         )
         await asyncio.sleep(0.05)
-        # Under the same id: should the first attempt have had its effect after all, this is the same write.
-        reply: Message = await retrying(self._ask, id, subject, body, headers, timeout_s)
+        reply: Message = await retrying(ask_again)
         return decoder.of(reply)
 
     def stream(

@@ -289,7 +289,7 @@ def settings_of_process(prog: str, description: str, argv: Sequence[str] | None 
 
 def leave_misconfigured(message: str) -> NoReturn:
     """Say what is wrong on stderr and leave with EX_CONFIG."""
-    print(message, file=sys.stderr)
+    sys.stderr.write(f"{message}\n")
     raise SystemExit(EX_CONFIG)
 
 

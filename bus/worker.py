@@ -194,6 +194,7 @@ class Worker:
         self._loop_lag_s = 0.0
         self._beating: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
+        self._last_request_came = asyncio.Event()
         self._connections = 0
         self._is_serving = False
         self._is_draining = False
@@ -265,10 +266,16 @@ class Worker:
             drain_s = self.settings.supervisor.stop_s - _LEAVE_S
         self._is_draining = True
         link = self._channel.link
-        if link is not None:
+        if link is not None and self._welcomed.is_set():
             link.send(encode(Kind.BYE))
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=max(drain_s, 0))
+        else:
+            self._last_request_came.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(drain_s, 0)):
+                # Requests may be on their way here; the broker's own BYE comes after the last of them.
+                await self._last_request_came.wait()
+                while self._tasks:
+                    await asyncio.wait(list(self._tasks.values()))
         self._is_serving = False
         abandoned = list(self._tasks.values())
         if abandoned:
@@ -329,6 +336,7 @@ class Worker:
 
     def _on_down(self, reason: str) -> None:
         self._welcomed.clear()
+        self._last_request_came.set()
         self._connections += 1
         if self._is_serving and not self._is_draining:
             log.warning(
@@ -374,9 +382,12 @@ class Worker:
             elif message.kind is Kind.CANCEL:
                 task = self._tasks.get(message.id)
                 if task is not None:
-                    task.cancel()
+                    # Not at once: a task cancelled before its first step never runs, and so never answers.
+                    loop.call_soon(task.cancel)
             elif message.kind is Kind.WELCOME:
                 self._on_welcome(message)
+            elif message.kind is Kind.BYE:
+                self._last_request_came.set()
 
     def _accept(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
         if message.id not in self._tasks:
@@ -399,13 +410,13 @@ class Worker:
             self._counters["handled"] += 1
         except BusError as error:
             self._counters["failed"] += 1
-            frames = self._frames(call, Kind.ERROR, error.body())
+            frames = self._error_frames(call, error)
         except asyncio.CancelledError:
             self._counters["cancelled"] += 1
-            frames = self._frames(call, Kind.ERROR, Cancelled("the request was cancelled").body())
+            frames = self._error_frames(call, Cancelled("the request was cancelled"))
         except Exception as error:
             self._counters["failed"] += 1
-            frames = self._frames(call, Kind.ERROR, self._on_failure(call, error).body())
+            frames = self._error_frames(call, self._on_failure(call, error))
         del self._tasks[message.id]
         if self._is_serving:
             self._send(frames, message.id)
@@ -422,6 +433,13 @@ class Worker:
                 limit_bytes=self._max_body_bytes,
             )
         return frames
+
+    def _error_frames(self, call: Call, error: BusError) -> list[Buffer]:
+        try:
+            return self._frames(call, Kind.ERROR, error.body())
+        except Exception as failure:  # noqa: BLE001 - whatever a handler put into the details, its caller gets an answer
+            told = Internal(f"{error.code}: {error.message[:4096]} (its details cannot be sent: {failure})")
+            return self._frames(call, Kind.ERROR, told.body())
 
     def _send(self, frames: list[Buffer], id: bytes | None = None) -> None:
         """Send, or keep a final reply until the broker is back."""

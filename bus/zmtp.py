@@ -309,7 +309,7 @@ class Codec:
         if self.peer_type not in _PEERS[self._socket_type]:
             ours, theirs = self._socket_type.decode(), self.peer_type.decode("ascii", "replace")
             wanted = ", ".join(sorted(kind.decode() for kind in _PEERS[self._socket_type]))
-            reason = f"a {theirs or 'nameless'} socket cannot talk to this {ours} port, it serves {wanted}"
-            self.outgoing += _command(b"ERROR", bytes((len(reason),)) + reason.encode("ascii", "replace")[:255])
+            reason = f"a {theirs[:64] or 'nameless'} socket cannot talk to this {ours} port, it serves {wanted}"
+            self.outgoing += _command(b"ERROR", bytes((len(reason),)) + reason.encode("ascii", "replace"))
             raise ProtocolError(reason)
         self.is_ready = True

@@ -41,7 +41,8 @@ class Kind(IntEnum):
     | REQUEST, CANCEL       | client, broker  | the request; only its id                  |
     | PARTIAL, FINAL, ERROR | worker, broker  | a piece of the reply; its end; ErrorBody  |
     | READY, HEARTBEAT      | worker          | schemas.bodies.control.Ready, Heartbeat   |
-    | CREDIT, BYE           | worker          | Credit; nothing (drain)                   |
+    | CREDIT                | worker          | Credit                                    |
+    | BYE                   | worker, broker  | nothing: I drain; no request follows this |
     | WELCOME               | broker          | Welcome                                   |
     """
 
@@ -69,6 +70,10 @@ class _Array(msgspec.Struct, array_like=True, gc=False):
     deadline_ms: int
     headers: Headers | None
     body: msgspec.Raw
+
+
+class _First(msgspec.Struct, array_like=True, gc=False):
+    id: bytes
 
 
 class Message(msgspec.Struct, gc=False):
@@ -108,6 +113,7 @@ _encoder = msgspec.msgpack.Encoder()
 _encode = _encoder.encode
 _encode_into = _encoder.encode_into
 _decode_array = msgspec.msgpack.Decoder(_Array).decode
+_decode_first = msgspec.msgpack.Decoder(_First).decode
 _decode_bin = msgspec.msgpack.Decoder(bytes).decode
 
 
@@ -179,6 +185,8 @@ def decode(frames: list[Buffer]) -> Message:
         if bytes(body) != NIL:
             raise BadRequest("body stands both in frame 0 and in frame 1", field="body")
         body = frames[1]
+    elif array.headers and array.headers.get("encoding") == "json" and bytes(body)[:1] not in _BINS:
+        raise BadRequest("a body with the encoding json is a msgpack bin that holds JSON text", field="body")
     subject = array.subject
     if len(subject) > MAX_SUBJECT_BYTES:
         raise TooLarge(
@@ -199,6 +207,23 @@ def decode(frames: list[Buffer]) -> Message:
     return Message(kind, array.id, subject, array.deadline_ms, array.headers, body, frames, is_inline)
 
 
+def with_headers(message: Message, headers: Headers) -> list[Buffer]:
+    """Frames of `message` with other headers, which must name the same encoding."""
+    body = message.body if message.is_inline else None
+    inline = msgspec.Raw(bytes(body)) if body is not None else None
+    head = _PREFIX[message.kind] + _encode((message.id, message.subject, message.deadline_ms, headers, inline))
+    return [head, *message.frames[1:]]
+
+
+def id_of(frames: list[Buffer]) -> bytes:
+    """The id in a message that `decode` refuses, so that its sender can be told which one; empty when unreadable."""
+    try:
+        id = _decode_first(memoryview(frames[0])[PREFIX_BYTES:]).id
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return b""
+    return id if len(id) == ID_BYTES else b""
+
+
 def _prefix_error(head: Buffer) -> BadRequest:
     if len(head) < PREFIX_BYTES or head[:2] != MAGIC:
         return BadRequest("not an Olympus message: frame 0 does not start with 'OL'", size_bytes=len(head))
@@ -208,6 +233,9 @@ def _prefix_error(head: Buffer) -> BadRequest:
         )
     return BadRequest(f"unknown message kind {head[3]}", kind=head[3])
 
+
+# First bytes of a msgpack bin: of 8, 16 and 32 bits of length.
+_BINS: Final = (b"\xc4", b"\xc5", b"\xc6")
 
 # JSON text starts with one of these bytes. Read as msgpack they would be the integers 9 to 123, which no body is.
 _JSON_FIRST: Final = frozenset(b'{["-0123456789tfn \t\r\n')

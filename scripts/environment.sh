@@ -40,25 +40,39 @@ make_venv() {
     printf '%s' "$root" >"$notes/root"
 }
 
-# install WHAT ARGUMENTS...: pip with its output in the log, and a sign of life meanwhile.
+# A sign of life while something takes its time: in place on a terminal, a line each half minute elsewhere.
+tick() {
+    local started=$SECONDS
+    if [[ -t 2 ]]; then
+        while sleep 1 >/dev/null 2>&1; do printf '\rolympus:   ... %d s ' $((SECONDS - started)) >&2; done
+    else
+        while sleep 30 >/dev/null 2>&1; do say "  ... $((SECONDS - started)) s, details in .venv/install.log"; done
+    fi
+}
+
+# install WHAT ARGUMENTS...: pip, with its output in the log.
 install() {
-    local what="$1" started=$SECONDS ticker
+    local what="$1" started=$SECONDS ticker status=0
     shift
     say "installing $what"
-    (while sleep 15; do say "  ... still installing ($((SECONDS - started)) s; details in .venv/install.log)"; done) &
+    tick &
     ticker=$!
     # shellcheck disable=SC2064
     trap "kill $ticker 2>/dev/null || true" EXIT
-    if ! "$venv/bin/python" -m pip install -c "$root/constraints.txt" "$@" >>"$log" 2>&1; then
+    "$venv/bin/python" -m pip install -c "$root/constraints.txt" "$@" >>"$log" 2>&1 || status=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    trap - EXIT
+    if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+    if [[ $status -ne 0 ]]; then
         tail -n 30 "$log" >&2
         fail "installing $what failed; the lines above are the end of .venv/install.log. Run this again to go on."
     fi
-    kill "$ticker" 2>/dev/null || true
-    trap - EXIT
+    say "  done in $((SECONDS - started)) s"
 }
 
 need_compiler() {
-    command -v cc >/dev/null && command -v c++ >/dev/null && return
+    if command -v cc >/dev/null && command -v c++ >/dev/null; then return; fi
     fail "a C and C++ compiler is needed to build llama-cpp-python (Debian, Ubuntu: apt install build-essential)"
 }
 
@@ -67,9 +81,9 @@ ensure_installed() {
     local state extra missing=()
     state="$({ printf '%s\n' "$root"; cat "$root/pyproject.toml" "$root/constraints.txt"; } | sha256sum)"
     for extra in "$@"; do
-        [[ -x "$venv/bin/olympus" && "$(cat "$notes/$extra" 2>/dev/null)" == "$state" ]] || missing+=("$extra")
+        if [[ ! -x "$venv/bin/olympus" || "$(cat "$notes/$extra" 2>/dev/null)" != "$state" ]]; then missing+=("$extra"); fi
     done
-    [[ ${#missing[@]} -eq 0 ]] && return
+    if [[ ${#missing[@]} -eq 0 ]]; then return; fi
 
     make_venv
     : >"$log"

@@ -50,6 +50,9 @@ _HONCHO_START_S: Final = 1.0
 # honcho kills what is still there 5 s after the first process ended; past that honcho itself is stuck.
 _HONCHO_STOP_S: Final = 7.0
 
+# A line is named for its folder in workers/, a service for the first token of its subjects.
+_SERVICES: Final = {"models": "model"}
+
 # What a newcomer may ask a service first.
 _FIRST_WORDS: Final = {
     "memory": """req memory.remember '{"key": "colour", "value": "blue"}'""",
@@ -190,10 +193,9 @@ class _Run:
         except BusError as error:
             where = f"{self._settings.bus.host}:{self._settings.bus.request_port}"
             return dict.fromkeys(self._names, f"the broker at {where} does not answer ({error.code})")
-        ready = {"broker", *(service.service for service in reply.services if service.instances > 0)}
-        return {
-            name: "has not joined the bus; its own lines above say why" for name in self._names if name not in ready
-        }
+        joined = {"broker", *(service.service for service in reply.services if service.instances > 0)}
+        missing = [name for name in self._names if _SERVICES.get(name, name) not in joined]
+        return dict.fromkeys(missing, "has not joined the bus; its own lines above say why")
 
     def _print_missing(self, missing: dict[str, str]) -> None:
         lines = "\n".join(f"  {name}: {why}" for name, why in missing.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import signal
 import socket
 import subprocess
@@ -150,10 +151,10 @@ def test_nothing_is_left_when_up_itself_is_killed_with_9(make_up: Callable[..., 
 
 
 def test_nothing_is_left_when_honcho_is_killed_with_9(make_up: Callable[..., Up]) -> None:
-    """`up` says that honcho is gone, and no service outlives it."""
-    up = make_up("--only", "broker,memory")
+    """`up` says that honcho is gone, and no service or model runner outlives it."""
+    up = make_up()
     process = up.start()
-    up.wait_for_line("Olympus is ready")
+    up.wait_for_line("model loaded")
     (honcho,) = [pid for pid in up.family() if (stat := process_stat(pid)) and stat.parent == process.pid]
 
     os.kill(honcho, signal.SIGKILL)
@@ -183,6 +184,29 @@ def test_taken_port_is_refused_before_anything_starts(make_up: Callable[..., Up]
 
         up.wait_for_line("(bus.publish_port) is already taken")
         assert process.wait(timeout=TIMEOUT_S) == 78
+
+
+def test_whole_house_comes_up_answers_and_stops(make_up: Callable[..., Up]) -> None:
+    """Every line of the Procfile is ready, the first command shown to a newcomer works, and nothing is left."""
+    up = make_up()
+    process = up.start()
+    up.wait_for_line("Olympus is ready: broker, memory, models")
+    shown = up.wait_for_line("req model.chat")
+    arguments = shlex.split(shown)[1:]
+
+    answer = subprocess.run(
+        [sys.executable, "-m", "bus.cli.app", *arguments],
+        env=up.environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    process.terminate()
+
+    assert "Ada" in answer.stdout
+    assert process.wait(timeout=TIMEOUT_S) == 0
+    up.wait_until_nothing_is_left()
 
 
 def test_unknown_name_is_refused_with_the_known_ones(make_up: Callable[..., Up]) -> None:

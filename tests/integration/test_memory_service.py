@@ -26,7 +26,7 @@ from schemas.bodies.memory import (
     Recall,
     Remember,
 )
-from schemas.envelope import new_id
+from schemas.envelope import Kind, decode, encode, new_id
 from schemas.errors import BadRequest, BusError, Conflict, NotFound
 from workers.memory.service import service
 
@@ -122,14 +122,17 @@ async def test_a_value_nested_too_deeply_is_refused_with_the_figures(serve_broke
 
 async def test_every_committed_change_is_an_event_of_its_namespace(serve_broker: Serve) -> None:
     """In the order of the commits, with the id of the request; characters a subject cannot hold become `_`."""
-    async with serve_broker() as settings, memory(settings) as client:
-        async with client.subscribe("memory.changed.>") as events:
-            await client.request("memory.kv.set", KvSet(key="k", value=1, ns="team:a.b"))
-            await client.request("memory.kv.delete", KvDelete(key="k", ns="team:a.b"))
-            await client.request("memory.remember", Remember(key="name", value="Ada"))
-            await client.request("memory.forget", Forget(key="name"))
-            async with asyncio.timeout(10):
-                heard = [await anext(aiter(events)) for _ in range(4)]
+    async with (
+        serve_broker() as settings,
+        memory(settings) as client,
+        client.subscribe("memory.changed.>") as events,
+    ):
+        await client.request("memory.kv.set", KvSet(key="k", value=1, ns="team:a.b"))
+        await client.request("memory.kv.delete", KvDelete(key="k", ns="team:a.b"))
+        await client.request("memory.remember", Remember(key="name", value="Ada"))
+        await client.request("memory.forget", Forget(key="name"))
+        async with asyncio.timeout(10):
+            heard = [await anext(aiter(events)) for _ in range(4)]
 
     assert [(event.subject, event.body["ns"], event.body["action"]) for event in heard] == [
         ("memory.changed.team_a_b", "team:a.b", "set"),
@@ -142,11 +145,14 @@ async def test_every_committed_change_is_an_event_of_its_namespace(serve_broker:
 
 async def test_an_entry_that_expires_is_an_event(serve_broker: Serve) -> None:
     """The regular sweep tells subscribers, who did nothing themselves."""
-    async with serve_broker() as settings, memory(settings) as client:
-        async with client.subscribe("memory.changed.kv") as events:
-            await client.request("memory.kv.set", KvSet(key="k", value=1, ttl_s=0.01))
-            async with asyncio.timeout(20):
-                actions = [(await anext(aiter(events))).body["action"] for _ in range(2)]
+    async with (
+        serve_broker() as settings,
+        memory(settings) as client,
+        client.subscribe("memory.changed.kv") as events,
+    ):
+        await client.request("memory.kv.set", KvSet(key="k", value=1, ttl_s=0.01))
+        async with asyncio.timeout(20):
+            actions = [(await anext(aiter(events))).body["action"] for _ in range(2)]
 
     assert actions == ["set", "expire"]
 
@@ -182,13 +188,19 @@ async def test_a_plain_json_peer_writes_and_reads(serve_broker: Serve) -> None:
             assert (status, error["code"], error["details"]["field"]) == (b"error", "bad_request", "value")
 
 
-async def test_a_request_dispatched_twice_is_applied_once(serve_broker: Serve) -> None:
-    """Two deliveries of one id, as after a lost worker, give one version and one event."""
-    async with serve_broker() as settings, service(settings) as worker:
-        served = worker._handlers["memory.kv.set"].function
-        call = type("Again", (), {"id": new_id()})()
-        request = KvSet(key="k", value=1, if_version=0)
+async def test_a_request_sent_again_by_id_is_applied_once(serve_broker: Serve) -> None:
+    """As a client does after a broker restart: the same id gets the same reply, a new id sees one write."""
+    async with serve_broker() as settings, memory(settings) as client:
+        with zmq.asyncio.Context() as context, context.socket(zmq.DEALER, socket_class=zmq.asyncio.Socket) as socket:
+            socket.linger = 0
+            socket.connect(f"tcp://127.0.0.1:{settings.bus.request_port}")
+            frames = encode(Kind.REQUEST, new_id(), "memory.kv.set", body=KvSet(key="k", value=1, if_version=0))
+            replies = []
+            for _ in range(2):
+                async with asyncio.timeout(10):
+                    await socket.send_multipart([bytes(frame) for frame in frames])
+                    replies.append(decode(await socket.recv_multipart()))
 
-        first, second = await served(request, call), await served(request, call)
-
-    assert first == second
+        assert [reply.kind for reply in replies] == [Kind.FINAL, Kind.FINAL]
+        assert bytes(replies[0].body) == bytes(replies[1].body)
+        assert (await client.request("memory.kv.get", KvGet(key="k"))).version == 1

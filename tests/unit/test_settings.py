@@ -340,4 +340,5 @@ def test_every_setting_is_read_somewhere() -> None:
 
     unread = [key.name for key in every_key() if not re.search(rf"\.{key.name.rpartition('.')[2]}\b", code)]
 
-    assert [name for name in unread if name != "home"] == []
+    # These two are read by the settings themselves.
+    assert set(unread) - {"home", "bus.insecure"} == set()

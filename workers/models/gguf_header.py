@@ -168,9 +168,9 @@ class GgufHeader(msgspec.Struct, frozen=True):
     @property
     def quantisation(self) -> str:
         """Name of the file type; without one, of the tensor type that holds most parameters."""
-        named = _FILE_TYPES.get(self.values.get("general.file_type", -1))  # type: ignore[call-overload]
-        if isinstance(named, str):
-            return named
+        file_type = self.number("general.file_type")
+        if isinstance(file_type, int) and file_type in _FILE_TYPES:
+            return _FILE_TYPES[file_type]
         return max(self.tensor_types, key=lambda name: self.tensor_types[name], default="unknown")
 
 

@@ -28,7 +28,6 @@ class RunnerProcess:
 
     def __init__(self, id: int, on_news: Callable[[int, News], None], on_exit: Callable[[int, str], None]) -> None:
         self.id = id
-        self.model = ""
         self.context_tokens: int | None = None
         self.loaded_at: float | None = None
         self._on_news = on_news

@@ -123,11 +123,15 @@ class Exited(msgspec.Struct, frozen=True):
     how: str
 
 
+class Leaving(msgspec.Struct, frozen=True):
+    """The service ends and takes every runner along."""
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time passed; due at `Scheduler.next_wakeup`."""
 
 
-Event = Started | Arrived | Ended | Lost | UnloadAsked | Loaded | LoadFailed | Busy | Exited | Tick
+Event = Started | Arrived | Ended | Lost | UnloadAsked | Loaded | LoadFailed | Busy | Exited | Leaving | Tick
 
 
 # Effects ------------------------------------------------------------------------------------------------------------
@@ -263,6 +267,7 @@ class Scheduler:
         self._spare_failures = 0
         self._wanted: list[str] = []
         self._last_runner = 0
+        self._is_leaving = False
         self._effects: list[Effect] = []
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -287,11 +292,14 @@ class Scheduler:
                 self._on_busy(event, now)
             case Exited():
                 self._on_exited(event, now)
+            case Leaving():
+                self._on_leaving()
             case Tick():
                 pass
-        self._watch_clock(now)
-        self._make_room(now)
-        self._top_up()
+        if not self._is_leaving:
+            self._watch_clock(now)
+            self._make_room(now)
+            self._top_up()
         return self._effects
 
     def state_of(self, model: str) -> tuple[Phase, int] | None:
@@ -301,6 +309,8 @@ class Scheduler:
 
     def next_wakeup(self) -> float | None:
         """When Tick is due next, if nothing else happens before; None for never."""
+        if self._is_leaving:
+            return None
         times = [request.give_up_at for model in self._models.values() for request in model.waiting]
         for runner in self._runners.values():
             if runner.phase is Phase.LOADING:
@@ -338,7 +348,9 @@ class Scheduler:
     def _place(self, request: _Request, model: _Model, now: float) -> None:
         """Answer the request if its model is there, else let it wait for a load."""
         runner = model.runner
-        if model.quarantined_until > now:
+        if self._is_leaving:
+            self._refuse(request, Overloaded("the model service is leaving", model=model.name))
+        elif model.quarantined_until > now:
             self._refuse(request, _quarantined(model, now))
         elif runner is not None and runner.phase is not Phase.DRAINING and _differs(request, runner):
             self._refuse(
@@ -424,6 +436,13 @@ class Scheduler:
         waiting, model.waiting = model.waiting, []
         for request in waiting:
             self._refuse(request, error)
+
+    def _on_leaving(self) -> None:
+        self._is_leaving = True
+        for model in self._models.values():
+            self._refuse_waiting(model, Overloaded("the model service is leaving", model=model.name))
+        for runner in self._runners.values():
+            runner.phase, runner.leaving = Phase.DRAINING, ("unloaded", "the model service is leaving")
 
     # Runners
 

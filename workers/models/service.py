@@ -115,6 +115,7 @@ class ModelService:
     async def stop(self) -> None:
         """Leave within `supervisor.stop_s`: runners and this worker drain side by side; who stays is killed."""
         self._is_stopping = True
+        self._feed(core.Leaving())
         limit_s = self._settings.supervisor.stop_s - _LEAVE_S
         processes = list(self._processes.values())
         for process in processes:
@@ -123,8 +124,6 @@ class ModelService:
         for process in self._processes.values():
             process.signal(signal.SIGKILL)
         await self._wait_for(list(self._processes.values()), _LEAVE_S)
-        if self._timer is not None:
-            self._timer.cancel()
         if self._publisher is not None:
             self._publisher.cancel()
             await asyncio.gather(self._publisher, return_exceptions=True)
@@ -171,7 +170,8 @@ class ModelService:
 
     async def unload(self, request: ModelUnload, call: Call) -> ModelState:
         """Take a model out of memory; answered when its process has ended."""
-        await self._entry(request.model)
+        if self._scheduler.state_of(request.model) is None:
+            await self._entry(request.model)
         took_s = await self._await_done(
             lambda id: core.UnloadAsked(request=id, model=request.model, is_forced=request.force)
         )
@@ -295,8 +295,7 @@ class ModelService:
     def _carry_out(self, effect: core.Effect) -> None:
         match effect:
             case core.Spawn(runner):
-                if not self._is_stopping:
-                    self._processes[runner] = RunnerProcess(runner, self._on_news, self._on_exit)
+                self._processes[runner] = RunnerProcess(runner, self._on_news, self._on_exit)
             case core.Load(runner, model, context_tokens):
                 self._tell_load(runner, model, context_tokens)
             case core.Drain(runner):
@@ -316,13 +315,15 @@ class ModelService:
             act(process)
 
     def _tell_load(self, runner: int, model: str, context_tokens: int | None) -> None:
-        entry = self._catalogue.find(model)
         process = self._processes.get(runner)
+        try:
+            entry = self._catalogue.find(model)
+        except NotFound as error:
+            # Its file went away while the model waited for room. Told later: effects never feed the scheduler.
+            asyncio.get_running_loop().call_soon(self._feed, core.LoadFailed(runner, error))
+            return
         if process is not None:
-            process.model = model
-            process.send(
-                LoadModel(name=model, path=entry.path, settings=self._settings, context_tokens=context_tokens)
-            )
+            process.send(LoadModel(name=model, path=entry.path, settings=self._settings, context_tokens=context_tokens))
 
     def _settle(self, request: int, result: core.Forward | core.Done | BusError) -> None:
         ticket = self._tickets.get(request)
@@ -356,7 +357,7 @@ class ModelService:
         process = self._processes.get(effect.runner) if effect.runner is not None else None
         log.log(
             logging.WARNING if effect.what == "failed" else logging.INFO,
-            "model %s" % effect.what,
+            f"model {effect.what}",
             extra={
                 "action": f"model.{effect.what}",
                 "model": effect.model,
@@ -364,6 +365,9 @@ class ModelService:
                 "pid": process.pid if process is not None else None,
             },
         )
+        if self._is_stopping:
+            # Nobody is left to publish; the broker tells that the runners left.
+            return
         with contextlib.suppress(NotFound):
             size_bytes = self._catalogue.find(effect.model).size_bytes
             event = ModelEvent(
@@ -397,8 +401,8 @@ class _Relay:
     async def run(self, worker: Worker) -> Generation:
         call = self._call
         timeout_s = call.deadline_at - time.time() if call.deadline_at else _NO_DEADLINE_S
-        passed_on = {name: call.headers[name] for name in ("traceparent", "priority") if name in call.headers}
-        headers: Headers = {**passed_on, _RELAYED: True}
+        headers: Headers = {_RELAYED: True}
+        headers.update((name, value) for name, value in call.headers.items() if name in ("traceparent", "priority"))
         async with worker.client.stream(
             self._subject, self._request, timeout_s=max(timeout_s, 0.0), headers=headers
         ) as parts:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import queue
 import threading
@@ -96,9 +97,7 @@ class _Slot:
 class LlamaCpp:
     """A model loaded by llama.cpp. Create it with `load`; use it from one asyncio loop."""
 
-    def __init__(
-        self, library: Any, model: Any, context: Any, options: LoadOptions, *, is_cache_common: bool
-    ) -> None:
+    def __init__(self, library: Any, model: Any, context: Any, options: LoadOptions, *, is_cache_common: bool) -> None:
         self._lib = library
         self._model = model
         self._context = context
@@ -132,7 +131,7 @@ class LlamaCpp:
         if count < 0:
             tokens = (self._lib.llama_token * -count)()
             count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), tokens, -count, False, with_special)
-        return tokens[:count]
+        return list(tokens[:count])
 
     def begin(self, tokens: list[int]) -> list[int]:
         """`tokens` with the begin-of-text token in front, if the model wants one and it is not there yet."""
@@ -420,12 +419,10 @@ def prepare() -> None:
     library.llama_backend_init()
 
 
-_routers: dict[int, LogRouter] = {}
-
-
+@functools.lru_cache(maxsize=1)
 def _log_router(library: Any) -> LogRouter:
     """The process's one router: llama.cpp keeps a single log callback, which must not be freed."""
-    return _routers.setdefault(0, LogRouter(library)) if not _routers else _routers[0]
+    return LogRouter(library)
 
 
 def _context_parameters(library: Any, options: LoadOptions, model_parameters: int) -> Any:
