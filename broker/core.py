@@ -869,7 +869,7 @@ class Core:
                 self._unhold(pending, now, effects)
                 continue
             error = WorkerLost(
-                f"the broker restarted and no worker still works on this {pending.message.subject};"
+                f"{pending.message.subject} was sent before the connection broke and no worker still works on it;"
                 " it may or may not have had its effect",
                 subject=pending.message.subject,
             )

@@ -10,7 +10,7 @@ Source: ZeroMQ RFC 37/ZMTP 3.1 (greeting section 3.1, framing 3.2, NULL mechanis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Final
 
@@ -50,6 +50,14 @@ _unpack_long = Struct(">Q").unpack_from
 _pack_long = Struct(">BQ").pack
 _SHORT_LAST: Final = tuple(bytes((0, size)) for size in range(256))
 _SHORT_MORE: Final = tuple(bytes((_MORE, size)) for size in range(256))
+
+
+# What the C loop may take on: whole messages below the size at which frames get a buffer of their own.
+_scan: Callable[[bytes, int], tuple[list[list[Buffer]], int]] | None
+try:
+    from bus._scan import scan as _scan
+except ImportError:
+    _scan = None
 
 
 class ProtocolError(Exception):
@@ -107,6 +115,7 @@ class Codec:
         "_limit",
         "_oversize_at",
         "_properties",
+        "_scan_limit",
         "_socket_type",
         "_tail",
         "is_ready",
@@ -126,6 +135,7 @@ class Codec:
         self._socket_type = socket_type
         self._properties = dict(properties)
         self._limit = max_body_bytes + _ENVELOPE_SLACK_BYTES
+        self._scan_limit = min(self._limit, LARGE_FRAME_BYTES - 1)
         self._tail = b""
         self._frames: list[Buffer] = []
         self._frames_bytes = 0
@@ -161,6 +171,10 @@ class Codec:
         frames = self._frames
         position = 0
         end = len(data)
+        if _scan is not None and self.is_ready and not frames and not self._discard and not self._oversize_at:
+            messages, position = _scan(data, self._scan_limit)
+            if position == end:
+                return messages
         while True:
             if self._discard:
                 skipped = min(self._discard, end - position)

@@ -171,23 +171,13 @@ def decode(frames: list[Buffer]) -> Message:
     kind = _KIND_OF_PREFIX.get(bytes(head[:PREFIX_BYTES]))
     if kind is None:
         raise _prefix_error(head)
-    if len(frames) > 2:
-        raise BadRequest(f"a native message has one or two frames, not {len(frames)}", frames=len(frames))
     try:
         array = _decode_array(memoryview(head)[PREFIX_BYTES:])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"envelope does not decode: {error}") from error
-    if len(array.id) != ID_BYTES and (array.id or kind <= _LAST_REQUEST_KIND):
-        raise BadRequest(f"id has {len(array.id)} bytes, it must have {ID_BYTES}", field="id")
-    body: Buffer = array.body
-    is_inline = len(frames) == 1
-    if not is_inline:
-        if bytes(body) != NIL:
-            raise BadRequest("body stands both in frame 0 and in frame 1", field="body")
-        body = frames[1]
-    elif array.headers and array.headers.get("encoding") == "json" and bytes(body)[:1] not in _BINS:
-        raise BadRequest("a body with the encoding json is a msgpack bin that holds JSON text", field="body")
-    subject = array.subject
+    id, subject, headers = array.id, array.subject, array.headers
+    if len(id) != ID_BYTES and (id or kind <= _LAST_REQUEST_KIND):
+        raise BadRequest(f"id has {len(id)} bytes, it must have {ID_BYTES}", field="id")
     if len(subject) > MAX_SUBJECT_BYTES:
         raise TooLarge(
             f"subject has {len(subject)} bytes, the limit is {MAX_SUBJECT_BYTES}",
@@ -195,22 +185,22 @@ def decode(frames: list[Buffer]) -> Message:
             size_bytes=len(subject),
             limit_bytes=MAX_SUBJECT_BYTES,
         )
-    if array.headers and len(head) > MAX_HEADER_BYTES:
-        header_bytes = len(_encode(array.headers))
-        if header_bytes > MAX_HEADER_BYTES:
-            raise TooLarge(
-                f"headers have {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}",
-                field="headers",
-                size_bytes=header_bytes,
-                limit_bytes=MAX_HEADER_BYTES,
-            )
-    return Message(kind, array.id, subject, array.deadline_ms, array.headers, body, frames, is_inline)
+    if headers and len(head) > MAX_HEADER_BYTES:
+        _check_headers(headers)
+    if len(frames) == 1:
+        if headers and headers.get("encoding") == "json" and memoryview(array.body)[0] not in _BINS:
+            raise BadRequest("a body with the encoding json is a msgpack bin that holds JSON text", field="body")
+        return Message(kind, id, subject, array.deadline_ms, headers, array.body, frames)
+    if len(frames) > 2:
+        raise BadRequest(f"a native message has one or two frames, not {len(frames)}", frames=len(frames))
+    if bytes(array.body) != NIL:
+        raise BadRequest("body stands both in frame 0 and in frame 1", field="body")
+    return Message(kind, id, subject, array.deadline_ms, headers, frames[1], frames, False)
 
 
 def with_headers(message: Message, headers: Headers) -> list[Buffer]:
     """Frames of `message` with other headers, which must name the same encoding."""
-    body = message.body if message.is_inline else None
-    inline = msgspec.Raw(bytes(body)) if body is not None else None
+    inline = msgspec.Raw(bytes(message.body)) if message.is_inline else None
     head = _PREFIX[message.kind] + _encode((message.id, message.subject, message.deadline_ms, headers, inline))
     return [head, *message.frames[1:]]
 
@@ -224,6 +214,17 @@ def id_of(frames: list[Buffer]) -> bytes:
     return id if len(id) == ID_BYTES else b""
 
 
+def _check_headers(headers: Headers) -> None:
+    header_bytes = len(_encode(headers))
+    if header_bytes > MAX_HEADER_BYTES:
+        raise TooLarge(
+            f"headers have {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}",
+            field="headers",
+            size_bytes=header_bytes,
+            limit_bytes=MAX_HEADER_BYTES,
+        )
+
+
 def _prefix_error(head: Buffer) -> BadRequest:
     if len(head) < PREFIX_BYTES or head[:2] != MAGIC:
         return BadRequest("not an Olympus message: frame 0 does not start with 'OL'", size_bytes=len(head))
@@ -235,7 +236,7 @@ def _prefix_error(head: Buffer) -> BadRequest:
 
 
 # First bytes of a msgpack bin: of 8, 16 and 32 bits of length.
-_BINS: Final = (b"\xc4", b"\xc5", b"\xc6")
+_BINS: Final = frozenset((0xC4, 0xC5, 0xC6))
 
 # JSON text starts with one of these bytes. Read as msgpack they would be the integers 9 to 123, which no body is.
 _JSON_FIRST: Final = frozenset(b'{["-0123456789tfn \t\r\n')

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the time from `olympus up` to every service READY, as the bus tells it. See docs/benchmarks.md."""
+"""Measure the time from `olympus up` to every service READY and the demo model loaded. See docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ from bus.settings import Settings, load_settings
 from schemas.bodies.control import BusServices, BusWorkers, WorkerInfo
 from schemas.errors import BusError
 
+# Lines of the Procfile that are named otherwise than the service they run.
+SERVICES = {"models": "model"}
+# The service of a loaded model.
+RUNNER = "model.runner"
+
 PORTS = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
 
 # Longest wait for readiness and for a clean stop, and the pause between two looks, seconds.
@@ -37,10 +42,10 @@ exit codes: 0 measured, 1 a start failed, 2 wrong arguments"""
 
 
 def _services() -> list[str]:
-    """Every line of the Procfile but the broker, which is ready when it answers."""
+    """What must have joined the bus: a service for each line of the Procfile but the broker's, and the demo model."""
     lines = (ROOT / "Procfile").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[0] for line in lines if line and not line.startswith("#")]
-    return [name for name in names if name != "broker"]
+    return [*(SERVICES.get(name, name) for name in names if name != "broker"), RUNNER]
 
 
 def _olympus() -> str:

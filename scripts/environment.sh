@@ -50,11 +50,11 @@ tick() {
     fi
 }
 
-# install WHAT ARGUMENTS...: pip, with its output in the log.
+# install WHAT NOTE ARGUMENTS...: pip, with its output in the log.
 install() {
-    local what="$1" started=$SECONDS ticker status=0
-    shift
-    say "installing $what"
+    local what="$1" note="$2" started=$SECONDS ticker status=0
+    shift 2
+    say "installing $what ($note)"
     tick &
     ticker=$!
     # shellcheck disable=SC2064
@@ -89,13 +89,13 @@ ensure_installed() {
     : >"$log"
     if [[ " ${missing[*]} " == *" dev "* ]]; then
         # First, so that nothing that needs torch brings another one.
-        install "torch, for the demo model's training script and its tests (large)" "$(grep '^torch==' "$root/constraints.txt")"
+        install torch "large; for the demo model's training script and its tests" "$(grep '^torch==' "$root/constraints.txt")"
     fi
     if [[ " ${missing[*]} " == *" models "* ]] && ! "$venv/bin/python" -m pip show -q llama-cpp-python 2>/dev/null; then
         need_compiler
-        install "llama-cpp-python: it is compiled here, about 5 minutes on 2 cores, once" llama-cpp-python
+        install llama-cpp-python "compiled here, once: about 5 minutes on 2 cores" llama-cpp-python
     fi
-    install "the olympus command and: ${missing[*]}" -e "$root[$(IFS=,; echo "${missing[*]}")]"
+    install "the olympus command" "and what its extras need: ${missing[*]}" -e "$root[$(IFS=,; echo "${missing[*]}")]"
     for extra in "${missing[@]}"; do
         printf '%s\n' "$state" >"$notes/$extra"
     done

@@ -56,7 +56,7 @@ _SERVICES: Final = {"models": "model"}
 # What a newcomer may ask a service first.
 _FIRST_WORDS: Final = {
     "memory": """req memory.remember '{"key": "colour", "value": "blue"}'""",
-    "models": """req model.chat '{"messages": [{"role": "user", "content": "Say hello to Ada."}]}'""",
+    "models": """req model.chat '{"messages": [{"role": "user", "content": "What can you do?"}]}'""",
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from bus.cli import exits
 from bus.cli.arguments import settings_flags, settings_from
-from bus.cli.failures import UsageError
 from bus.logs import configure_logging
 from bus.settings import Settings
 from bus.supervisor import Supervisor
@@ -19,12 +18,18 @@ HELP = "run one worker, supervised"
 
 EXIT_CODES = f"""\
 The process is started again when it dies, later and later while it keeps dying, until supervisor.give_up_after quick
-deaths in a row. Exit codes: 0 stopped by SIGTERM or Ctrl-C, {exits.GAVE_UP} given up, {exits.CONFIGURATION} the settings are wrong."""
+deaths in a row.
+
+exit codes:
+    0  stopped by SIGTERM or Ctrl-C
+  {exits.GAVE_UP:>3}  given up
+  {exits.CONFIGURATION:>3}  the settings are wrong"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments and examples."""
-    parser.add_argument("name", metavar="NAME", help=f"one of: {', '.join(known_workers())}")
+    known = known_workers()
+    parser.add_argument("name", metavar="NAME", choices=known, help=f"one of: {', '.join(known)}")
     parser.epilog = f"""\
 {EXIT_CODES}
 
@@ -37,10 +42,7 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Supervise `python -m workers.NAME` until told to stop."""
-    settings = settings_from(args)
-    if args.name not in known_workers():
-        raise UsageError(f"there is no worker {args.name!r}; known workers: {', '.join(known_workers())}")
-    return supervise(args.name, f"workers.{args.name}", settings, settings_flags(args))
+    return supervise(args.name, f"workers.{args.name}", settings_from(args), settings_flags(args))
 
 
 def supervise(name: str, module: str, settings: Settings, flags: Sequence[str]) -> int:

@@ -59,15 +59,15 @@ def listens(port: int) -> bool:
 class Process:
     """One child with its line protocol and its meters."""
 
-    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str], *, is_role: bool) -> None:
         self.name = name
         self.log = log
-        with log.open("wb") as errors:
+        with log.open("wb") as output:
             self.child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                stdout=subprocess.PIPE if is_role else output,
+                stderr=output,
                 env=environment,
                 cwd=ROOT,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  the bench has one thread
@@ -127,10 +127,10 @@ class Process:
     def close(self) -> None:
         """Close its stdin, at which the bench's own roles leave, and our end of its stdout."""
         assert self.child.stdin is not None
-        assert self.child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.child.stdin.close()
-        self.child.stdout.close()
+        if self.child.stdout is not None:
+            self.child.stdout.close()
 
     def _failure(self, what: str) -> ProcessFailed:
         tail = self.log.read_text(errors="replace")[-1500:].strip()
@@ -156,19 +156,29 @@ class Stage:
         self.end(self.processes)
         self._folder.cleanup()
 
-    def start(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> Process:
-        """Start a process; it inherits the environment plus `environment`, without any OLYMPUS_* of the caller's."""
+    def start(
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str] | None = None,
+        *,
+        is_role: bool = False,
+    ) -> Process:
+        """Start a process; it inherits the environment plus `environment`, without any OLYMPUS_* of the caller's.
+
+        A role speaks the line protocol on its stdout; what any other process prints goes to its log.
+        """
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("OLYMPUS_")}
         log = self.home / f"{name.replace(' ', '-')}-{len(self.processes)}.log"
         own = {"OLYMPUS_HOME": str(self.home), "PYTHONPATH": f"{SCRIPTS}{os.pathsep}{ROOT}"}
-        process = Process(name, command, log, inherited | own | (environment or {}))
+        process = Process(name, command, log, inherited | own | (environment or {}), is_role=is_role)
         self.processes.append(process)
         return process
 
     def role(self, peer: str, module: str, role: str, **arguments: object) -> tuple[Process, Fields]:
         """Start `role` of one of the bench's own modules; the process and what it said when it was ready."""
         command = [sys.executable, "-m", f"bench_bus_parts.{module}", role, json.dumps(arguments)]
-        process = self.start(f"{peer} {role}", command)
+        process = self.start(f"{peer} {role}", command, is_role=True)
         return process, process.answer(READY_S)
 
     def end(self, processes: list[Process]) -> None:

@@ -145,6 +145,16 @@ def children_of(pid: int) -> list[int]:
     return [child for child in every if (stat := process_stat(child)) is not None and stat.parent == pid]
 
 
+def test_supervising_command_imports_nothing_heavy() -> None:
+    """Each line of the Procfile runs one of these beside the real process, so it has to stay small."""
+    heavy = {"asyncio", "sqlite3", "uvloop", "yaml", "zmq", "bus.client", "bus.worker", "schemas.catalog"}
+    code = "import bus.cli.app, bus.cli.worker, bus.cli.broker, sys; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert heavy & set(loaded.stdout.split()) == set()
+
+
 def test_child_killed_with_9_comes_back_and_a_stop_ends_both(make_toy: Callable[..., Toy]) -> None:
     """kill -9 of the child brings a new one on the same port; SIGTERM then ends everything with status 0."""
     toy = make_toy()

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.client import Client
+from bus.client import Client, Stream
 from bus.settings import Settings, child_environment
 from schemas.bodies.model import Chat, ChatMessage, Generate, ModelInfo, ModelLoad, ModelShow, ModelUnload
 from schemas.errors import (
@@ -77,12 +77,16 @@ async def load(client: Client, model: str = NAME, **more: Any) -> int:
 
 async def until(condition: Any, what: str) -> None:
     """Wait until `condition()`; fails naming what did not come about."""
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"did not come about: {what}")
+    for _ in range(int(WAIT_S / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"did not come about: {what}")
+
+
+async def rest_of(parts: Stream) -> list[Any]:
+    """What still comes of a stream."""
+    return [part async for part in parts]
 
 
 def is_alive(pid: int) -> bool:
@@ -94,14 +98,11 @@ def is_alive(pid: int) -> bool:
 
 async def test_a_chat_without_a_model_name_is_answered_by_the_default(serve_broker: Any) -> None:
     """The first request loads, streams token by token, and its final reply holds the whole and its cost."""
-    async with serve_broker() as settings, serving(settings) as (_, client):
-        async with client.subscribe("model.>") as events:
-            async with client.stream("model.chat", chat(), timeout_s=WAIT_S) as parts:
-                streamed = [part async for part in parts]
-            final = parts.final
-            usage = await asyncio.wait_for(
-                anext(event async for event in events if event.subject == "model.usage"), WAIT_S
-            )
+    async with serve_broker() as settings, serving(settings) as (_, client), client.subscribe("model.>") as events:
+        async with client.stream("model.chat", chat(), timeout_s=WAIT_S) as parts:
+            streamed = [part async for part in parts]
+        final = parts.final
+        usage = await asyncio.wait_for(anext(event async for event in events if event.subject == "model.usage"), WAIT_S)
     assert final.text == DOCUMENTED[0]["answer"]
     assert "".join(part.text for part in streamed) == final.text
     assert len(streamed) > 1
@@ -111,11 +112,14 @@ async def test_a_chat_without_a_model_name_is_answered_by_the_default(serve_brok
 
 async def test_loading_and_unloading_are_told_with_reasons(serve_broker: Any) -> None:
     """Tap shows why a model comes and goes."""
-    async with serve_broker() as settings, serving(settings, default="none") as (_, client):
-        async with client.subscribe("model.*") as events:
-            await load(client)
-            await client.request("model.unload", ModelUnload(model=NAME), timeout_s=WAIT_S)
-            seen = [await asyncio.wait_for(anext(events), WAIT_S) for _ in range(3)]
+    async with (
+        serve_broker() as settings,
+        serving(settings, default="none") as (_, client),
+        client.subscribe("model.*") as events,
+    ):
+        await load(client)
+        await client.request("model.unload", ModelUnload(model=NAME), timeout_s=WAIT_S)
+        seen = [await asyncio.wait_for(anext(events), WAIT_S) for _ in range(3)]
     assert [event.subject for event in seen] == ["model.loading", "model.loaded", "model.unloaded"]
     assert all(event.body["reason"] for event in seen)
     assert seen[1].body["size_bytes"] == DEMO.stat().st_size
@@ -144,13 +148,16 @@ async def test_an_instance_nobody_serves_is_loaded_by_the_service(serve_broker: 
 
 async def test_callers_of_an_absent_model_share_one_load(serve_broker: Any) -> None:
     """Eight callers at once: one runner, eight right answers."""
-    async with serve_broker() as settings, serving(settings, default="none") as (_, client):
-        async with client.subscribe("model.loading") as events:
-            answers = await asyncio.gather(
-                *(client.request("model.chat", chat(n, model=NAME), timeout_s=WAIT_S) for n in range(8))
-            )
-            await client.publish("model.loading", {"model": "the end"})
-            told = await asyncio.wait_for(anext(events), WAIT_S), await asyncio.wait_for(anext(events), WAIT_S)
+    async with (
+        serve_broker() as settings,
+        serving(settings, default="none") as (_, client),
+        client.subscribe("model.loading") as events,
+    ):
+        answers = await asyncio.gather(
+            *(client.request("model.chat", chat(n, model=NAME), timeout_s=WAIT_S) for n in range(8))
+        )
+        await client.publish("model.loading", {"model": "the end"})
+        told = await asyncio.wait_for(anext(events), WAIT_S), await asyncio.wait_for(anext(events), WAIT_S)
     assert [one.text for one in answers] == [example["answer"] for example in DOCUMENTED[:8]]
     assert [event.body["model"] for event in told] == [NAME, "the end"]
 
@@ -202,12 +209,11 @@ async def test_a_killed_runner_is_told_and_the_next_request_works(serve_broker: 
     async with serve_broker() as settings, serving(settings) as (_, client):
         for subject in (f"model.generate@{NAME}", "model.generate"):
             pid = await load(client)
-            with pytest.raises(WorkerLost):
-                async with client.stream(subject, endless(), timeout_s=WAIT_S) as parts:
-                    await anext(parts)
-                    os.kill(pid, signal.SIGKILL)
-                    async for _ in parts:
-                        pass
+            async with client.stream(subject, endless(), timeout_s=WAIT_S) as parts:
+                await anext(parts)
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(WorkerLost):
+                    await rest_of(parts)
             generation = await client.request("model.chat", chat(), timeout_s=WAIT_S)
             assert generation.text == DOCUMENTED[0]["answer"]
 
@@ -248,12 +254,11 @@ async def test_unload_waits_for_the_answer_in_flight(serve_broker: Any) -> None:
         assert (state.state, is_alive(pid)) == ("available", False)
 
         pid = await load(client)
-        with pytest.raises(WorkerLost):
-            async with client.stream(f"model.generate@{NAME}", endless(), timeout_s=WAIT_S) as parts:
-                await anext(parts)
-                await client.request("model.unload", ModelUnload(model=NAME, force=True), timeout_s=WAIT_S)
-                async for _ in parts:
-                    pass
+        async with client.stream(f"model.generate@{NAME}", endless(), timeout_s=WAIT_S) as parts:
+            await anext(parts)
+            await client.request("model.unload", ModelUnload(model=NAME, force=True), timeout_s=WAIT_S)
+            with pytest.raises(WorkerLost):
+                await rest_of(parts)
         assert not is_alive(pid)
 
 
@@ -301,7 +306,11 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_no_runner_outlives_the_service(serve_broker: Any, number: signal.Signals) -> None:
     """SIGTERM ends the service and its runners in good order, kill -9 of the service takes them along."""
-    async with serve_broker() as settings:
+    async with (
+        serve_broker() as settings,
+        Client(settings, name="test") as client,
+        client.subscribe("bus.worker.joined") as joined,
+    ):
         values = {f"OLYMPUS_BUS_{port.upper()}": str(getattr(settings.bus, port)) for port in PORTS}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -311,10 +320,10 @@ async def test_no_runner_outlives_the_service(serve_broker: Any, number: signal.
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            async with Client(settings, name="test") as client:
-                await until(lambda: bool(children_of(process.pid)), "the first runner")
-                generation = await client.request("model.chat", chat(), timeout_s=WAIT_S)
-                assert generation.text == DOCUMENTED[0]["answer"]
+            async with asyncio.timeout(WAIT_S):
+                await anext(event async for event in joined if event.body["service"] == "model")
+            generation = await client.request("model.chat", chat(), timeout_s=WAIT_S)
+            assert generation.text == DOCUMENTED[0]["answer"]
             runners = children_of(process.pid)
             assert runners
         finally:

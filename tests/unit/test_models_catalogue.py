@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,9 @@ def test_no_mutation_of_a_header_does_more_than_make_it_unusable(data: st.DataOb
     cut = data.draw(st.integers(0, len(content)))
     path = tmp_path_factory.getbasetemp() / "mutated.gguf"
     path.write_bytes(content[:cut] if data.draw(st.booleans()) else content)
-    try:
+    with contextlib.suppress(UnusableFile):
         header = read_header(path)
-    except UnusableFile as error:
-        assert str(error)
-    else:
-        assert header.architecture is not None
+        assert isinstance(header.architecture, str)
         assert isinstance(header.quantisation, str)
         assert header.context_tokens >= 0
 
