@@ -43,7 +43,7 @@ from bus.settings import Settings
 from bus.worker import rss_bytes
 from schemas import subjects
 from schemas.bodies import control
-from schemas.envelope import REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of
+from schemas.envelope import MAGIC, REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of
 from schemas.errors import BadRequest, BusError, TooLarge
 from schemas.limits import ID_BYTES
 
@@ -164,7 +164,7 @@ class Exchange:
         handle = self.core.handle
         for frames in messages:
             try:
-                if plain.is_native(frames):
+                if frames[0][:2] == MAGIC:
                     handle(self._event(peer, decode(frames)), now, effects)
                     if len(effects) >= _BATCH:
                         self._apply(effects)

@@ -47,7 +47,11 @@ class Worker:
     @property
     def has_backlog(self) -> bool:
         """True when requests wait that this worker could serve."""
-        return any(lane for pool in self.pools for lane in pool.backlog)
+        for pool in self.pools:
+            interactive, batch = pool.backlog
+            if interactive or batch:
+                return True
+        return False
 
     def change_free(self, by: int) -> None:
         """Give credit back, or take it."""

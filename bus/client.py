@@ -18,7 +18,7 @@ from bus.settings import Settings
 from bus.subscription import Subscription
 from bus.transport import Dial, Link, Role, dialer
 from schemas import catalog, subjects
-from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, new_id
+from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, encode_any, new_id
 from schemas.errors import (
     BadRequest,
     Cancelled,
@@ -150,6 +150,8 @@ class Client:
         self.settings = settings or Settings()
         self.name = name
         self._max_body_bytes = self.settings.bus.max_body_bytes
+        # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._dial = dial or dialer(self.settings.bus, name)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
@@ -274,7 +276,7 @@ class Client:
         )
 
     async def _ask(self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float) -> Message:
-        loop = asyncio.get_running_loop()
+        loop = self._loop or self._bind()
         outstanding = _Single(id, subject, body, headers, timeout_s, loop.time())
         outstanding.reply = loop.create_future()
         link = self._requests.link
@@ -289,6 +291,10 @@ class Client:
         if reply.kind is _ERROR:
             raise _error_of(reply)
         return reply
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def _send(self, link: Link, outstanding: _Outstanding) -> None:
         frames = outstanding.frames()
@@ -375,7 +381,7 @@ class Client:
         if link is None or not link.is_open:
             link = await self._link(self._events, self.settings.bus.timeout_s)
         subjects.validate(subject)
-        frames: list[Buffer] = [subject.encode(), msgspec.msgpack.encode(body)]
+        frames: list[Buffer] = [subject.encode(), encode_any(body)]
         if headers:
             frames.append(msgspec.msgpack.encode(headers))
         link.send(frames)
@@ -442,7 +448,7 @@ class Stream:
     async def __aenter__(self) -> Self:
         subject, body, headers, timeout_s = self._request
         client = self._client
-        outstanding = _Streamed(new_id(), subject, body, headers, timeout_s, asyncio.get_running_loop().time())
+        outstanding = _Streamed(new_id(), subject, body, headers, timeout_s, (client._loop or client._bind()).time())
         outstanding.arrived = deque()
         outstanding.waiter = None
         link = await client._link(client._requests, timeout_s)
@@ -470,7 +476,7 @@ class Stream:
         if outstanding is None:
             raise RuntimeError("the stream has not begun: use it as `async with`")
         while not outstanding.arrived:
-            outstanding.waiter = asyncio.get_running_loop().create_future()
+            outstanding.waiter = (self._client._loop or self._client._bind()).create_future()
             await outstanding.waiter
         message = outstanding.arrived.popleft()
         if isinstance(message, Message):

