@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR", help="where to write (the shipped folder)")
-    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2500, metavar="N", help="training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="fixes weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="processor threads (%(default)s)")
     parser.add_argument(
@@ -50,8 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = shape.Shape()
     began_at = time.monotonic()
     tokenizer = tokens.train_tokenizer(sizes.vocab_size, options.seed)
-    schedule = training.Schedule(steps=options.steps)
-    model = training.train(tokenizer, sizes, schedule, options.seed, say)
+    model = training.train(tokenizer, sizes, training.rounds(options.steps), options.seed, say)
     training.round_to_float16(model)
     figures: dict[str, Any] = {
         "parameters": model.num_parameters(),

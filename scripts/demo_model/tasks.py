@@ -21,6 +21,10 @@ Message = dict[str, str]
 HELD_OUT_EVERY = 10
 
 
+# The tasks that are still wrong most often when the others are right.
+HARD_TASKS = frozenset({"spell", "uppercase", "add", "count", "recall", "recall_all", "greeting"})
+
+
 def is_held_out(item: str) -> bool:
     """Whether this word, phrasing or number pair is kept from training; the same on every machine."""
     return zlib.crc32(item.encode()) % HELD_OUT_EVERY == 0
@@ -107,11 +111,15 @@ def _of_split(topics: Phrasings, split: Split) -> Phrasings:
 
 
 class TaskSampler:
-    """Draws turns of every task from one split; all randomness comes from `rng`."""
+    """Draws turns of every task from one split; all randomness comes from `rng`.
 
-    def __init__(self, rng: random.Random, split: Split) -> None:
+    `hard_tasks` multiplies the weights of HARD_TASKS.
+    """
+
+    def __init__(self, rng: random.Random, split: Split, hard_tasks: float = 1.0) -> None:
         self.rng = rng
         self.split = split
+        self._hard_tasks = hard_tasks
         self._questions = {task: _of_split(topics, split) for task, topics in fixed_questions().items()}
         # Weights are shares of turns in training: copying and spelling are hardest and come most often.
         self.tasks: dict[str, tuple[float, Callable[[Conversation], Turn]]] = {
@@ -400,7 +408,7 @@ class TaskSampler:
     def turn(self, chat: Conversation) -> Turn:
         """One turn of a task drawn by weight, appended to the chat."""
         names = list(self.tasks)
-        weights = [self.tasks[name][0] for name in names]
+        weights = [self.tasks[name][0] * (self._hard_tasks if name in HARD_TASKS else 1.0) for name in names]
         turn = self.tasks[self.rng.choices(names, weights)[0]][1](chat)
         chat.turns.append(turn)
         return turn

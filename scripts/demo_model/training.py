@@ -6,7 +6,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,21 +17,40 @@ from demo_model.shape import Shape
 from demo_model.tasks import TaskSampler
 from demo_model.tokens import END, PAD, SPECIALS, ChatEncoder
 
+# Share of the steps that belong to the first round.
+FIRST_ROUND_SHARE = 0.6
+# Added to the seed from round to round, so that no round sees the text of another.
+ROUND_SEED_STEP = 1_000_003
 # Steps whose chats are drawn and sorted by length together: more waste less on padding, fewer mix lengths better.
 POOLED_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how fast to train; `tokens_per_step` counts padding too."""
+class Round:
+    """One round of training: how long, how fast and on what mixture; `tokens_per_step` counts padding too."""
 
-    steps: int = 1500
+    steps: int
+    peak_lr: float
+    # The learning rate falls to zero over this last part of the round; before that it stays at its peak.
+    decay_share: float
+    # Over this first part most chats only repeat a long text, see copying_share.
+    copying_first: float = 0.0
+    # How much more often the hard tasks come than in the plain mixture.
+    hard_tasks: float = 1.0
     tokens_per_step: int = 2048
-    peak_lr: float = 4e-3
     warmup_share: float = 0.03
-    # The learning rate falls to zero over the last part of the run; before that it stays at its peak.
-    decay_share: float = 0.5
-    copying_first: float = 0.12
+
+
+def rounds(steps: int) -> tuple[Round, ...]:
+    """The shipped training of `steps` steps: copying and the fixed answers first, then the hard tasks at a lower rate.
+
+    Copying appears (suddenly) near the end of the first round, when the rate falls; the second round builds on it.
+    """
+    first = math.ceil(steps * FIRST_ROUND_SHARE)
+    return (
+        Round(first, peak_lr=4e-3, decay_share=0.5, copying_first=0.12),
+        Round(steps - first, peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8),
+    )
 
 
 def build_model(shape: Shape, seed: int) -> LlamaForCausalLM:
@@ -59,32 +78,30 @@ def build_model(shape: Shape, seed: int) -> LlamaForCausalLM:
     )
 
 
-def copying_share(step: int, schedule: Schedule) -> float:
+def copying_share(step: int, plan: Round) -> float:
     """Share of the chats at `step` that only repeat a long text: most at first, few later.
 
     Copying from the prompt is one skill behind half of the tasks, and the slowest to appear. Learned first, on its own,
     it is there when the tasks come.
     """
-    return 0.7 if step < schedule.copying_first * schedule.steps else 0.04
+    return 0.7 if step < plan.copying_first * plan.steps else 0.04
 
 
-def batches(
-    encoder: ChatEncoder, shape: Shape, schedule: Schedule, seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(encoder: ChatEncoder, shape: Shape, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, weights) pairs, each (rows, tokens), int64 and float32; chats of like length share a batch."""
     rng = random.Random(f"training {seed}")
-    sampler = TaskSampler(rng, "train")
+    sampler = TaskSampler(rng, "train", plan.hard_tasks)
     step = 0
     while True:
         pool: list[tuple[list[int], list[float]]] = []
-        while sum(len(ids) for ids, _ in pool) < POOLED_STEPS * schedule.tokens_per_step:
-            copying = rng.random() < copying_share(step, schedule)
+        while sum(len(ids) for ids, _ in pool) < POOLED_STEPS * plan.tokens_per_step:
+            copying = rng.random() < copying_share(step, plan)
             make = sampler.long_repeat if copying else sampler.conversation
             pool.append(encoder.encode(make(encoder.length, shape.context_tokens)))
         pool.sort(key=lambda chat: len(chat[0]))
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for chat in pool:
-            if len(chat[0]) * (len(groups[-1]) + 1) > schedule.tokens_per_step:
+            if len(chat[0]) * (len(groups[-1]) + 1) > plan.tokens_per_step:
                 groups.append([])
             groups[-1].append(chat)
         rng.shuffle(groups)
@@ -99,14 +116,14 @@ def batches(
             yield ids, weights
 
 
-def lr_share(step: int, schedule: Schedule) -> float:
+def lr_share(step: int, plan: Round) -> float:
     """Share of the peak learning rate at `step`: linear warm-up, flat, then linear to zero."""
-    warmup = max(1, math.ceil(schedule.warmup_share * schedule.steps))
-    decay = max(1, math.ceil(schedule.decay_share * schedule.steps))
-    return min((step + 1) / warmup, (schedule.steps - step) / decay, 1.0)
+    warmup = max(1, math.ceil(plan.warmup_share * plan.steps))
+    decay = max(1, math.ceil(plan.decay_share * plan.steps))
+    return min((step + 1) / warmup, (plan.steps - step) / decay, 1.0)
 
 
-def _optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LlamaForCausalLM, plan: Round) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and the norms.
 
     Muon orthogonalizes the momentum of each matrix (Jordan and others, 2024, https://kellerjordan.github.io/posts/muon);
@@ -115,24 +132,34 @@ def _optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        torch.optim.Muon(matrices, lr=schedule.peak_lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=schedule.peak_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=plan.peak_lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=plan.peak_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def train(
-    tokenizer: Tokenizer, shape: Shape, schedule: Schedule, seed: int, say: Callable[[str], None] | None = None
+    tokenizer: Tokenizer, shape: Shape, plans: Sequence[Round], seed: int, say: Callable[[str], None] | None = None
 ) -> LlamaForCausalLM:
-    """Trains a new model and returns it in float32, in evaluation mode; progress goes to `say` (stderr by default)."""
+    """Trains a new model round by round and returns it in float32; progress goes to `say` (stderr by default)."""
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     model = build_model(shape, seed)
     say(f"model: {model.num_parameters() / 1e6:.2f} M parameters, {torch.get_num_threads()} thread(s)")
-    optimizers = _optimizers(model, schedule)
-    stream = batches(ChatEncoder(tokenizer), shape, schedule, seed)
+    for number, plan in enumerate(plans):
+        say(f"round {number + 1} of {len(plans)}")
+        train_round(model, tokenizer, shape, plan, seed + number * ROUND_SEED_STEP, say)
+    return model
+
+
+def train_round(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, shape: Shape, plan: Round, seed: int, say: Callable[[str], None]
+) -> None:
+    """Trains the model in place for one round, with fresh optimizers."""
+    optimizers = _optimizers(model, plan)
+    stream = batches(ChatEncoder(tokenizer), shape, plan, seed)
     began_at, mean_loss = time.monotonic(), 0.0
     model.train()
-    for step in range(schedule.steps):
-        lr = schedule.peak_lr * lr_share(step, schedule)
+    for step in range(plan.steps):
+        lr = plan.peak_lr * lr_share(step, plan)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -148,12 +175,11 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         mean_loss = loss.item() if step == 0 else 0.95 * mean_loss + 0.05 * loss.item()
-        if step % 25 == 0 or step == schedule.steps - 1:
+        if step % 25 == 0 or step == plan.steps - 1:
             elapsed_s = time.monotonic() - began_at
-            eta_s = elapsed_s / (step + 1) * (schedule.steps - step - 1)
-            say(f"step {step + 1}/{schedule.steps}  loss {mean_loss:.4f}  lr {lr:.2e}  eta {eta_s:.0f} s")
+            eta_s = elapsed_s / (step + 1) * (plan.steps - step - 1)
+            say(f"step {step + 1}/{plan.steps}  loss {mean_loss:.4f}  lr {lr:.2e}  eta {eta_s:.0f} s")
     model.train(False)
-    return model
 
 
 @torch.no_grad()

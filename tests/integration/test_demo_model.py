@@ -192,7 +192,7 @@ def test_script_trains_and_writes_files_that_both_engines_load(tmp_path: Path) -
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3
-    assert "step 3/3" in done.stderr
+    assert "round 2 of 2" in done.stderr
     ids = [3, 10, 20, 30]
     llama = llama_cpp.Llama(str(tmp_path / "olympus-demo.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=1)
     llama.eval(ids)

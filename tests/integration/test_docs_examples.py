@@ -12,7 +12,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
+import zmq
 
 from bus.client import Client
 from bus.settings import Settings, environment_name
@@ -223,6 +225,48 @@ async def test_the_worker_example_serves_streams_and_leaves(serve_broker: Serve)
     assert parts.final == {"counted": 3}
     assert (event.subject, event.body) == ("calculator.counted", {"to": 3})
     assert process.returncode == 0
+
+
+def native(kind: int, body: Any = None, id: bytes = b"") -> bytes:
+    """Frame 0 as docs/wire.md draws it, made with the msgpack package alone."""
+    return b"OL" + bytes((1, kind)) + msgpack.packb([id, "", 0, None, body])
+
+
+def foreign_worker(port: int) -> list[int]:
+    """A worker written from docs/wire.md with stock packages: answers twice, drains; returns the kinds it was sent."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as link:
+        link.rcvtimeo = int(WAIT_S * 1000)
+        link.connect(f"tcp://127.0.0.1:{port}")
+        link.send(native(16, {"service": "foreign", "instance": "one", "subjects": ["foreign.double"], "capacity": 1}))
+        heard = []
+        while True:
+            (frame,) = link.recv_multipart()
+            heard.append(frame[3])
+            id, _, _, headers, body = msgpack.unpackb(frame[4:])
+            if frame[3] == 1 and body["n"]:
+                assert headers["gather"] is True
+                link.send(native(3, {"doubled": 2 * body["n"]}, id))
+            elif frame[3] == 1:
+                link.send(native(4, {"code": "unprocessable", "message": "n is 0", "details": {}}, id))
+                link.send(native(19))
+            elif frame[3] == 19:
+                return heard
+
+
+async def test_a_worker_written_from_the_wire_document_serves(serve_broker: Serve) -> None:
+    """READY, WELCOME, REQUEST, FINAL, ERROR and BYE are what docs/wire.md says they are."""
+    async with serve_broker() as settings, Client(settings) as client, client.subscribe("bus.worker.*") as events:
+        working = asyncio.create_task(asyncio.to_thread(foreign_worker, settings.bus.request_port))
+        joined = await asyncio.wait_for(anext(aiter(events)), WAIT_S)
+        doubled = await client.request("foreign.double", {"n": 21})
+        with pytest.raises(Unprocessable, match="n is 0"):
+            await client.request("foreign.double", {"n": 0})
+        heard = await asyncio.wait_for(working, WAIT_S)
+        left = await asyncio.wait_for(anext(aiter(events)), WAIT_S)
+
+    assert (joined.subject, left.subject) == ("bus.worker.joined", "bus.worker.left")
+    assert doubled == {"doubled": 42}
+    assert heard == [20, 1, 1, 19]
 
 
 @pytest.mark.parametrize("name", sorted({*REQUESTS, *PUBLISHERS, *SUBSCRIBERS}))

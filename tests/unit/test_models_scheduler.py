@@ -129,7 +129,7 @@ def test_a_model_in_use_is_never_evicted_and_the_caller_is_told_who_is() -> None
 
     assert refused.request == request
     assert isinstance(refused.error, Overloaded)
-    assert "a are in use" in refused.error.message
+    assert "in use are a" in refused.error.message
     assert of(core.Drain, bench.effects) == []
 
 

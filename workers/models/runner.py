@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -78,6 +78,7 @@ class Runner:
         self._settings = settings
         self._pipe = pipe
         self._template: ChatTemplate | None = None
+        self._in_flight = 0
         self._publishing: set[asyncio.Task[None]] = set()
         parallel = settings.models.parallel
         self.worker = Worker("model.runner", settings, capacity=parallel * (1 + _QUEUED_PER_SEQUENCE), instance=name)
@@ -86,21 +87,34 @@ class Runner:
 
     async def generate(self, request: Generate, call: Call) -> Generation:
         """Continue a prompt as it stands; control tokens may be written out in it."""
-        self._check_name(request.model)
-        tokens = await _in_thread_if_long(
-            len(request.prompt), lambda: self._backend.tokenize(request.prompt, with_special=True)
-        )
-        return await self._answer("generate", self._backend.begin(tokens), request, (), call)
+        with self._counted():
+            self._check_name(request.model)
+            tokens = await _in_thread_if_long(
+                len(request.prompt), lambda: self._backend.tokenize(request.prompt, with_special=True)
+            )
+            return await self._answer("generate", self._backend.begin(tokens), request, (), call)
 
     async def chat(self, request: Chat, call: Call) -> Generation:
         """Answer a conversation through the model's chat template."""
-        self._check_name(request.model)
-        if self._template is None:
-            self._template = ChatTemplate(self._header.text("tokenizer.chat_template") or None, self._backend)
-        template = self._template
-        size = sum(len(message.content) for message in request.messages)
-        tokens = await _in_thread_if_long(size, lambda: template.tokens(request.messages))
-        return await self._answer("chat", tokens, request, template.stop, call)
+        with self._counted():
+            self._check_name(request.model)
+            if self._template is None:
+                self._template = ChatTemplate(self._header.text("tokenizer.chat_template") or None, self._backend)
+            template = self._template
+            size = sum(len(message.content) for message in request.messages)
+            tokens = await _in_thread_if_long(size, lambda: template.tokens(request.messages))
+            return await self._answer("chat", tokens, request, template.stop, call)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Tell the service how many answers are in flight, so that it does not send this model away under them."""
+        self._in_flight += 1
+        tell(self._pipe, RunnerBusy(self._in_flight))
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            tell(self._pipe, RunnerBusy(self._in_flight))
 
     def _check_name(self, model: str | None) -> None:
         if model is not None and model != self._name:
@@ -121,25 +135,17 @@ class Runner:
             )
         options = sampling_options(request, self._header, self._settings.models, stop)
         outcome: Outcome | None = None
-        self._tell_busy()
         async with contextlib.aclosing(self._backend.generate(prompt, options)) as parts:
-            try:
-                async for part in parts:
-                    if isinstance(part, Chunk):
-                        await call.partial(GenerationPart(text=part.text, token_ids=part.token_ids))
-                    else:
-                        outcome = part
-            finally:
-                self._tell_busy(ending=1)
+            async for part in parts:
+                if isinstance(part, Chunk):
+                    await call.partial(GenerationPart(text=part.text, token_ids=part.token_ids))
+                else:
+                    outcome = part
         if outcome is None:
             raise Internal("the backend ended without an outcome")
         generation = _generation(self._name, outcome)
         self._publish_usage(operation, generation)
         return generation
-
-    def _tell_busy(self, ending: int = 0) -> None:
-        """Tell the service how many answers are in flight; `ending` of them are over though their handler still runs."""
-        tell(self._pipe, RunnerBusy(max(self.worker.in_flight - ending, 0)))
 
     def _publish_usage(self, operation: str, generation: Generation) -> None:
         """Publish `model.usage` without making the caller wait for it."""

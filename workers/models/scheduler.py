@@ -568,8 +568,8 @@ class Scheduler:
             return Overloaded(f"{model.name} was still {runner.phase} after {waited_s} s", model=model.name)
         used = sorted(one.model for one in self._runners.values())
         return Overloaded(
-            f"no room for {model.name} within {waited_s} s: {', '.join(used)} are in use"
-            f" and models.max_loaded is {self._policy.max_loaded}",
+            f"no room for {model.name} within {waited_s} s: models.max_loaded is {self._policy.max_loaded}"
+            f" and in use are {', '.join(used)}",
             model=model.name,
             in_use=used,
             max_loaded=self._policy.max_loaded,

@@ -225,6 +225,8 @@ class ModelService:
             raise WorkerLost("the model's process ended while it worked on the request") from error
         finally:
             gates.discard(gate)
+            if not gates and self._relays.get(runner) is gates:
+                del self._relays[runner]
 
     # Names and entries
 
