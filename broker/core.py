@@ -365,16 +365,19 @@ class Core:
     # Requests
 
     def _on_request(self, event: RequestReceived, now: float, effects: list[Effect]) -> None:
-        message = event.message
-        origin = event.origin
+        self.on_request(event.origin, event.message, now, effects)
+
+    def on_request(self, origin: Origin, message: Message, now: float, effects: list[Effect]) -> None:
+        """`handle(RequestReceived(origin, message), now, effects)` without the event: this is every second message."""
         self.counters.requests += 1
         known = self._pending.get(message.id)
+        headers = message.headers
         is_resent = False
-        if message.headers:
-            attempt = message.headers.get("attempt", 1)
-            is_resent = isinstance(attempt, int) and attempt > 1
+        if headers is not None:
+            attempt = headers.get("attempt", 1)
+            is_resent = attempt != 1 and isinstance(attempt, int) and attempt > 1
         if known is not None:
-            self._on_known_id(known, event, is_resent, now, effects)
+            self._on_known_id(known, origin, message, is_resent, now, effects)
             return
         if is_resent and (parked := self._parked.pop(message.id, None)) is not None:
             self._parked_bytes -= parked[1].size_bytes
@@ -401,22 +404,25 @@ class Core:
         self._admit(pending, now, effects)
 
     def _on_known_id(
-        self, known: Pending, event: RequestReceived, is_resent: bool, now: float, effects: list[Effect]
+        self, known: Pending, origin: Origin, message: Message, is_resent: bool, now: float, effects: list[Effect]
     ) -> None:
         """A request under an id in flight: the same client again after a broken connection, or a mistake."""
-        is_same = known.message.subject == event.message.subject
+        is_same = known.message.subject == message.subject
         if is_same and not known.is_answered and (is_resent or known.origin is None):
-            known.origin = event.origin
+            known.origin = origin
             known.left_at = None
             self._away.pop(known.id, None)
             if known.streamed:
                 self._answer_early(known, _hole(known), now, effects)
             return
+        if is_same and is_resent:
+            effects.append(Fail(event.origin, known.id, _ended_while_away(known, now)))
+            return
         error = Conflict(
             f"id {known.id.hex()} is already in flight for {known.message.subject!r}; every request needs an id of its own",
             field="id",
         )  # fmt: skip
-        effects.append(Fail(event.origin, known.id, error))
+        effects.append(Fail(origin, known.id, error))
 
     def _resume(self, pending: Pending, now: float, effects: list[Effect]) -> bool:
         """Take up a request that was sent to an earlier life of this broker; False when it may simply run again."""
@@ -446,7 +452,8 @@ class Core:
             return
         worker = route.freest()
         if worker is not None and not route.queue.count:
-            self._track(pending)
+            self._pending[pending.id] = pending
+            self._deadlines.add(pending.deadline, pending.id)
             self._dispatch(pending, route, worker, now, effects)
             return
         if not route.queue.accepts(pending.size_bytes):
@@ -515,9 +522,12 @@ class Core:
     # Replies
 
     def _on_reply(self, event: ReplyReceived, now: float, effects: list[Effect]) -> None:
-        message = event.message
+        self.on_reply(event.peer, event.message, now, effects)
+
+    def on_reply(self, peer: Peer, message: Message, now: float, effects: list[Effect]) -> None:
+        """`handle(ReplyReceived(peer, message), now, effects)` without the event."""
         pending = self._pending.get(message.id)
-        worker = self.registry.workers.get(event.peer)
+        worker = self.registry.workers.get(peer)
         if worker is None:
             return
         worker.heard_at = now
@@ -533,7 +543,12 @@ class Core:
                 self._trace("partial", pending, effects, reply=message, now=now)
             return
         self.counters.replies += 1
-        self._record(pending, worker, now, message.kind is _ERROR)
+        worker.answered += 1
+        worker.stats.answered += 1
+        worker.stats.latency.record(now - pending.received_at, now)
+        if message.kind is _ERROR:
+            worker.failed += 1
+            worker.stats.failed += 1
         if pending.origin is not None:
             effects.append(Answer(pending.origin, message))
         elif not pending.is_answered:
@@ -550,14 +565,6 @@ class Core:
             self._park(message, now)
             worker.change_free(1)
             self._serve_backlog(worker, now, effects)
-
-    def _record(self, pending: Pending, worker: Worker, now: float, is_failed: bool) -> None:
-        worker.answered += 1
-        worker.failed += is_failed
-        stats = self.registry.services[worker.ready.service]
-        stats.answered += 1
-        stats.failed += is_failed
-        stats.latency.record(now - pending.received_at, now)
 
     def _release(self, worker: Worker, pending: Pending, now: float, effects: list[Effect]) -> None:
         """Give the worker its credit back and, with it, the next waiting request."""
@@ -961,10 +968,18 @@ def _hole(pending: Pending) -> WorkerLost:
     return WorkerLost(f"the caller's connection broke while {subject} streamed its reply", subject=subject)
 
 
+def _ended_while_away(pending: Pending, now: float) -> BusError:
+    """What a caller that comes back hears of a request that its worker still holds and nobody waits for any more."""
+    subject = pending.message.subject
+    if now >= pending.deadline:
+        return DeadlineExceeded(f"the deadline of {subject} passed while its caller was away", subject=subject)
+    return Cancelled(f"{subject} was cancelled while its caller was away", subject=subject)
+
+
 def _error_message(id: bytes, error: BusError) -> Message:
     body = error.body()
     frames = encode(Kind.ERROR, id, body=body)
-    return Message(Kind.ERROR, id, "", 0, None, msgspec.msgpack.encode(body), frames)
+    return Message(id, "", 0, None, msgspec.msgpack.encode(body), Kind.ERROR, frames)
 
 
 def _error_code(message: Message) -> str:

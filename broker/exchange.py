@@ -25,13 +25,12 @@ from broker.core import (
     Disconnect,
     Effect,
     Emit,
+    Event,
     Fail,
     HeartbeatReceived,
     Origin,
     PeerLost,
     ReadyReceived,
-    ReplyReceived,
-    RequestReceived,
     Tick,
 )
 from broker.deadletters import DeadLetters
@@ -161,11 +160,20 @@ class Exchange:
         """Messages of the request port, native and plain, in order."""
         now = self.clock()
         effects: list[Effect] = []
-        handle = self.core.handle
+        core = self.core
         for frames in messages:
             try:
                 if frames[0][:2] == MAGIC:
-                    handle(self._event(peer, decode(frames)), now, effects)
+                    message = decode(frames)
+                    kind = message.kind
+                    if kind is _REQUEST:
+                        if message.subject not in self._valid:
+                            self._check_subject(message.subject)
+                        core.on_request(self.peers[peer], message, now, effects)
+                    elif kind in REPLIES:
+                        core.on_reply(peer, message, now, effects)
+                    else:
+                        core.handle(self._control_event(peer, message), now, effects)
                     if len(effects) >= _BATCH:
                         self._apply(effects)
                         effects.clear()
@@ -180,7 +188,7 @@ class Exchange:
                 self._reject(peer, failure.error)
                 peer.send(plain.render_error(failure.form, failure.error))
                 continue
-            handle(RequestReceived(Origin(peer, form), message), now, effects)
+            core.on_request(Origin(peer, form), message, now, effects)
         self._apply(effects)
 
     def on_oversize(self, peer: AttachedPeer, frames: list[Buffer], size_bytes: int) -> None:
@@ -245,14 +253,8 @@ class Exchange:
 
     # Requests
 
-    def _event(self, peer: AttachedPeer, message: Message) -> Any:
+    def _control_event(self, peer: AttachedPeer, message: Message) -> Event:
         kind = message.kind
-        if kind is _REQUEST:
-            if message.subject not in self._valid:
-                self._check_subject(message.subject)
-            return RequestReceived(self.peers[peer], message)
-        if kind in REPLIES:
-            return ReplyReceived(peer, message)
         if kind is Kind.CANCEL:
             return CancelReceived(peer, message.id)
         try:

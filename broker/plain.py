@@ -140,7 +140,7 @@ def _message(form: Form, subject: str, body: Buffer, headers: Headers | None) ->
     kept: Any = encoded
     if is_inline and form.encoding == "json":
         kept = msgspec.msgpack.encode(bytes(encoded))
-    return Message(Kind.REQUEST, id, subject, deadline_ms, headers, kept, frames, is_inline)
+    return Message(id, subject, deadline_ms, headers, kept, Kind.REQUEST, frames, is_inline)
 
 
 def _deadline_ms(form: Form, headers: Headers) -> int:

@@ -29,11 +29,13 @@ class Worker:
 
     __slots__ = (
         "answered", "beat", "failed", "free", "heard_at", "in_flight", "joined_at", "peer", "pools", "ready", "state",
+        "stats",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, ready: Ready, now: float) -> None:
+    def __init__(self, peer: Peer, ready: Ready, stats: ServiceStats, now: float) -> None:
         self.peer = peer
         self.ready = ready
+        self.stats = stats
         self.free = ready.capacity
         self.in_flight: dict[bytes, object] = {}
         self.pools: list[Pool] = []
@@ -192,7 +194,10 @@ class Registry:
 
     def join(self, peer: Peer, ready: Ready, now: float) -> Worker:
         """Register a worker; the routes it brings back to life keep what waits in them."""
-        worker = Worker(peer, ready, now)
+        stats = self.services.get(ready.service)
+        if stats is None:
+            stats = self.services[ready.service] = ServiceStats(now)
+        worker = Worker(peer, ready, stats, now)
         self.workers[peer] = worker
         names = tuple(sorted(set(ready.subjects)))
         pool = self._pools.get(names)

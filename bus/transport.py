@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Protocol, cast
@@ -31,7 +32,7 @@ NAME_PROPERTY: Final = "X-Olympus-Name"
 
 # So many parts (two a frame) are written before the turn ends: 8 small messages. Without it 64 callers travel as one
 # convoy, and client, broker and worker take turns instead of working at the same time (a factor of 1.6, bench_bus.py).
-_EARLY_PARTS: Final = 16
+_EARLY_PARTS: Final = 64
 
 # A peer must finish greeting and READY within this many seconds.
 _HANDSHAKE_S: Final = 10.0
@@ -96,6 +97,20 @@ class Handler(Protocol):
 Dial = Callable[[Role, Handler], Awaitable[Link]]
 
 
+class _PerThread(threading.local):
+    view: memoryview | None = None
+
+
+_per_thread = _PerThread()
+
+
+def _read_view() -> memoryview:
+    """What the connections of one event loop read into, one at a time: each copies out before the next reads."""
+    if _per_thread.view is None:
+        _per_thread.view = memoryview(bytearray(_READ_BYTES))
+    return _per_thread.view
+
+
 class Connection(asyncio.BufferedProtocol):
     """One ZMTP peer."""
 
@@ -116,8 +131,7 @@ class Connection(asyncio.BufferedProtocol):
         # Nothing more is sent: it closes, or is closed.
         self._is_sealed = False
         self._reason = "closed by the peer"
-        self._read_buffer = bytearray(_READ_BYTES)
-        self._read_view = memoryview(self._read_buffer)
+        self._read_view = _read_view()
         self._handshake: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
         self._writable.set()

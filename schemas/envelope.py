@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
@@ -62,36 +62,37 @@ class Kind(IntEnum):
 REPLIES: Final = frozenset({Kind.PARTIAL, Kind.FINAL, Kind.ERROR})
 _LAST_REQUEST_KIND: Final = int(Kind.CANCEL)
 _PREFIX: Final = {kind: MAGIC + bytes((VERSION, kind)) for kind in Kind}
-_KIND_OF_PREFIX: Final = {prefix: kind for kind, prefix in _PREFIX.items()}
-
-
-class _Array(msgspec.Struct, array_like=True, gc=False):
-    id: bytes
-    subject: str
-    deadline_ms: int
-    headers: Headers | None
-    body: msgspec.Raw
+# With the byte that starts a msgpack array of five.
+_KIND_OF_PREFIX: Final = {prefix + b"\x95": kind for kind, prefix in _PREFIX.items()}
+_ARRAY_BYTES: Final = PREFIX_BYTES + 1
 
 
 class _First(msgspec.Struct, array_like=True, gc=False):
     id: bytes
 
 
-class Message(msgspec.Struct, gc=False):
-    """One decoded native message.
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """One decoded native message. The first five fields are the array on the wire, the others are set by `decode`.
 
     `body` is the encoded body as the sender wrote it: a msgpack value, or (encoding "json") a msgpack bin holding
     JSON text when it came inline. `frames` are the bytes it arrived as, kept so that forwarding costs no encoding.
     """
 
-    kind: Kind
     id: bytes
     subject: str
     deadline_ms: int
     headers: Headers | None
-    body: Buffer
-    frames: list[Buffer]
-    is_inline: bool = True
+    if TYPE_CHECKING:
+        body: Buffer
+        kind: Kind
+        frames: list[Buffer]
+        is_inline: bool = True
+    else:
+        # What msgspec decodes into: the body stays as it is. `decode` lets no array through that is longer than this.
+        body: msgspec.Raw
+        kind: Kind = None
+        frames: Any = ()
+        is_inline: bool = True
 
     @property
     def encoding(self) -> Encoding:
@@ -113,7 +114,7 @@ class Message(msgspec.Struct, gc=False):
 _encoder = msgspec.msgpack.Encoder()
 _encode = _encoder.encode
 _encode_into = _encoder.encode_into
-_decode_array = msgspec.msgpack.Decoder(_Array).decode
+_decode_array = msgspec.msgpack.Decoder(Message).decode
 _decode_first = msgspec.msgpack.Decoder(_First).decode
 _decode_bin = msgspec.msgpack.Decoder(bytes).decode
 
@@ -188,34 +189,41 @@ def decode(frames: list[Buffer]) -> Message:
     TooLarge for a subject or header block over its limit. Never raises anything else, whatever the bytes.
     """
     head = frames[0]
-    kind = _KIND_OF_PREFIX.get(bytes(head[:PREFIX_BYTES]))
+    if type(head) is not bytes:
+        head = bytes(head)
+    kind = _KIND_OF_PREFIX.get(head[:_ARRAY_BYTES])
     if kind is None:
         raise _prefix_error(head)
     try:
-        array = _decode_array(memoryview(head)[PREFIX_BYTES:])
+        message = _decode_array(head[PREFIX_BYTES:])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"envelope does not decode: {error}") from error
-    id, subject, headers = array.id, array.subject, array.headers
-    if len(id) != ID_BYTES and (id or kind <= _LAST_REQUEST_KIND):
-        raise BadRequest(f"id has {len(id)} bytes, it must have {ID_BYTES}", field="id")
-    if len(subject) > MAX_SUBJECT_BYTES:
+    message.kind = kind
+    message.frames = frames
+    if len(message.id) != ID_BYTES and (message.id or kind <= _LAST_REQUEST_KIND):
+        raise BadRequest(f"id has {len(message.id)} bytes, it must have {ID_BYTES}", field="id")
+    if len(message.subject) > MAX_SUBJECT_BYTES:
+        size = len(message.subject)
         raise TooLarge(
-            f"subject has {len(subject)} bytes, the limit is {MAX_SUBJECT_BYTES}",
+            f"subject has {size} bytes, the limit is {MAX_SUBJECT_BYTES}",
             field="subject",
-            size_bytes=len(subject),
+            size_bytes=size,
             limit_bytes=MAX_SUBJECT_BYTES,
         )
-    if headers and len(head) > MAX_HEADER_BYTES:
-        _check_headers(headers)
-    if len(frames) == 1:
-        if headers and headers.get("encoding") == "json" and memoryview(array.body)[0] not in _BINS:
-            raise BadRequest("a body with the encoding json is a msgpack bin that holds JSON text", field="body")
-        return Message(kind, id, subject, array.deadline_ms, headers, array.body, frames)
+    if message.headers is not None:
+        _check_headers(message.headers, message.body, len(head), is_inline=len(frames) == 1)
+    if len(frames) > 1:
+        _take_second_frame(message, frames)
+    return message
+
+
+def _take_second_frame(message: Message, frames: list[Buffer]) -> None:
     if len(frames) > 2:
         raise BadRequest(f"a native message has one or two frames, not {len(frames)}", frames=len(frames))
-    if bytes(array.body) != NIL:
+    if bytes(message.body) != NIL:
         raise BadRequest("body stands both in frame 0 and in frame 1", field="body")
-    return Message(kind, id, subject, array.deadline_ms, headers, frames[1], frames, False)
+    message.body = frames[1]
+    message.is_inline = False
 
 
 def with_headers(message: Message, headers: Headers) -> list[Buffer]:
@@ -234,15 +242,16 @@ def id_of(frames: list[Buffer]) -> bytes:
     return id if len(id) == ID_BYTES else b""
 
 
-def _check_headers(headers: Headers) -> None:
-    header_bytes = len(_encode(headers))
-    if header_bytes > MAX_HEADER_BYTES:
+def _check_headers(headers: Headers, body: Buffer, head_bytes: int, *, is_inline: bool) -> None:
+    if head_bytes > MAX_HEADER_BYTES and (header_bytes := len(_encode(headers))) > MAX_HEADER_BYTES:
         raise TooLarge(
             f"headers have {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}",
             field="headers",
             size_bytes=header_bytes,
             limit_bytes=MAX_HEADER_BYTES,
         )
+    if is_inline and headers.get("encoding") == "json" and memoryview(body)[0] not in _BINS:
+        raise BadRequest("a body with the encoding json is a msgpack bin that holds JSON text", field="body")
 
 
 def _prefix_error(head: Buffer) -> BadRequest:
@@ -252,7 +261,9 @@ def _prefix_error(head: Buffer) -> BadRequest:
         return BadRequest(
             f"wire version {head[2]} is not spoken here, version {VERSION} is", version=head[2], supported=VERSION
         )
-    return BadRequest(f"unknown message kind {head[3]}", kind=head[3])
+    if head[3] not in {int(kind) for kind in Kind}:
+        return BadRequest(f"unknown message kind {head[3]}", kind=head[3])
+    return BadRequest("envelope does not decode: no msgpack array of five follows the kind")
 
 
 # First bytes of a msgpack bin: of 8, 16 and 32 bits of length.

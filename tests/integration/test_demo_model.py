@@ -117,6 +117,14 @@ def test_documented_prompt_gives_its_documented_answer(llama: Any, example: dict
     assert reply["choices"][0]["finish_reason"] == "stop"
 
 
+def test_documentation_shows_every_documented_answer() -> None:
+    """The page about the demo model holds each promised prompt and its answer, word for word."""
+    page = (ROOT / "docs" / "demo-model.md").read_text(encoding="utf-8")
+
+    for example in DOCUMENTED:
+        assert f"user    {example['messages'][-1]['content']}\nmodel   {example['answer']}\n" in page
+
+
 def test_text_is_tokenized_alike_by_llama_cpp_and_the_tokenizer_file(llama: Any, tokenizer: Any) -> None:
     """Spaces, digits, newlines, other scripts, emoji and special tokens give the same ids in both."""
     rng = random.Random(3)

@@ -280,6 +280,7 @@ class CoreLife(RuleBasedStateMachine):
 
     def _join(self, worker: Served) -> None:
         worker.peer = Peer(worker.name)
+        worker.capacity = max(worker.capacity, 1)
         worker.is_draining = False
         worker.old = set(worker.holds)
         ready = Ready(
@@ -326,9 +327,8 @@ class CoreLife(RuleBasedStateMachine):
         """More or less at once."""
         worker = self._draw_worker(data)
         if worker is not None:
-            worker.capacity = max(capacity, 1)
-            if capacity:
-                self.do(CreditReceived(worker.peer, capacity))
+            worker.capacity = capacity
+            self.do(CreditReceived(worker.peer, capacity))
 
     @rule(data=st.data())
     def worker_drains(self, data: st.DataObject) -> None:
@@ -453,6 +453,10 @@ class CoreLife(RuleBasedStateMachine):
         """Everybody comes back and answers, and time passes: then all is answered, and nothing is left behind."""
         for index in range(3):
             self.client_comes_back(index)
+        for worker in self.workers:
+            if worker.peer is not None:
+                worker.capacity = 2
+                self.do(CreditReceived(worker.peer, 2))
         for _ in range(40):
             for worker in self.workers:
                 if worker.peer is None:
@@ -472,7 +476,7 @@ class CoreLife(RuleBasedStateMachine):
 
 
 CoreLife.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
