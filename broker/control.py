@@ -14,7 +14,7 @@ from broker.deadletters import DeadLetters
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
 from bus.version import VERSION
-from bus.worker import Call, Worker
+from bus.worker import Call, Handler, Worker
 from schemas import subjects
 from schemas.bodies import control
 from schemas.errors import Internal, NotFound, Unsupported
@@ -35,7 +35,7 @@ class Control:
             instance=f"broker-{exchange.boot}",
             dial=loopback.dialer(exchange, "broker"),
         )
-        for subject, handler in {
+        handlers: dict[str, Handler] = {
             "bus.ping": self._ping,
             "bus.services": self._services,
             "bus.workers": self._workers,
@@ -45,7 +45,8 @@ class Control:
             "deadletter.show": self._dead_letter,
             "deadletter.redrive": self._redrive,
             "deadletter.purge": self._purge,
-        }.items():
+        }
+        for subject, handler in handlers.items():
             self.worker.handle(subject, handler)
 
     async def _ping(self, request: control.Ping, call: Call) -> control.Pong:
@@ -86,7 +87,7 @@ class Control:
     async def _dead_letters(self, request: control.DeadLetterList, call: Call) -> control.DeadLetterPage:
         subjects.validate_pattern(request.subject)
         store = await self._store()
-        letters, total = await asyncio.to_thread(store.list, request.subject, request.limit, request.before_at)
+        letters, total = await asyncio.to_thread(store.newest, request.subject, request.limit, request.before_at)
         return control.DeadLetterPage(dead_letters=letters, total=total)
 
     async def _dead_letter(self, request: control.DeadLetterShow, call: Call) -> control.DeadLetterWhole:

@@ -203,7 +203,7 @@ class Counters(msgspec.Struct):
     dead_letters: int = 0
 
 
-class Pending:
+class Pending(msgspec.Struct, gc=False, eq=False):
     """One request between its receipt and its end.
 
     States: waiting (in a route's queue), parked until `retry_at` after a loss, in flight (`worker` is set), held (sent
@@ -211,27 +211,20 @@ class Pending:
     answered before the worker finished; `is_answered` tells the two apart.
     """
 
-    __slots__ = (
-        "attempt", "deadline", "id", "is_answered", "is_done", "left_at", "message", "origin", "priority",
-        "received_at", "retry_at", "route", "streamed", "worker",
-    )  # fmt: skip
-
-    def __init__(self, origin: Origin | None, message: Message, deadline: float, now: float) -> None:
-        headers = message.headers
-        self.id = message.id
-        self.origin = origin
-        self.message = message
-        self.deadline = deadline
-        self.received_at = now
-        self.priority = _BATCH if headers and headers.get("priority") == "batch" else _INTERACTIVE
-        self.attempt = 0
-        self.route: Route | None = None
-        self.worker: Worker | None = None
-        self.retry_at: float | None = None
-        self.left_at: float | None = None
-        self.streamed = False
-        self.is_done = False
-        self.is_answered = False
+    id: bytes
+    origin: Origin | None
+    message: Message
+    deadline: float
+    received_at: float
+    priority: Priority
+    attempt: int = 0
+    route: Route | None = None
+    worker: Worker | None = None
+    retry_at: float | None = None
+    left_at: float | None = None
+    streamed: bool = False
+    is_done: bool = False
+    is_answered: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -396,7 +389,8 @@ class Core:
                     ))
                 )  # fmt: skip
                 return
-        pending = Pending(origin, message, deadline, now)
+        priority = _BATCH if headers is not None and headers.get("priority") == "batch" else _INTERACTIVE
+        pending = Pending(message.id, origin, message, deadline, now, priority)
         if self.is_traced:
             self._trace("request", pending, effects)
         if is_resent and self._resume(pending, now, effects):
@@ -416,7 +410,7 @@ class Core:
                 self._answer_early(known, _hole(known), now, effects)
             return
         if is_same and is_resent:
-            effects.append(Fail(event.origin, known.id, _ended_while_away(known, now)))
+            effects.append(Fail(origin, known.id, _ended_while_away(known, now)))
             return
         error = Conflict(
             f"id {known.id.hex()} is already in flight for {known.message.subject!r}; every request needs an id of its own",
@@ -714,24 +708,25 @@ class Core:
             self._lose(previous, "registered again", now, effects)
         worker = self.registry.join(event.peer, ready, now)
         for id in ready.in_flight:
-            self._claim(id, worker)
+            self._claim(id, worker, now, effects)
         effects.append(Deliver(event.peer, encode(Kind.WELCOME, body=self._welcome)))
         effects.append(self._worker_event("joined", worker, "registered"))
         for route in [route for route in self._deserted if route.is_served]:
             del self._deserted[route]
         self._serve_backlog(worker, now, effects)
         for pending in [held for held in self._held.values() if held.is_idempotent]:
-            route = self.registry.resolve(pending.message.subject)
-            if route is not None and route.is_served:
+            served = self.registry.resolve(pending.message.subject)
+            if served is not None and served.is_served:
                 self._unhold(pending, now, effects)
 
-    def _claim(self, id: bytes, worker: Worker) -> None:
+    def _claim(self, id: bytes, worker: Worker, now: float, effects: list[Effect]) -> None:
         """The worker still works on a request of an earlier life of this broker."""
         held = self._held.pop(id, None)
         if held is None:
             if id not in self._pending:
                 if (earlier := self._claims.pop(id, None)) is not None:
                     earlier.change_free(1)
+                    self._serve_backlog(earlier, now, effects)
                 self._claims[id] = worker
                 worker.change_free(-1)
             return
@@ -869,7 +864,8 @@ class Core:
             reason = f"silent for {now - worker.heard_at:.1f} s"
             effects.append(Disconnect(worker.peer, reason))
             self._lose(worker, reason, now, effects)
-        for pending in [p for p in self._retries.values() if p.retry_at is not None and p.retry_at <= now]:
+        due = [p for p in self._retries.values() if p.retry_at is not None and p.retry_at <= now]
+        for pending in sorted(due, key=lambda one: one.priority):
             self._retry(pending, now, effects)
         for pending in [p for p in self._held.values() if p.retry_at is not None and p.retry_at <= now]:
             if pending.is_idempotent:

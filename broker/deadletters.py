@@ -36,9 +36,7 @@ class Stored(msgspec.Struct, frozen=True):
 class DeadLetters:
     """A SQLite file behind a lock; every method blocks on the disk and belongs in a thread. Raises sqlite3.Error."""
 
-    def __init__(
-        self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._max_count = max_count
         self._max_age_s = max_age_s
@@ -72,7 +70,7 @@ class DeadLetters:
                 (self._max_count,),
             )
 
-    def list(self, pattern: str, limit: int, before_at: float | None) -> tuple[list[DeadLetter], int]:
+    def newest(self, pattern: str, limit: int, before_at: float | None) -> tuple[list[DeadLetter], int]:
         """The newest that match, and how many match in all."""
         matching = [letter for letter in self._letters(before_at) if subjects.matches(pattern, letter.subject)]
         return matching[:limit], len(matching)

@@ -70,6 +70,9 @@ class AttachedPeer(Protocol):
     peer: str
     tag: Any
 
+    def __hash__(self) -> int:
+        """Peers are told apart by identity."""
+
     @property
     def pending_bytes(self) -> int:
         """Bytes accepted and not yet taken by the other end."""
@@ -248,7 +251,7 @@ class Exchange:
             await asyncio.sleep(SLOT_S)
             try:
                 self.tick()
-            except Exception as error:  # noqa: BLE001 - the broker's loop: without it no deadline or lease would ever end
+            except Exception as error:
                 log.error("tick failed", exc_info=error, extra={"action": "broker.failed"})
 
     # Requests
@@ -319,8 +322,9 @@ class Exchange:
     def _emit(self, effect: Emit) -> None:
         if effect.subject.startswith("bus.worker."):
             body = effect.body
+            what = effect.subject.rpartition(".")[2]
             log.info(
-                "worker %s" % effect.subject.rpartition(".")[2],
+                f"worker {what}",
                 extra={
                     "action": effect.subject,
                     "service": body.service,
@@ -389,9 +393,7 @@ class Exchange:
             if self._must_log(subject):
                 self.event_log.append(seq, at, subject, source, id, bytes(body))
 
-    def _fan_out(
-        self, subscribers: list[Subscriber], frames: list[Buffer], seq: int, meta: Meta | None = None
-    ) -> None:
+    def _fan_out(self, subscribers: list[Subscriber], frames: list[Buffer], seq: int, meta: Meta | None = None) -> None:
         parts: list[Buffer] = []
         zmtp.encode_message(frames, parts)
         wire = b"".join(parts)

@@ -19,6 +19,10 @@ def _bucket(micros: int) -> int:
     return min(exponent * _STEPS + ((micros >> (exponent - 2)) & (_STEPS - 1)), _BUCKETS - 1)
 
 
+# Buckets of the first milliseconds, which nearly every request takes: a look-up instead of arithmetic.
+_FIRST: Final = tuple(map(_bucket, range(8192)))
+
+
 def _upper_s(bucket: int) -> float:
     if bucket < _STEPS:
         return (bucket + 1) / 1e6
@@ -40,7 +44,8 @@ class LatencyWindow:
         """Count one duration."""
         if now - self._rotated_at > WINDOW_S:
             self._rotate(now)
-        self._current[_bucket(int(seconds * 1e6))] += 1
+        micros = int(seconds * 1e6)
+        self._current[_FIRST[micros] if 0 <= micros < 8192 else _bucket(micros)] += 1
 
     def quantile(self, share: float, now: float) -> float | None:
         """Upper bound in seconds of the `share` quantile (0..1); None when nothing was recorded lately."""

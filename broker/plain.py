@@ -109,7 +109,8 @@ def decode_headers(frame: Buffer) -> Headers | None:
         return None
     decode = _decode_json_headers if encoding_of(frame) == "json" else _decode_msgpack_headers
     try:
-        return decode(frame)
+        headers: Headers | None = decode(frame)
+        return headers
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"headers are not a map of plain values: {error}", field="headers") from error
 

@@ -66,19 +66,16 @@ class SubjectQueue(Generic[ItemT]):
             item = lane.popleft()
             if not item.is_done:
                 self._count(item, -1)
+                if len(lane) > 2 * self._waiting[priority]:
+                    self._compact(priority)
                 return item
         return None
 
     def forget(self, item: ItemT) -> None:
         """Account for a waiting item that ended; the caller marks it done."""
         self._count(item, -1)
-        lane = self._lanes[item.priority]
-        live = self._waiting[item.priority]
-        # Ended items leave when they outnumber the others, so that none stays in memory behind one that waits long.
-        if len(lane) > 2 * live:
-            kept = [one for one in lane if not one.is_done]
-            lane.clear()
-            lane.extend(kept)
+        if len(self._lanes[item.priority]) > 2 * self._waiting[item.priority]:
+            self._compact(item.priority)
 
     def drain(self) -> list[ItemT]:
         """Take everything out, in order of service."""
@@ -88,6 +85,13 @@ class SubjectQueue(Generic[ItemT]):
         self._waiting = [0, 0]
         self.count = self.size_bytes = 0
         return items
+
+    def _compact(self, priority: Priority) -> None:
+        """Let ended items go once they outnumber the others, so that none stays in memory behind one that waits long."""
+        lane = self._lanes[priority]
+        live = [item for item in lane if not item.is_done]
+        lane.clear()
+        lane.extend(live)
 
     def _count(self, item: ItemT, sign: int) -> None:
         self._waiting[item.priority] += sign

@@ -37,6 +37,13 @@ class _Port:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.connections: set[Connection] = set()
+        self._changed = asyncio.Event()
+
+    async def empty(self) -> None:
+        """Wait until the last connection is gone."""
+        while self.connections:
+            self._changed.clear()
+            await self._changed.wait()
 
     def on_open(self, connection: Any) -> None:
         name = connection.codec.peer_properties.get(transport.NAME_PROPERTY.lower(), b"")
@@ -53,6 +60,7 @@ class _Port:
     def on_close(self, connection: Any, reason: str) -> None:
         if connection in self.connections:
             self.connections.discard(connection)
+            self._changed.set()
             self.exchange.detach(connection, reason)
 
 
@@ -121,9 +129,7 @@ class Broker:
         self.dead_letters = DeadLetters(
             folder / "dead_letters.db", max_count=broker.dead_letters_max, max_age_s=broker.dead_letters_max_age_s
         )
-        self.exchange = Exchange(
-            settings, event_log=self.event_log, dead_letters=self.dead_letters, last_seq=last_seq
-        )
+        self.exchange = Exchange(settings, event_log=self.event_log, dead_letters=self.dead_letters, last_seq=last_seq)
         try:
             self.ports = await self._listen()
         except OSError:
@@ -150,8 +156,7 @@ class Broker:
                 connection.close("the broker stops")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                while any(port.connections for port in self._ports):
-                    await asyncio.sleep(0.01)
+                await asyncio.gather(*(port.empty() for port in self._ports))
         for port in self._ports:
             for connection in list(port.connections):
                 connection.abort("the broker stops")

@@ -14,6 +14,7 @@ import tenacity
 
 from bus.channel import Channel
 from bus.deadlines import SLOT_S, DeadlineWheel
+from bus.gather import gather
 from bus.settings import Settings
 from bus.subscription import Subscription
 from bus.transport import Dial, Link, Role, dialer
@@ -37,6 +38,9 @@ _ATTEMPTS: Final = 3
 
 # The broker answers at the deadline itself; the client waits this much longer before it gives up on the broker.
 _BROKER_SLACK_S: Final = 0.25
+
+# Subjects remembered per client; bounded because a program may address any number of instances.
+_CALLED_MAX: Final = 1000
 
 _PARTIAL: Final = Kind.PARTIAL
 _ERROR: Final = Kind.ERROR
@@ -81,6 +85,22 @@ def _replies(kind: Any) -> _Replies:
     return known
 
 
+class _Called:
+    """What the client must know of a subject: how to read its replies, and whether it may be asked twice."""
+
+    __slots__ = ("final", "is_idempotent", "partial", "untyped")
+
+    def __init__(self, final: _Replies, partial: _Replies, *, is_idempotent: bool) -> None:
+        self.final = final
+        self.partial = partial
+        self.is_idempotent = is_idempotent
+        self.untyped = self if final is _ANY else _Called(_ANY, _ANY, is_idempotent=is_idempotent)
+
+    def gathered(self, final: Any, partials: list[Message]) -> Any:
+        """The final reply with what only its partial replies said."""
+        return gather(final, [self.partial.of(part) for part in partials]) if partials else final
+
+
 class _Outstanding:
     """One request that was sent and not finished: what is needed to send it again, and where its replies go."""
 
@@ -108,13 +128,19 @@ class _Outstanding:
         """A reply came, or the reason why none will."""
         raise NotImplementedError
 
+    def forgets_pieces(self) -> bool:
+        """Before it is sent again: drop the pieces that came, which may come again; False when they were handed out."""
+        raise NotImplementedError
+
 
 class _Single(_Outstanding):
     """A request whose caller waits for the final reply."""
 
-    __slots__ = ("reply",)
+    __slots__ = ("partials", "reply")
 
     reply: asyncio.Future[Message]
+
+    partials: list[Message] | None
 
     def take(self, reply: Message | Exception) -> None:
         if self.reply.done():
@@ -123,17 +149,30 @@ class _Single(_Outstanding):
             self.reply.set_exception(reply)
         elif reply.kind is not _PARTIAL:
             self.reply.set_result(reply)
+        elif self.partials is None:
+            self.partials = [reply]
+        else:
+            self.partials.append(reply)
+
+    def forgets_pieces(self) -> bool:
+        self.partials = None
+        return True
 
 
 class _Streamed(_Outstanding):
     """A request whose caller takes every piece."""
 
-    __slots__ = ("arrived", "waiter")
+    __slots__ = ("arrived", "has_pieces", "waiter")
 
     arrived: deque[Message | Exception]
+    has_pieces: bool
     waiter: asyncio.Future[None] | None
 
+    def forgets_pieces(self) -> bool:
+        return not self.has_pieces
+
     def take(self, reply: Message | Exception) -> None:
+        self.has_pieces = True
         self.arrived.append(reply)
         waiter = self.waiter
         if waiter is not None and not waiter.done():
@@ -154,6 +193,7 @@ class Client:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dial = dial or dialer(self.settings.bus, name)
         self._outstanding: dict[bytes, _Outstanding] = {}
+        self._called: dict[str, _Called] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
         self._sweeper: asyncio.TimerHandle | None = None
         self._subscriptions: set[Subscription] = set()
@@ -214,29 +254,57 @@ class Client:
         the request ended with (`schemas.errors`); an idempotent operation is first tried again, within `timeout_s`,
         where its worker was lost or its queue full.
         """
-        operation = catalog.lookup(subject)
+        called = self._called.get(subject) or self._resolve(subject)
+        if raw:
+            called = called.untyped
         if timeout_s is None:
             timeout_s = self.settings.bus.timeout_s
-        if operation is None or operation.partial is not None:
-            headers = {**headers, "gather": True} if headers else {"gather": True}
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
-        decoder = _ANY if operation is None or raw else _replies(operation.reply)
         if id is None:
             id = new_id()
         elif len(id) != ID_BYTES:
             raise BadRequest(f"id has {len(id)} bytes, it must have {ID_BYTES}", field="id")
-        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        loop = self._loop or self._bind()
+        now = loop.time()
+        outstanding = _Single(id, subject, body, headers, timeout_s, now)
+        outstanding.reply = loop.create_future()
+        outstanding.partials = None
+        link = self._requests.link
+        if link is None or not link.is_open:
+            link = await self._link(self._requests, timeout_s)
+        self._send(link, outstanding)
         try:
-            return decoder.of(await self._ask(id, subject, body, headers, timeout_s))
-        except (WorkerLost, Overloaded):
-            if operation is None or not operation.is_idempotent:
-                raise
-        loop = asyncio.get_running_loop()
+            reply = await outstanding.reply
+        except asyncio.CancelledError:
+            self._cancel(outstanding)
+            raise
+        if reply.kind is not _ERROR:
+            final = called.final.of(reply)
+            return final if outstanding.partials is None else called.gathered(final, outstanding.partials)
+        error = _error_of(reply)
+        if called.is_idempotent and isinstance(error, WorkerLost | Overloaded):
+            return await self._request_again(outstanding, called, now + timeout_s)
+        raise error
 
-        async def ask_again() -> Message:
-            # Under the same id: should the first attempt have had its effect after all, this is the same write.
-            return await self._ask(id, subject, body, headers, max(give_up_at - loop.time(), 0.001))
+    async def _request_again(self, failed: _Single, called: _Called, give_up_at: float) -> Any:
+        """Under the same id: should the first attempt have had its effect after all, this is the same write."""
+        loop = self._loop or self._bind()
+
+        async def ask_again() -> Any:
+            left_s = max(give_up_at - loop.time(), 0.001)
+            outstanding = _Single(failed.id, failed.subject, failed.body, failed.headers, left_s, loop.time())
+            outstanding.reply = loop.create_future()
+            outstanding.partials = None
+            self._send(await self._link(self._requests, left_s), outstanding)
+            try:
+                reply = await outstanding.reply
+            except asyncio.CancelledError:
+                self._cancel(outstanding)
+                raise
+            if reply.kind is _ERROR:
+                raise _error_of(reply)
+            return called.gathered(called.final.of(reply), outstanding.partials or [])
 
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((WorkerLost, Overloaded)),
@@ -245,8 +313,20 @@ class Client:
             reraise=True,
         )
         await asyncio.sleep(0.05)
-        reply: Message = await retrying(ask_again)
-        return decoder.of(reply)
+        return await retrying(ask_again)
+
+    def _resolve(self, subject: str) -> _Called:
+        """What is known of a subject, remembered: looking it up costs as much as encoding the request."""
+        operation = catalog.lookup(subject)
+        if operation is None:
+            called = _Called(_ANY, _ANY, is_idempotent=False)
+        else:
+            partial = _ANY if operation.partial is None else _replies(operation.partial)
+            called = _Called(_replies(operation.reply), partial, is_idempotent=operation.is_idempotent)
+        if len(self._called) >= _CALLED_MAX:
+            self._called.clear()
+        self._called[subject] = called
+        return called
 
     def stream(
         self,
@@ -259,38 +339,14 @@ class Client:
         raw: bool = False,
     ) -> Stream:
         """The reply piece by piece: `async with client.stream(...) as parts: async for part in parts: ...`."""
-        operation = catalog.lookup(subject)
+        called = self._called.get(subject) or self._resolve(subject)
+        if raw:
+            called = called.untyped
         if timeout_s is None:
             timeout_s = self.settings.bus.timeout_s
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
-        is_typed = operation is not None and not raw
-        return Stream(
-            self,
-            subject,
-            body,
-            headers,
-            timeout_s,
-            _replies(operation.partial) if is_typed and operation and operation.partial else _ANY,
-            _replies(operation.reply) if is_typed and operation else _ANY,
-        )
-
-    async def _ask(self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float) -> Message:
-        loop = self._loop or self._bind()
-        outstanding = _Single(id, subject, body, headers, timeout_s, loop.time())
-        outstanding.reply = loop.create_future()
-        link = self._requests.link
-        if link is None or not link.is_open:
-            link = await self._link(self._requests, timeout_s)
-        self._send(link, outstanding)
-        try:
-            reply = await outstanding.reply
-        except asyncio.CancelledError:
-            self._cancel(outstanding)
-            raise
-        if reply.kind is _ERROR:
-            raise _error_of(reply)
-        return reply
+        return Stream(self, subject, body, headers, timeout_s, called)
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()
@@ -354,9 +410,17 @@ class Client:
 
     def _on_up(self, link: Link) -> None:
         """Send again, under its old id, what has no answer: the broker joins it to what it already knows."""
-        for outstanding in self._outstanding.values():
-            outstanding.attempt += 1
-            link.send(outstanding.frames())
+        for outstanding in list(self._outstanding.values()):
+            if outstanding.forgets_pieces():
+                outstanding.attempt += 1
+                link.send(outstanding.frames())
+                continue
+            self._cancel(outstanding)
+            outstanding.take(
+                WorkerLost(
+                    f"the connection broke while {outstanding.subject} streamed its reply", subject=outstanding.subject
+                )
+            )
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -396,13 +460,13 @@ class Client:
         """Events whose subject falls under any pattern: `async with client.subscribe("memory.>") as events: ...`.
 
         With `read_back`, events lost to slowness or a broken connection are fetched from the durable log, in order.
-        Raises BadRequest for a bad pattern.
+        Raises BadRequest for a bad pattern; entering the block raises BrokerUnreachable, ConnectionError.
         """
         subscription = Subscription(
             patterns,
             dial=self._dial,
             reconnect_max_s=self.settings.bus.reconnect_max_s,
-            connect_timeout_s=self.settings.bus.timeout_s,
+            ready=lambda channel: self._link(channel, self.settings.bus.timeout_s),
             reader=self._read_events if read_back else None,
             on_closed=self._subscriptions.discard,
         )
@@ -427,13 +491,11 @@ class Stream:
         body: Any,
         headers: Headers | None,
         timeout_s: float,
-        partials: _Replies,
-        finals: _Replies,
+        called: _Called,
     ) -> None:
         self._client = client
         self._request = (subject, body, headers, timeout_s)
-        self._partials = partials
-        self._finals = finals
+        self._called = called
         self._outstanding: _Streamed | None = None
         self._is_over = False
         self._final: Any = None
@@ -450,6 +512,7 @@ class Stream:
         client = self._client
         outstanding = _Streamed(new_id(), subject, body, headers, timeout_s, (client._loop or client._bind()).time())
         outstanding.arrived = deque()
+        outstanding.has_pieces = False
         outstanding.waiter = None
         link = await client._link(client._requests, timeout_s)
         client._send(link, outstanding)
@@ -481,11 +544,11 @@ class Stream:
         message = outstanding.arrived.popleft()
         if isinstance(message, Message):
             if message.kind is _PARTIAL:
-                return self._partials.of(message)
+                return self._called.partial.of(message)
             self._is_over = True
             if message.kind is Kind.ERROR:
                 raise _error_of(message)
-            self._final = self._finals.of(message)
+            self._final = self._called.final.of(message)
             raise StopAsyncIteration
         self._is_over = True
         raise message

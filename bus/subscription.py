@@ -100,14 +100,14 @@ class Subscription:
         *,
         dial: Dial,
         reconnect_max_s: float,
-        connect_timeout_s: float,
+        ready: Callable[[Channel], Awaitable[Link]],
         reader: Reader | None,
         on_closed: Callable[[Subscription], None],
     ) -> None:
         self.patterns = tuple(subjects.validate_pattern(pattern) for pattern in patterns or (">",))
         # The broker takes a pattern without wildcards as a prefix, as ZeroMQ does; here it means that subject alone.
         self._has_exact = not all(map(subjects.is_pattern, self.patterns))
-        self._connect_timeout_s = connect_timeout_s
+        self._ready_link = ready
         self._reader = reader
         self._on_closed = on_closed
         self._arrived: deque[list[Buffer]] = deque()
@@ -123,7 +123,7 @@ class Subscription:
         )
 
     async def __aenter__(self) -> Self:
-        link = await self._channel.ready(self._connect_timeout_s)
+        link = await self._ready_link(self._channel)
         await link.ping()
         return self
 

@@ -22,6 +22,7 @@ import msgspec
 
 from bus.channel import Channel
 from bus.client import Client
+from bus.gather import gather
 from bus.settings import Settings
 from bus.transport import Dial, Link, Role, dialer
 from bus.version import VERSION
@@ -96,37 +97,6 @@ class Call:
     def _check_unbroken(self) -> None:
         if self._streamed_on is not None and self._streamed_on != self._worker._connections:
             raise WorkerLost(f"the broker was lost while {self.subject} streamed its reply", subject=self.subject)
-
-
-def gather(final: Any, partials: list[Any]) -> Any:
-    """`final` with what only the partial replies said.
-
-    Every field that the final reply leaves empty is filled from the partials: text is joined, lists are chained, of
-    anything else the last counts. Where neither is a map, the reply is the joined or chained partials themselves.
-    """
-    if isinstance(final, msgspec.Struct):
-        merged = {}
-        for field in final.__struct_fields__:
-            values = [getattr(part, field) for part in partials if hasattr(part, field)]
-            if values and not getattr(final, field):
-                merged[field] = _joined(values)
-        return msgspec.structs.replace(final, **merged) if merged else final
-    maps = [part for part in partials if isinstance(part, dict)]
-    if len(maps) == len(partials) and (final is None or isinstance(final, dict)):
-        whole = dict(final or {})
-        for field in {field: None for part in maps for field in part}:
-            if not whole.get(field):
-                whole[field] = _joined([part[field] for part in maps if field in part])
-        return whole
-    return _joined(partials) if final is None else final
-
-
-def _joined(values: list[Any]) -> Any:
-    if all(isinstance(value, str) for value in values):
-        return "".join(values)
-    if all(isinstance(value, list) for value in values):
-        return [item for value in values for item in value]
-    return values[-1]
 
 
 class _Served:
@@ -418,7 +388,7 @@ class Worker:
         except asyncio.CancelledError:
             self._counters["cancelled"] += 1
             frames = self._error_frames(call, Cancelled("the request was cancelled"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the dispatch: whatever a handler raises ends its request
             self._counters["failed"] += 1
             frames = self._error_frames(call, self._on_failure(call, error))
         del self._tasks[message.id]

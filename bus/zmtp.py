@@ -57,12 +57,12 @@ _SHORT_LAST: Final = tuple(bytes((0, size)) for size in range(256))
 _SHORT_MORE: Final = tuple(bytes((_MORE, size)) for size in range(256))
 
 
-# What the C loop may take on: whole messages below the size at which frames get a buffer of their own.
-_scan: Callable[[bytes, int], tuple[list[list[Buffer]], int]] | None
-try:
-    from bus._scan import scan as _scan
-except ImportError:
-    _scan = None
+# The inner loop of `Codec.feed` in C, where it was compiled (hatch_build.py).
+_scan: Callable[[bytes, int], tuple[list[list[Buffer]], int]] | None = None
+with contextlib.suppress(ImportError):
+    from bus import _scan as _compiled
+
+    _scan = _compiled.scan
 
 
 class ProtocolError(Exception):

@@ -58,7 +58,9 @@ def is_pattern(text: str) -> bool:
 def matcher(pattern: str) -> Callable[[str], object]:
     """A predicate for `pattern`, compiled once. A pattern without `@` also matches any instance of its subjects."""
     plain, at, instance = pattern.partition("@")
-    tokens = [r"[^.@]+" if token == "*" else r"[^@]+" if token == ">" else re.escape(token) for token in plain.split(".")]
+    tokens = [
+        r"[^.@]+" if token == "*" else r"[^@]+" if token == ">" else re.escape(token) for token in plain.split(".")
+    ]
     tail = re.escape(at + instance) if at else r"(?:@.+)?"
     return re.compile(r"\.".join(tokens) + tail).fullmatch
 

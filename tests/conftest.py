@@ -73,9 +73,7 @@ def serve_broker(settings: Settings) -> Serve:
 
     @asynccontextmanager
     async def serve(**broker_changes: Any) -> AsyncIterator[Settings]:
-        changed = msgspec.structs.replace(
-            settings, broker=msgspec.structs.replace(settings.broker, **broker_changes)
-        )
+        changed = msgspec.structs.replace(settings, broker=msgspec.structs.replace(settings.broker, **broker_changes))
         broker = Broker(changed)
         await broker.start()
         try:

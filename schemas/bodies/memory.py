@@ -169,5 +169,3 @@ class Changed(Reply, frozen=True, kw_only=True):
     action: str
     version: int | None = None
     request_id: str | None = None
-
-

@@ -155,5 +155,3 @@ class UsageEvent(Reply, frozen=True, kw_only=True):
     usage: Usage
     timings: Timings
     finish_reason: str
-
-

@@ -107,9 +107,7 @@ def open_bus(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path)
 
     @asynccontextmanager
     async def open_one(**broker_changes: Any) -> AsyncIterator[Bus]:
-        changed = msgspec.structs.replace(
-            settings, broker=msgspec.structs.replace(settings.broker, **broker_changes)
-        )
+        changed = msgspec.structs.replace(settings, broker=msgspec.structs.replace(settings.broker, **broker_changes))
         async with AsyncExitStack() as stack:
             if request.param == "tcp":
                 broker = Broker(changed)

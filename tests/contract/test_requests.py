@@ -389,9 +389,7 @@ async def test_deadline_in_flight_answers_cancels_and_buries(open_bus: OpenBus) 
         assert failure.value.details["waited_s"] >= 0.2
         await soon(waiting.cancelled.wait(), "the handler was cancelled")
         page = await client.request("deadletter.list")
-        assert [(letter.subject, letter.reason) for letter in page.dead_letters] == [
-            ("test.wait", "deadline_exceeded")
-        ]
+        assert [(letter.subject, letter.reason) for letter in page.dead_letters] == [("test.wait", "deadline_exceeded")]
 
 
 async def test_deadline_in_the_queue_is_answered_without_a_worker(open_bus: OpenBus) -> None:

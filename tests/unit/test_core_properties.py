@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -49,6 +51,11 @@ SERVED = (
     ("test.any", "model.chat"),
 )
 PLAIN = Form(True, False, "json")
+
+
+def pick(data: Any, items: list[Any]) -> Any:
+    """One of them, chosen by hypothesis or by a random walk."""
+    return data.choice(items) if isinstance(data, random.Random) else data.draw(st.sampled_from(items))
 
 
 class Peer:
@@ -218,11 +225,15 @@ class CoreLife(RuleBasedStateMachine):
         index=st.integers(0, 2),
         subject=st.sampled_from(SUBJECTS),
         is_batch=st.booleans(),
-        timeout_s=st.sampled_from([-1.0, 0.3, 3.0, 20.0]),
+        timeout_s=st.sampled_from([-1.0, 0.3, 3.0, 20.0, 20.0]),
+        count=st.integers(1, 6),
     )
-    def ask(self, index: int, subject: str, is_batch: bool, timeout_s: float) -> None:
-        """A client asks something new."""
-        client = self.clients[index]
+    def ask(self, index: int, subject: str, is_batch: bool, timeout_s: float, count: int) -> None:
+        """A client asks something new, once or in a burst."""
+        for _ in range(count):
+            self._ask(self.clients[index], subject, is_batch, timeout_s)
+
+    def _ask(self, client: Client, subject: str, is_batch: bool, timeout_s: float) -> None:
         if client.peer is None:
             return
         self.count += 1
@@ -245,7 +256,7 @@ class CoreLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def ask_again_under_an_old_id(self, data: st.DataObject) -> None:
         """A mistake: an id in use. The original must not notice."""
-        asked = data.draw(st.sampled_from(list(self.asked.values())))
+        asked = pick(data, list(self.asked.values()))
         stranger = Peer("stranger")
         if asked.id not in self.core._pending or self.core._pending[asked.id].origin is None:
             return
@@ -260,7 +271,7 @@ class CoreLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         """A client takes a request back; it may long have ended."""
-        asked = data.draw(st.sampled_from(list(self.asked.values())))
+        asked = pick(data, list(self.asked.values()))
         if asked.client.peer is not None and asked.client.form is None:
             self.do(CancelReceived(asked.client.peer, asked.id))
 
@@ -276,7 +287,7 @@ class CoreLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def worker_comes_back(self, data: st.DataObject) -> None:
         """A worker whose connection broke registers with what it still works on."""
-        self._join(data.draw(st.sampled_from([one for one in self.workers if one.peer is None])))
+        self._join(pick(data, [one for one in self.workers if one.peer is None]))
 
     def _join(self, worker: Served) -> None:
         worker.peer = Peer(worker.name)
@@ -294,14 +305,14 @@ class CoreLife(RuleBasedStateMachine):
 
     def _draw_worker(self, data: st.DataObject) -> Served | None:
         here = [worker for worker in self.workers if worker.peer is not None]
-        return data.draw(st.sampled_from(here)) if here else None
+        return pick(data, here) if here else None
 
     @rule(data=st.data(), kind=st.sampled_from([Kind.PARTIAL, Kind.FINAL, Kind.FINAL, Kind.ERROR]))
     def worker_answers(self, data: st.DataObject, kind: Kind) -> None:
         """Something of a reply to something a worker holds."""
         worker = self._draw_worker(data)
         if worker is not None and worker.holds:
-            self._answer(worker, data.draw(st.sampled_from(list(worker.holds))), kind)
+            self._answer(worker, pick(data, list(worker.holds)), kind)
 
     def _answer(self, worker: Served, id: bytes, kind: Kind) -> None:
         if kind is not Kind.PARTIAL:
@@ -484,3 +495,70 @@ CoreLife.TestCase.settings = settings(
 )
 TestCoreLife = CoreLife.TestCase
 TestCoreLife.__doc__ = "No interleaving loses a request, answers one twice, or leaves anything behind."
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_long_lives_lose_nothing(seed: int) -> None:
+    """Four hundred steps of the same life, with more work and fewer accidents than chance alone would bring."""
+    chance = random.Random(seed)
+    life = CoreLife()
+    life.begin()
+    for _ in range(400):
+        _step(life, chance)
+        for check in (
+            life.queues_count_what_they_hold,
+            life.nobody_waits_while_a_worker_is_free,
+            life.credit_is_accounted_for,
+            life.every_open_request_is_somewhere,
+        ):
+            check()
+    life.teardown()
+
+
+def _step(life: CoreLife, chance: random.Random) -> None:
+    kind = chance.choices(
+        [
+            "ask",
+            "answer",
+            "worker",
+            "back",
+            "client",
+            "time",
+            "cancel",
+            "credit",
+            "drain",
+            "die",
+            "break",
+            "gone",
+            "boot",
+        ],
+        [30, 45, 4, 6, 6, 14, 4, 3, 2, 3, 2, 2, 0.7],
+    )[0]
+    if kind == "ask":
+        timeout_s = chance.choice([-1.0, 0.3, 3.0, 20.0, 20.0])
+        life.ask(chance.randrange(3), chance.choice(SUBJECTS), chance.random() < 0.4, timeout_s, chance.randint(1, 6))
+    elif kind == "answer":
+        life.worker_answers(chance, chance.choice([Kind.PARTIAL, Kind.FINAL, Kind.FINAL, Kind.FINAL, Kind.ERROR]))
+    elif kind == "worker":
+        life.worker_starts(chance.choice(SERVED), chance.randint(1, 3))
+    elif kind == "back" and any(worker.peer is None for worker in life.workers):
+        life.worker_comes_back(chance)
+    elif kind == "client":
+        life.client_comes_back(chance.randrange(3))
+    elif kind == "time":
+        life.time_passes(chance.choice([0.05, 0.05, 0.5, 1.0, 2.0, 6.0]), chance.random() < 0.9)
+    elif kind == "cancel" and life.asked:
+        life.cancel(chance)
+        life.ask_again_under_an_old_id(chance)
+    elif kind == "credit":
+        life.worker_changes_credit(chance, chance.randint(0, 4))
+    elif kind == "drain":
+        life.worker_drains(chance)
+    elif kind == "die":
+        life.worker_dies(chance)
+    elif kind == "break":
+        life.worker_connection_breaks(chance)
+    elif kind == "gone":
+        life.client_connection_breaks(chance.randrange(3))
+    elif kind == "boot":
+        life.broker_restarts()

@@ -17,7 +17,9 @@ LIMIT = 200_000
 GREETING = bytes.fromhex("ff00000000000000007f0301" + b"NULL".ljust(20, b"\0").hex() + "00" * 32)
 
 # A DEALER's READY as libzmq writes it.
-READY = bytes.fromhex("04290552454144590b536f636b65742d547970650000000644454 14c45520849 64656e7469747900000000".replace(" ", ""))
+READY = bytes.fromhex(
+    "04290552454144590b536f636b65742d547970650000000644454 14c45520849 64656e7469747900000000".replace(" ", "")
+)
 
 
 @pytest.fixture(params=["c", "python"])
@@ -196,7 +198,11 @@ def test_what_breaks_the_protocol_is_named(scanner: str, stream: bytes, what: st
 @pytest.mark.parametrize("chunk", [1, 1_000, 65_536, 10_000_000])
 @pytest.mark.parametrize(
     ("frames", "kept"),
-    [([b"x" * 300_000], []), ([b"s", b"x" * 300_000, b"h"], [b"s"]), ([b"a" * 150_000, b"b" * 150_000], [b"a" * 150_000])],
+    [
+        ([b"x" * 300_000], []),
+        ([b"s", b"x" * 300_000, b"h"], [b"s"]),
+        ([b"a" * 150_000, b"b" * 150_000], [b"a" * 150_000]),
+    ],
 )
 def test_oversize_message_is_skipped_and_the_next_one_read(
     scanner: str, frames: list[bytes], kept: list[bytes], chunk: int
@@ -223,7 +229,9 @@ def test_message_of_too_many_frames_is_skipped(scanner: str) -> None:
     assert len(codec.oversize) == 1
 
 
-@pytest.mark.parametrize(("ours", "theirs", "fits"), [(b"XPUB", b"SUB", True), (b"XPUB", b"REQ", False), (b"XSUB", b"PUB", True)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "fits"), [(b"XPUB", b"SUB", True), (b"XPUB", b"REQ", False), (b"XSUB", b"PUB", True)]
+)
 def test_socket_types_meet_as_in_libzmq(ours: bytes, theirs: bytes, fits: bool) -> None:
     """A wrong pair is refused at the handshake."""
     data = b"\x0bSocket-Type" + len(theirs).to_bytes(4, "big") + theirs

@@ -1,0 +1,3 @@
+from schemas.envelope import Buffer
+
+def scan(data: bytes, most_bytes: int, /) -> tuple[list[list[Buffer]], int]: ...
