@@ -714,7 +714,7 @@ class Core:
         for route in [route for route in self._deserted if route.is_served]:
             del self._deserted[route]
         self._serve_backlog(worker, now, effects)
-        for pending in [held for held in self._held.values() if held.is_idempotent]:
+        for pending in sorted((held for held in self._held.values() if held.is_idempotent), key=_priority):
             served = self.registry.resolve(pending.message.subject)
             if served is not None and served.is_served:
                 self._unhold(pending, now, effects)
@@ -830,15 +830,15 @@ class Core:
 
     def _desert(self, routes: list[Route], now: float, effects: list[Effect]) -> None:
         """What waits in routes that lost their last worker goes elsewhere, waits out the grace, or is answered."""
+        waiting: list[Any] = []
         for route in routes:
             if route.lost_at is not None and not route.is_instance:
                 self._deserted[route] = None
                 continue
-            waiting = route.queue.drain()
+            waiting += route.queue.drain()
             self.registry.drop(route)
-            for pending in waiting:
-                assert isinstance(pending, Pending)
-                self._reroute(pending, now, effects)
+        for pending in sorted(waiting, key=_priority):
+            self._reroute(pending, now, effects)
 
     def _unhold(self, pending: Pending, now: float, effects: list[Effect]) -> None:
         """No worker claimed it, and it may run again."""
@@ -865,7 +865,7 @@ class Core:
             effects.append(Disconnect(worker.peer, reason))
             self._lose(worker, reason, now, effects)
         due = [p for p in self._retries.values() if p.retry_at is not None and p.retry_at <= now]
-        for pending in sorted(due, key=lambda one: one.priority):
+        for pending in sorted(due, key=_priority):
             self._retry(pending, now, effects)
         for pending in [p for p in self._held.values() if p.retry_at is not None and p.retry_at <= now]:
             if pending.is_idempotent:
@@ -888,14 +888,14 @@ class Core:
                 break
             del self._parked[id]
             self._parked_bytes -= message.size_bytes
+        waiting: list[Any] = []
         for route in [route for route in self._deserted if not self._is_in_grace(route, now)]:
             del self._deserted[route]
             route.lost_at = None
-            waiting = route.queue.drain()
+            waiting += route.queue.drain()
             self.registry.drop(route)
-            for item in waiting:
-                assert isinstance(item, Pending)
-                self._reroute(item, now, effects)
+        for pending in sorted(waiting, key=_priority):
+            self._reroute(pending, now, effects)
 
     def _retry(self, pending: Pending, now: float, effects: list[Effect]) -> None:
         """Give a request whose worker was lost to another, before those that never had a turn."""
@@ -956,6 +956,10 @@ class Core:
             attempt=max(pending.attempt, 1),
         )
         effects.append(Emit(f"bus.trace.{phase}", body))
+
+
+def _priority(pending: Pending) -> Priority:
+    return pending.priority
 
 
 def _hole(pending: Pending) -> WorkerLost:

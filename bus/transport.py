@@ -16,13 +16,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Protocol, cast
 
-from bus import zmtp
+from bus import pages, zmtp
 from bus.settings import BusSettings
 from schemas.envelope import Buffer
 from schemas.limits import MAX_BODY_BYTES
 
 # One read takes at most this many bytes, so that a peer that sends much does not keep the loop from the others.
 _READ_BYTES: Final = 256 * 1024
+
+# The same while a large frame is received, which needs no copy.
+_LARGE_READ_BYTES: Final = 4 * 1024 * 1024
+
+# How long the memory of large frames waits to be used again.
+_RELEASE_S: Final = 2.0
 
 # asyncio asks a sender to pause when this much waits to be sent, and to go on when half of it is left.
 _WRITE_HIGH_BYTES: Final = 4 * 1024 * 1024
@@ -99,6 +105,7 @@ Dial = Callable[[Role, Handler], Awaitable[Link]]
 
 class _PerThread(threading.local):
     view: memoryview | None = None
+    release: asyncio.TimerHandle | None = None
 
 
 _per_thread = _PerThread()
@@ -109,6 +116,17 @@ def _read_view() -> memoryview:
     if _per_thread.view is None:
         _per_thread.view = memoryview(bytearray(_READ_BYTES))
     return _per_thread.view
+
+
+def _release_later(loop: asyncio.AbstractEventLoop) -> None:
+    """Give the memory of large frames back when it was not used for a while."""
+    if _per_thread.release is not None:
+        _per_thread.release.cancel()
+    _per_thread.release = loop.call_later(_RELEASE_S, _release, loop)
+
+
+def _release(loop: asyncio.AbstractEventLoop) -> None:
+    _per_thread.release = loop.call_later(_RELEASE_S, _release, loop) if pages.release_idle() else None
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -287,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         large = self.codec.large
-        return self._read_view if large is None else large[:_READ_BYTES]
+        return self._read_view if large is None else large[:_LARGE_READ_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         codec = self.codec
@@ -295,6 +313,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             if codec.large is not None:
                 messages = codec.large_filled(nbytes)
+                if messages:
+                    _release_later(self._loop)
             else:
                 messages = codec.feed(bytes(self._read_view[:nbytes]))
         except zmtp.ProtocolError as error:

@@ -11,11 +11,11 @@ Source: ZeroMQ RFC 37/ZMTP 3.1 (greeting section 3.1, framing 3.2, NULL mechanis
 from __future__ import annotations
 
 import contextlib
-import mmap
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Final
 
+from bus.pages import room
 from schemas.envelope import Buffer
 from schemas.limits import MAX_BODY_BYTES, MAX_FRAMES
 
@@ -32,14 +32,13 @@ _MAX_COMMAND_BYTES: Final = 8 * 1024
 # A frame from this size on is received straight into its own buffer instead of passing through the read buffer.
 LARGE_FRAME_BYTES: Final = 64 * 1024
 
-# From this size on its memory is mapped in huge pages: 16 MiB took 7 ms to allocate and fill as a bytearray, 2.5 ms so.
-_HUGE_FRAME_BYTES: Final = 4 * 1024 * 1024
-
 # Room beside the body for the subject, the headers and the envelope of one message.
 _ENVELOPE_SLACK_BYTES: Final = 16 * 1024
 
-# A frame that claims more than this many times the limit is not skipped but ends the connection.
+# A frame that claims more than this many times the limit, and more than this many bytes, is not skipped but ends the
+# connection: a program that sends too much is told so, and lies about sizes are not listened to for long.
 _SKIP_FACTOR: Final = 16
+_SKIP_BYTES: Final = 1024 * 1024 * 1024
 
 # Which peers each of our socket types may meet, as libzmq checks it (RFC 23, "Socket-Type").
 _PEERS: Final[dict[bytes, frozenset[bytes]]] = {
@@ -102,16 +101,6 @@ def subscription(prefix: bytes, *, is_cancel: bool = False) -> list[Buffer]:
     return [(b"\0" if is_cancel else b"\1") + prefix]
 
 
-def _buffer(size: int) -> bytearray | mmap.mmap:
-    """Room for a large frame. Fresh 4 KiB pages cost more than the copy into them, so huge ones are asked for."""
-    if size < _HUGE_FRAME_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return bytearray(size)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages
-
-
 class Codec:
     """One side of one connection.
 
@@ -126,7 +115,7 @@ class Codec:
         "_frames_bytes",
         "_greeted",
         "_large_is_last",
-        "_large_size",
+        "_large_whole",
         "_limit",
         "_oversize_at",
         "_properties",
@@ -157,7 +146,7 @@ class Codec:
         self._greeted = False
         self._discard = 0
         self._oversize_at = 0
-        self._large_size = 0
+        self._large_whole: memoryview | None = None
         self._large_is_last = True
         self.large: memoryview | None = None
         self.outgoing = bytearray(_GREETING)
@@ -257,10 +246,12 @@ class Codec:
         if count < len(large):
             self.large = large[count:]
             return []
-        self.large = None
-        self._frames.append(memoryview(large.obj))
+        whole = self._large_whole
+        self.large = self._large_whole = None
+        assert whole is not None
+        self._frames.append(whole)
         if not self._large_is_last:
-            self._frames_bytes += self._large_size
+            self._frames_bytes += len(whole)
             return []
         message = self._frames
         self._frames = []
@@ -268,15 +259,15 @@ class Codec:
         return [message]
 
     def _begin_large(self, data: bytes, start: int, size: int, *, is_last: bool) -> None:
-        buffer = _buffer(size)
+        whole = room(size)
         have = len(data) - start
-        buffer[:have] = data[start:]
-        self._large_size = size
+        whole[:have] = data[start:]
+        self._large_whole = whole
         self._large_is_last = is_last
-        self.large = memoryview(buffer)[have:]
+        self.large = whole[have:]
 
     def _begin_discard(self, size: int, *, is_last: bool) -> None:
-        if size > self._limit * _SKIP_FACTOR:
+        if size > max(self._limit * _SKIP_FACTOR, _SKIP_BYTES):
             raise ProtocolError(f"a frame of {size} bytes; the limit of a message is {self._limit}")
         self._discard = size
         self._oversize_at += size + self._frames_bytes + 1
