@@ -74,17 +74,30 @@ class Peer:
 
 
 class Proxy(Peer):
-    """`zmq.proxy` between two DEALERs: no routing at all, the least a broker on libzmq can do."""
+    """`zmq.proxy` as the ZeroMQ guide shows it: replies find their caller, nothing else is decided."""
 
     name = "proxy"
     module = "role_zmq"
-    cases = frozenset({"rr", "latency", "stream", "echo16", "mixed", "pubsub"})
+    cases = frozenset({"rr", "latency"})
     needs = ("zmq",)
-    side = "plain"
 
     def start_broker(self) -> None:
         self.broker, said = self.stage.role(self.name, self.module, "broker")
         self.ports: dict[str, int] = said["ports"]
+
+    def arguments(self, role: str) -> dict[str, object]:
+        return {"port": self.ports["router_front" if role == "client" else "router_back"]}
+
+    def _role(self, role: str) -> Process:
+        return self.stage.role(self.name, self.module, f"plain_{role}", **self.arguments(role))[0]
+
+
+class Tuned(Proxy):
+    """The same between two DEALERs, one frame, drained sockets: no way back to a caller, the most libzmq can do."""
+
+    name = "tuned"
+    cases = frozenset({"rr", "latency", "stream", "echo16", "mixed", "pubsub"})
+    side = "plain"
 
     def arguments(self, role: str) -> dict[str, object]:
         side = "bulk" if role.startswith("bulk") else self.side
@@ -94,13 +107,8 @@ class Proxy(Peer):
             return {"port": self.ports[f"{side}_front"], "publish_port": self.ports["xsub"]}
         return {"port": self.ports[f"{side}_back"], "is_bulk": side == "bulk"}
 
-
-class Router(Proxy):
-    """`zmq.proxy` between a ROUTER and a DEALER: replies find their caller, at the price of a second frame."""
-
-    name = "router"
-    cases = frozenset({"rr", "latency"})
-    side = "router"
+    def _role(self, role: str) -> Process:
+        return self.stage.role(self.name, self.module, role.removeprefix("bulk "), **self.arguments(role))[0]
 
 
 class NatsPeer(Peer):
@@ -177,7 +185,7 @@ class Ours(Peer):
         return settings if role == "subscriber" else settings | {"service": "bulk" if is_bulk else "bench"}
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, Proxy, Router, NatsPeer, RedisPeer)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, Proxy, Tuned, NatsPeer, RedisPeer)}
 
 
 def _beside_python(program: str) -> str:

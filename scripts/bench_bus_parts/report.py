@@ -39,18 +39,18 @@ TITLES: dict[str, str] = {
 # Key of the JSON object -> (case, figure, peer beside ours). Above 1 is better for ours.
 RATIOS: dict[str, tuple[str, str, str]] = {
     "rr_ratio_to_proxy": ("rr", "per_s", "proxy"),
-    "rr_ratio_to_router_proxy": ("rr", "per_s", "router"),
+    "rr_ratio_to_tuned_proxy": ("rr", "per_s", "tuned"),
     "rr_ratio_to_nats": ("rr", "per_s", "nats"),
     "rr_ratio_to_redis": ("rr", "per_s", "redis"),
     "p50_ratio_to_proxy": ("latency", "p50_us", "proxy"),
     "p50_ratio_to_nats": ("latency", "p50_us", "nats"),
     "stream_ratio_to_nats": ("stream", "per_s", "nats"),
-    "echo16_ratio_to_proxy": ("echo16", "p50_ms", "proxy"),
+    "echo16_ratio_to_tuned_proxy": ("echo16", "p50_ms", "tuned"),
     "echo16_ratio_to_nats": ("echo16", "p50_ms", "nats"),
     "mixed_p50_ratio_to_nats": ("mixed", "p50_us", "nats"),
     "mixed_p99_ratio_to_nats": ("mixed", "p99_us", "nats"),
     "pubsub_ratio_to_nats": ("pubsub", "per_s", "nats"),
-    "pubsub_ratio_to_proxy": ("pubsub", "per_s", "proxy"),
+    "pubsub_ratio_to_tuned_proxy": ("pubsub", "per_s", "tuned"),
 }
 
 # Key of the JSON object -> (case, figure) of ours alone.
@@ -83,15 +83,16 @@ def table(measured: Mapping[str, Results]) -> str:
     for case, results in measured.items():
         figure, unit, is_more_better = MAIN_FIGURE[case]
         lines += ["", f"{TITLES[case]}  ({unit})"]
-        header = f"  {'peer':8}{'median':>11}{'min':>11}{'max':>11}{'to proxy':>10}{'to nats':>9}"
+        header = f"  {'peer':8}{'median':>11}{'min':>11}{'max':>11}{'to proxy':>10}{'to tuned':>10}{'to nats':>9}"
         lines.append(f"{header}  CPU us per operation; more")
         for peer, rounds in results.items():
             values = rounds.values(figure)
             compared = [
-                ratio(results, figure, peer, other, is_more_better=is_more_better) for other in ("proxy", "nats")
+                ratio(results, figure, peer, other, is_more_better=is_more_better)
+                for other in ("proxy", "tuned", "nats")
             ]
             cells = "".join(f"{_number(value):>11}" for value in (rounds.median(figure), min(values), max(values)))
-            cells += f"{_ratio(compared[0]):>10}{_ratio(compared[1]):>9}"
+            cells += f"{_ratio(compared[0]):>10}{_ratio(compared[1]):>10}{_ratio(compared[2]):>9}"
             cpu = " ".join(f"{role} {_number(spent)}" for role, spent in rounds.cpu_us().items())
             more = "".join(f"  {key} {_number(rounds.median(key))}" for key in MORE_FIGURES.get(case, ()))
             lines.append(f"  {peer:8}{cells}  {cpu};{more}")

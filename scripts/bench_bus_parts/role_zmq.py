@@ -1,8 +1,10 @@
-"""The raw reference: bare pyzmq sockets around `zmq.proxy`, with nothing of a bus in between.
+"""The raw references: bare pyzmq sockets around `zmq.proxy`, with nothing of a bus in between.
 
-Roles: `broker` (a DEALER-DEALER proxy that routes nothing, another for bulk, a ROUTER-DEALER one that finds the way back
-to the caller, and an XSUB-XPUB one), `worker`, `client`, `subscriber`. One frame per message; blocking sockets, drained
-without waiting.
+`proxy` is the shared queue of the ZeroMQ guide (chapter 2): a DEALER client, ROUTER-DEALER in the middle, a DEALER
+worker, pyzmq's ordinary calls and options. `tuned` is the ceiling of libzmq: DEALER-DEALER, which cannot tell callers
+apart, one frame per message, no high-water mark, sockets drained past pyzmq's Python layer.
+
+Roles: `broker` (every proxy, each on a thread of its own), `worker`, `client`, `subscriber`.
 """
 
 from __future__ import annotations
@@ -45,18 +47,34 @@ def broker() -> None:
     context = zmq.Context()
     ports: dict[str, int] = {}
 
-    def proxy(front_name: str, front_kind: int, back_name: str, back_kind: int) -> None:
-        front, back = _socket(context, front_kind), _socket(context, back_kind)
+    def proxy(
+        front_name: str,
+        front_kind: int,
+        back_name: str,
+        back_kind: int,
+        make: Callable[[zmq.Context[Any], int], zmq.Socket[bytes]] = _socket,
+    ) -> None:
+        front, back = make(context, front_kind), make(context, back_kind)
         ports[front_name] = front.bind_to_random_port("tcp://127.0.0.1")
         ports[back_name] = back.bind_to_random_port("tcp://127.0.0.1")
         threading.Thread(target=zmq.proxy, args=(front, back), daemon=True).start()
 
     proxy("plain_front", zmq.DEALER, "plain_back", zmq.DEALER)
     proxy("bulk_front", zmq.DEALER, "bulk_back", zmq.DEALER)
-    proxy("router_front", zmq.ROUTER, "router_back", zmq.DEALER)
+    proxy("router_front", zmq.ROUTER, "router_back", zmq.DEALER, zmq.Context.socket)
     proxy("xsub", zmq.XSUB, "xpub", zmq.XPUB)
     say(ready=True, ports=ports)
     sys.stdin.read()
+
+
+def plain_worker(port: int) -> None:
+    """Echo what comes, with pyzmq's ordinary calls."""
+    socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.DEALER)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    say(ready=True)
+    while True:
+        socket.send_multipart(socket.recv_multipart())
 
 
 def worker(port: int, is_bulk: bool = False) -> None:
@@ -83,10 +101,6 @@ def _answer(socket: zmq.Socket[bytes], body: bytes) -> None:
         for chunk in [b"x" * size] * count:
             _send(socket, chunk)
         _send(socket, b"")
-    elif body[0] == 0:
-        # A ROUTER's routing id starts with a zero byte and the payload follows.
-        _send(socket, body, zmq.SNDMORE)
-        _send(socket, _recv(socket))
     else:
         _send(socket, body)
 
@@ -173,9 +187,59 @@ class Client:
         return {"operations": events, "began_at": began_at, "elapsed_s": time.monotonic() - began_at}
 
 
+class PlainClient:
+    """One DEALER with pyzmq's ordinary calls and options."""
+
+    def __init__(self, port: int) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.DEALER)
+        self.socket.connect(f"tcp://127.0.0.1:{port}")
+
+    def rr(self, *, seconds: float, requests: int, in_flight: int, body_bytes: int) -> Fields:
+        """Keep `in_flight` requests outstanding: the next one after each reply."""
+        socket, message = self.socket, [b"x" * body_bytes]
+        limit = requests or UNLIMITED
+        sent = min(in_flight, limit)
+        received = 0
+        begin = time.perf_counter()
+        end = begin + seconds
+        for _ in range(sent):
+            socket.send_multipart(message)
+        while received < sent:
+            socket.recv_multipart()
+            received += 1
+            if sent < limit and time.perf_counter() < end:
+                socket.send_multipart(message)
+                sent += 1
+        elapsed_s = time.perf_counter() - begin
+        return {"operations": received, "elapsed_s": elapsed_s, "per_s": received / elapsed_s}
+
+    def latency(self, *, seconds: float, requests: int, body_bytes: int) -> Fields:
+        """Single calls one after the other."""
+        socket, message = self.socket, [b"x" * body_bytes]
+        limit = requests or UNLIMITED
+        taken_ns: list[int] = []
+        begin = now = time.perf_counter_ns()
+        end = begin + int(seconds * 1e9)
+        while now < end and len(taken_ns) < limit:
+            before = now
+            socket.send_multipart(message)
+            socket.recv_multipart()
+            now = time.perf_counter_ns()
+            taken_ns.append(now - before)
+        return latency_figures(taken_ns, (now - begin) / 1e9)
+
+
 def client(port: int, publish_port: int) -> None:
     """Carry out the bench's commands."""
-    cases = Client(port, publish_port)
+    _carry_out(Client(port, publish_port))
+
+
+def plain_client(port: int) -> None:
+    """Carry out the bench's commands with ordinary calls."""
+    _carry_out(PlainClient(port))
+
+
+def _carry_out(cases: Client | PlainClient) -> None:
     say(ready=True)
     for command in commands():
         say(**getattr(cases, command.pop("case"))(**command))
@@ -214,7 +278,9 @@ def _collect(socket: zmq.Socket[bytes], expected: int) -> Fields:
 ROLES: dict[str, Callable[..., None]] = {
     "broker": broker,
     "worker": worker,
+    "plain_worker": plain_worker,
     "client": client,
+    "plain_client": plain_client,
     "subscriber": subscriber,
 }
 
