@@ -25,7 +25,7 @@ from schemas.limits import MAX_BODY_BYTES
 _READ_BYTES: Final = 256 * 1024
 
 # The same while a large frame is received, which needs no copy.
-_LARGE_READ_BYTES: Final = 4 * 1024 * 1024
+_LARGE_READ_BYTES: Final = 1024 * 1024
 
 # How long the memory of large frames waits to be used again.
 _RELEASE_S: Final = 2.0

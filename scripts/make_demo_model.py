@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR", help="where to write (the shipped folder)")
-    parser.add_argument("--steps", type=int, default=2500, metavar="N", help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="fixes weights and text (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="processor threads (%(default)s)")
     parser.add_argument(

@@ -187,7 +187,7 @@ def worker_lines(workers: list[WorkerInfo]) -> list[str]:
 
 def _state(service: ServiceInfo) -> str:
     if not service.instances:
-        return "not running"
+        return "no instance"
     if service.queued:
         return "overrun"
     return "busy" if service.in_flight >= service.capacity else "serving"

@@ -47,11 +47,11 @@ class Models(Reply, frozen=True, kw_only=True):
 
 
 class ModelLoad(Request, frozen=True, kw_only=True):
-    """`keep_alive_s` is how long the model stays after its last request; None uses the setting, 0 keeps it for good."""
+    """`keep_alive_s` is how long the model stays after its last request; None uses the setting, -1 keeps it for good."""
 
     model: ModelName
     context_tokens: Annotated[int, Meta(ge=16, le=16_777_216)] | None = None
-    keep_alive_s: Annotated[float, Meta(ge=0)] | None = None
+    keep_alive_s: Annotated[float, Meta(ge=-1)] | None = None
 
 
 class ModelUnload(Request, frozen=True, kw_only=True):

@@ -21,6 +21,9 @@ Message = dict[str, str]
 HELD_OUT_EVERY = 10
 
 
+# Every list from which words to copy or spell are drawn.
+LISTS = (w.NOUNS, w.NAMES, w.ANIMALS, w.FOODS, w.COLOURS, w.CITIES, w.JOBS, w.HOBBIES, w.ADJECTIVES, w.VERBS)
+
 # The tasks that are still wrong most often when the others are right.
 HARD_TASKS = frozenset({"spell", "uppercase", "add", "count", "recall", "recall_all", "greeting"})
 
@@ -113,13 +116,15 @@ def _of_split(topics: Phrasings, split: Split) -> Phrasings:
 class TaskSampler:
     """Draws turns of every task from one split; all randomness comes from `rng`.
 
-    `hard_tasks` multiplies the weights of HARD_TASKS.
+    `hard_tasks` multiplies the weights of HARD_TASKS. `compounds` is the share of made-up words that begin with a listed
+    word: some tokens occur in such words only, and have to be copied and spelled like all others.
     """
 
-    def __init__(self, rng: random.Random, split: Split, hard_tasks: float = 1.0) -> None:
+    def __init__(self, rng: random.Random, split: Split, hard_tasks: float = 1.0, compounds: float = 0.0) -> None:
         self.rng = rng
         self.split = split
         self._hard_tasks = hard_tasks
+        self._compounds = compounds
         self._questions = {task: _of_split(topics, split) for task, topics in fixed_questions().items()}
         # Weights are shares of turns in training: copying and spelling are hardest and come most often.
         self.tasks: dict[str, tuple[float, Callable[[Conversation], Turn]]] = {
@@ -155,6 +160,10 @@ class TaskSampler:
 
     def made_up_word(self) -> str:
         """A pronounceable word of 3 to 9 letters that (most likely) is in no dictionary."""
+        while self._compounds and self.rng.random() < self._compounds:
+            word = self.rng.choice(self.rng.choice(LISTS)).lower() + self.rng.choice(w.SYLLABLES)
+            if len(word) <= 9 and word.isalpha() and self._keeps(word):
+                return word
         while True:
             word = "".join(self.rng.choice(w.SYLLABLES) for _ in range(self.rng.randint(1, 3)))
             if self.rng.random() < 0.3:

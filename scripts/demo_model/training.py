@@ -17,8 +17,8 @@ from demo_model.shape import Shape
 from demo_model.tasks import TaskSampler
 from demo_model.tokens import END, PAD, SPECIALS, ChatEncoder
 
-# Share of the steps that belong to the first round.
-FIRST_ROUND_SHARE = 0.6
+# Shares of the steps that belong to the first and to the second round; the third has the rest.
+ROUND_SHARES = (0.375, 0.25)
 # Added to the seed from round to round, so that no round sees the text of another.
 ROUND_SEED_STEP = 1_000_003
 # Steps whose chats are drawn and sorted by length together: more waste less on padding, fewer mix lengths better.
@@ -37,19 +37,23 @@ class Round:
     copying_first: float = 0.0
     # How much more often the hard tasks come than in the plain mixture.
     hard_tasks: float = 1.0
+    # Share of made-up words that begin with a listed word.
+    compounds: float = 0.0
     tokens_per_step: int = 2048
     warmup_share: float = 0.03
 
 
 def rounds(steps: int) -> tuple[Round, ...]:
-    """The shipped training of `steps` steps: copying and the fixed answers first, then the hard tasks at a lower rate.
+    """The shipped training, `steps` in all: copying and fixed answers, then the hard tasks, then the rare tokens.
 
-    Copying appears (suddenly) near the end of the first round, when the rate falls; the second round builds on it.
+    Copying appears (rather suddenly) near the end of the first round, when the learning rate falls; the later rounds
+    build on it at a lower rate.
     """
-    first = math.ceil(steps * FIRST_ROUND_SHARE)
+    first, second = (math.ceil(steps * share) for share in ROUND_SHARES)
     return (
         Round(first, peak_lr=4e-3, decay_share=0.5, copying_first=0.12),
-        Round(steps - first, peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8),
+        Round(second, peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8),
+        Round(max(0, steps - first - second), peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8, compounds=0.35),
     )
 
 
@@ -90,7 +94,7 @@ def copying_share(step: int, plan: Round) -> float:
 def batches(encoder: ChatEncoder, shape: Shape, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, weights) pairs, each (rows, tokens), int64 and float32; chats of like length share a batch."""
     rng = random.Random(f"training {seed}")
-    sampler = TaskSampler(rng, "train", plan.hard_tasks)
+    sampler = TaskSampler(rng, "train", plan.hard_tasks, plan.compounds)
     step = 0
     while True:
         pool: list[tuple[list[int], list[float]]] = []

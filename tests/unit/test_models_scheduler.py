@@ -168,9 +168,9 @@ def test_an_answer_in_flight_holds_off_the_idle_unload() -> None:
 
 
 def test_a_load_request_can_keep_its_model_for_good() -> None:
-    """`keep_alive_s` 0 in model.load means no idle unload."""
+    """`keep_alive_s` -1 in model.load means no idle unload."""
     bench = Bench(keep_alive_s=60.0)
-    _, effects = bench.ask("a", is_load=True, keep_alive_s=0.0)
+    _, effects = bench.ask("a", is_load=True, keep_alive_s=-1.0)
     effects = bench.send(core.Loaded(one(core.Load, effects).runner))
     assert len(of(core.Done, effects)) == 1
     assert bench.scheduler.next_wakeup() is None

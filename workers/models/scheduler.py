@@ -372,7 +372,7 @@ class Scheduler:
         waited_s = now - request.arrived_at
         if request.is_load:
             if request.keep_alive_s is not None:
-                runner.keep_alive_s = request.keep_alive_s or -1.0
+                runner.keep_alive_s = request.keep_alive_s
             del self._requests[request.id]
             self._effects.append(Done(request.id, waited_s))
             return
