@@ -1,4 +1,4 @@
-"""Build hook: compiles bus/_scan.c beside its source; without a compiler the same loop runs in Python, slower."""
+"""Build hook: compiles schemas/_scan.c beside its source; without a compiler the same loop runs in Python, slower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CompileScan(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; say what happened when it does not work, and let the installation go on."""
-        folder = Path(self.root) / "bus"
+        folder = Path(self.root) / "schemas"
         target = folder / f"_scan{sysconfig.get_config_var('EXT_SUFFIX')}"
         command = [
             *shlex.split(sysconfig.get_config_var("CC") or "cc"),
@@ -33,8 +33,8 @@ class CompileScan(BuildHookInterface[Any]):
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or error
-            print(f"bus/_scan.c was not compiled, the bus runs without it: {reason}", file=sys.stderr)
+            print(f"schemas/_scan.c was not compiled, the bus runs without it: {reason}", file=sys.stderr)
             return
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        build_data["artifacts"].append(f"bus/{target.name}")
+        build_data["artifacts"].append(f"schemas/{target.name}")

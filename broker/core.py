@@ -45,6 +45,9 @@ PARKED_MAX_BYTES: Final = 64 * 1024 * 1024
 # Full jitter (AWS architecture blog, "Exponential backoff and jitter"): wait uniform(0, base * 2**attempt) seconds.
 _RETRY_BASE_S: Final = 0.05
 
+# Looking for similar names takes a millisecond; a flood of unknown subjects must not be able to ask for more than this.
+_HINT_EVERY_S: Final = 0.02
+
 # Longest deadline taken at its word; a later one is cut to it, so that a wrong clock cannot pin memory for ever.
 _MAX_DEADLINE_S: Final = 24 * 3600.0
 
@@ -269,6 +272,7 @@ class Core:
         self._welcome = control.Welcome(boot=boot, heartbeat_s=heartbeat_s, max_body_bytes=max_body_bytes)
         self.registry = Registry(settings.queue_max_requests, settings.queue_max_bytes)
         self.counters = Counters()
+        self._hinted_at = float("-inf")
         self.is_traced = False
         self._handlers: dict[type, Callable[[Any, float, list[Effect]], None]] = {
             RequestReceived: self._on_request,
@@ -442,12 +446,11 @@ class Core:
         route = self.registry.resolve(pending.message.subject)
         if route is None or not (route.is_served or self._is_in_grace(route, now)):
             self.counters.unserved += 1
-            self._fail(pending, self._no_worker(pending.message.subject), now, effects)
+            self._fail(pending, self._no_worker(pending.message.subject, now), now, effects)
             return
         worker = route.freest()
         if worker is not None and not route.queue.count:
-            self._pending[pending.id] = pending
-            self._deadlines.add(pending.deadline, pending.id)
+            self._track(pending)
             self._dispatch(pending, route, worker, now, effects)
             return
         if not route.queue.accepts(pending.size_bytes):
@@ -497,13 +500,16 @@ class Core:
             )
             effects.append(Emit("bus.service.overloaded", body))
 
-    def _no_worker(self, subject: str) -> NoWorker:
+    def _no_worker(self, subject: str, now: float) -> NoWorker:
         if catalog.lookup(subject) is not None:
             service = subject.partition(".")[0]
             return NoWorker(
                 f"no worker serves {subject!r}; is the {service!r} service running?", subject=subject, is_known=True
             )
-        nearest = catalog.nearest(subject, self.registry.routes) if len(self._pending) < 1000 else []
+        nearest = []
+        if now - self._hinted_at >= _HINT_EVERY_S:
+            self._hinted_at = now
+            nearest = catalog.nearest(subject, self.registry.routes)
         hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
         return NoWorker(
             f"no worker serves {subject!r} and no operation has that name{hint}",

@@ -24,7 +24,7 @@ import msgspec
 
 from schemas import subjects
 from schemas.bodies.control import EventsRead, LoggedEvent
-from schemas.envelope import decode_any
+from schemas.values import decode_any
 
 _HEADER: Final = Struct("<II")
 

@@ -152,7 +152,9 @@ class ModelSettings(Section, frozen=True, kw_only=True):
     max_context_tokens: Annotated[
         int, Meta(ge=32, le=10_000_000, description="tokens of context at most where the model's own length is taken")
     ] = 8192
-    threads: Annotated[int, Meta(ge=0, le=1024, description="CPU threads of one runner; 0 takes every core, or one for small models")] = 0
+    threads: Annotated[
+        int, Meta(ge=0, le=1024, description="CPU threads of one runner; 0 takes every core, or one for small models")
+    ] = 0
     gpu_layers: Annotated[int, Meta(ge=-1, le=10_000, description="layers put on the GPU; -1 puts all there")] = -1
     keep_alive_s: Annotated[
         float, Meta(ge=-1, le=36_500 * DAY_S, description="seconds an idle model stays loaded; -1 keeps it for ever")

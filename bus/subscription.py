@@ -15,7 +15,8 @@ from bus.channel import Channel
 from bus.transport import Dial, Link, Role
 from schemas import subjects
 from schemas.bodies.control import LoggedEvent
-from schemas.envelope import Buffer, decode_any
+from schemas.envelope import Buffer
+from schemas.values import decode_any
 
 # Events held for a slow consumer; past it nothing more is read, TCP fills up, and the broker drops and counts.
 _QUEUE_MAX: Final = 10_000

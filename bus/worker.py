@@ -31,6 +31,7 @@ from schemas.bodies.control import ErrorReport, Heartbeat, Ready, Welcome
 from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
 from schemas.errors import BadRequest, BusError, Cancelled, Internal, NoWorker, TooLarge, WorkerLost
 from schemas.limits import MAX_BODY_BYTES
+from schemas.values import check_values
 
 log = logging.getLogger("olympus.worker")
 
@@ -112,6 +113,7 @@ class _Served:
     def request(self, message: Message) -> Any:
         """The decoded body; nil and an empty body stand for an empty map. Raises BadRequest with the field's path."""
         body = message.body_bytes()
+        check_values(body, message.encoding)
         try:
             if message.encoding == "json":
                 return self.from_json(b"{}" if len(body) == 4 and bytes(body) == b"null" else body)

@@ -59,7 +59,7 @@ _SHORT_MORE: Final = tuple(bytes((_MORE, size)) for size in range(256))
 # The inner loop of `Codec.feed` in C, where it was compiled (hatch_build.py).
 _scan: Callable[[bytes, int], tuple[list[list[Buffer]], int]] | None = None
 with contextlib.suppress(ImportError):
-    from bus import _scan as _compiled
+    from schemas import _scan as _compiled
 
     _scan = _compiled.scan
 

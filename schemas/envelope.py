@@ -282,12 +282,3 @@ def encode_any(body: Any) -> bytes:
     """A body as msgpack that `decode_any` reads as such: an integer that looks like JSON is written one byte longer."""
     encoded = _encode(body)
     return b"\xcc" + encoded if len(encoded) == 1 and encoded[0] in _JSON_FIRST else encoded
-
-
-def decode_any(body: Buffer) -> Any:
-    """A body from outside in whatever encoding it is; bytes that are neither JSON nor msgpack stay bytes."""
-    decode = msgspec.json.decode if encoding_of(body) == "json" else msgspec.msgpack.decode
-    try:
-        return decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return bytes(body)

@@ -22,3 +22,11 @@ MAX_FRAMES: Final = 8
 
 # Nesting allowed in a value whose shape the catalogue leaves open (a key-value entry, metadata).
 MAX_VALUE_DEPTH: Final = 64
+
+# A body from outside decodes to at most this many values, containers included, and nests at most this deep. A million
+# empty lists are some 70 MB; a body of 64 MiB could hold 67 million of them.
+MAX_BODY_VALUES: Final = 1_000_000
+MAX_BODY_DEPTH: Final = 512
+
+# Smaller bodies are not counted: at the worst they become some 4 MB, and msgspec itself stops at deep nesting.
+CHECKED_BODY_BYTES: Final = 64 * 1024

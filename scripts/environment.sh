@@ -79,7 +79,7 @@ need_compiler() {
 # ensure_installed EXTRA...: afterwards these extras are installed in the versions that constraints.txt names.
 ensure_installed() {
     local state extra missing=()
-    state="$({ printf '%s\n' "$root"; cat "$root"/{pyproject.toml,constraints.txt,hatch_build.py,bus/_scan.c}; } | sha256sum)"
+    state="$({ printf '%s\n' "$root"; cat "$root"/{pyproject.toml,constraints.txt,hatch_build.py,schemas/_scan.c}; } | sha256sum)"
     for extra in "$@"; do
         if [[ ! -x "$venv/bin/olympus" || "$(cat "$notes/$extra" 2>/dev/null)" != "$state" ]]; then missing+=("$extra"); fi
     done

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SOON_S = 30.0
 
 # Waits while the file named "hold" is there, and notes every start of a request in the file named "ran".
-WORKER = '''
+WORKER = """
 import asyncio, os, sys
 from pathlib import Path
 from bus.settings import load_settings
@@ -49,7 +49,7 @@ async def get(request, call):
 
 worker.handle("test.job", job)
 asyncio.run(worker.run())
-'''
+"""
 
 
 def free_ports(count: int) -> list[int]:

@@ -107,7 +107,9 @@ class Native:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, port: str = "request_port", kind: bytes = b"DEALER") -> AsyncIterator[Native]:
+    async def open(
+        cls, settings: Settings, port: str = "request_port", kind: bytes = b"DEALER"
+    ) -> AsyncIterator[Native]:
         """Connect and shake hands."""
         native = cls()
         bus = settings.bus

@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
+
 from bus.client import Client
 from bus.settings import Settings
 from bus.worker import Call, Worker
@@ -49,7 +50,11 @@ async def serving(serve_broker: Serve) -> AsyncIterator[Settings]:
     async with serve_broker() as settings:
         worker = Worker("test", settings, instance="one")
         for subject, handler in {
-            "test.echo": _echo, "test.fail": _fail, "test.words": _words, "test.deadline": _deadline, "test.hang": _hang
+            "test.echo": _echo,
+            "test.fail": _fail,
+            "test.words": _words,
+            "test.deadline": _deadline,
+            "test.hang": _hang,
         }.items():
             worker.handle(subject, handler)
         await worker.start(10)
@@ -200,9 +205,7 @@ async def test_headers_reach_the_handler_and_internal_ones_cannot_be_forged(serv
     """`timeout_s` becomes the deadline; `priority` passes; `attempt` and `gather` are the broker's."""
     async with serving(serve_broker) as settings:
         header = {"timeout_s": 9, "priority": "batch", "attempt": 7, "gather": False, "encoding": "msgpack"}
-        ((status, body),) = await ask(
-            settings.bus.request_port, [b"test.deadline", b"{}", json.dumps(header).encode()]
-        )
+        ((status, body),) = await ask(settings.bus.request_port, [b"test.deadline", b"{}", json.dumps(header).encode()])
 
     seen = json.loads(body)
     assert status == b"ok"

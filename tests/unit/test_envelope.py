@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from schemas import catalog, envelope
 from schemas.bodies import control
-from schemas.envelope import Kind, decode, decode_any, encode, encode_any, encode_raw, id_of, new_id, with_headers
+from schemas.envelope import Kind, decode, encode, encode_any, encode_raw, id_of, new_id, with_headers
 from schemas.errors import BusError, ErrorBody
 from schemas.limits import INLINE_BODY_BYTES
+from schemas.values import decode_any
 
 GOLDEN = Path(__file__).with_name("golden_envelopes.json")
 ID = bytes(range(16))
@@ -73,7 +74,9 @@ def body_types() -> dict[str, Any]:
 def golden() -> dict[str, str]:
     """Name -> hex of one message of every kind and of every body."""
     lines = {
-        f"kind {kind.name.lower()}": encode(kind, ID if kind <= Kind.CANCEL else b"", "a.b", 1, {"token": "t"}, {"k": 1})
+        f"kind {kind.name.lower()}": encode(
+            kind, ID if kind <= Kind.CANCEL else b"", "a.b", 1, {"token": "t"}, {"k": 1}
+        )
         for kind in Kind
     }
     lines |= {f"body {name}": encode(Kind.FINAL, ID, body=example(kind)) for name, kind in body_types().items()}
@@ -118,9 +121,7 @@ HEADERS = st.none() | st.dictionaries(
     headers=HEADERS,
     body=VALUES,
 )
-def test_message_comes_out_as_it_went_in(
-    kind: Kind, subject: str, deadline_ms: int, headers: Any, body: Any
-) -> None:
+def test_message_comes_out_as_it_went_in(kind: Kind, subject: str, deadline_ms: int, headers: Any, body: Any) -> None:
     """Every field, whatever it holds."""
     message = decode(encode(kind, ID, subject, deadline_ms, headers, body))
 
@@ -129,7 +130,9 @@ def test_message_comes_out_as_it_went_in(
     assert msgspec.msgpack.decode(message.body) == body
 
 
-@pytest.mark.parametrize("size", [INLINE_BODY_BYTES - 200, INLINE_BODY_BYTES - 3, INLINE_BODY_BYTES, INLINE_BODY_BYTES + 1, 1 << 20])
+@pytest.mark.parametrize(
+    "size", [INLINE_BODY_BYTES - 200, INLINE_BODY_BYTES - 3, INLINE_BODY_BYTES, INLINE_BODY_BYTES + 1, 1 << 20]
+)
 @pytest.mark.parametrize("is_raw", [False, True])
 def test_large_body_has_a_frame_of_its_own(size: int, is_raw: bool) -> None:
     """The border is exact for what is encoded here and for what comes encoded, and either way the body is whole."""
@@ -173,7 +176,9 @@ def test_damaged_message_raises_only_errors_of_the_bus(data: st.DataObject) -> N
         assert error.message
 
 
-@pytest.mark.parametrize("deep", [b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "deep", [b"\x91" * 100_000, b"\x81\xa1a" * 100_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+)
 def test_deep_and_lying_containers_are_refused(deep: bytes) -> None:
     """Nesting past the decoder's depth and sizes past the end."""
     with pytest.raises(BusError):

@@ -28,7 +28,7 @@ def scanner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "python":
         monkeypatch.setattr(zmtp, "_scan", None)
     elif zmtp._scan is None:
-        pytest.skip("bus/_scan.c is not compiled")
+        pytest.skip("schemas/_scan.c is not compiled")
     return str(request.param)
 
 
