@@ -647,7 +647,12 @@ class Core:
 
     def _on_cancel(self, event: CancelReceived, now: float, effects: list[Effect]) -> None:
         pending = self._pending.get(event.id)
-        if pending is None or pending.is_answered or pending.origin is None or pending.origin.peer is not event.peer:
+        if pending is None or pending.is_answered:
+            return
+        if pending.origin is None:
+            # Its caller came back only to take it back; nobody else knows the id.
+            pending.is_answered = True
+        elif pending.origin.peer is not event.peer:
             return
         self.counters.cancelled += 1
         self._cancel(pending, "the caller cancelled the request", now, effects)

@@ -172,16 +172,19 @@ async def test_random_messages_in_valid_frames(serve_broker: Serve, port: str) -
     chance = random.Random(11)
     kinds = {"request_port": b"DEALER", "publish_port": b"PUB", "subscribe_port": b"SUB", "sequenced_port": b"SUB"}
     starts = [b"", b"OL", b"OL\x01", b"OL\x01\x01\x95\xc4\x10", b"{", b"\x83", b"\x01a.>", b"test.echo"]
-    async with serve_broker() as settings, echoing(settings) as client:
-        async with Native.open(settings, port, kinds[port]) as native:
-            for _ in range(500):
-                frames = [
-                    chance.choice(starts) + chance.randbytes(chance.choice([0, 1, 10, 100, 5_000]))
-                    for _ in range(chance.randrange(1, 9))
-                ]
-                native.link.send(frames)
-            native.link.flush()
-            await works(client)
+    async with (
+        serve_broker() as settings,
+        echoing(settings) as client,
+        Native.open(settings, port, kinds[port]) as native,
+    ):
+        for _ in range(500):
+            frames = [
+                chance.choice(starts) + chance.randbytes(chance.choice([0, 1, 10, 100, 5_000]))
+                for _ in range(chance.randrange(1, 9))
+            ]
+            native.link.send(frames)
+        native.link.flush()
+        await works(client)
 
 
 @pytest.mark.parametrize(

@@ -20,33 +20,37 @@ Serve = Callable[..., AbstractAsyncContextManager[Settings]]
 
 async def test_slow_subscriber_loses_its_own_events_is_told_and_slows_nobody(serve_broker: Serve) -> None:
     """The others get everything; the slow one hears which numbers it missed, and `bus.stats` counts them."""
-    async with serve_broker(subscriber_max_bytes=2_000_000, log_subjects=()) as settings:
-        async with Client(settings, name="fast") as fast, Client(settings, name="slow") as slow:
-            async with fast.subscribe("t.>") as quick, slow.subscribe("t.>") as lazy:
-                link = lazy._channel.link
-                assert link is not None
-                link.pause_reading()
-                body = bytes(100_000)
-                async with asyncio.timeout(40):
-                    while not (await fast.request("bus.stats")).events_dropped:
-                        for _ in range(10):
-                            await fast.publish("t.x", body)
-                        for _ in range(10):
-                            event = await anext(quick)
-                            assert event.missed is None
-                    link.resume_reading()
-                    stats = await fast.request("bus.stats")
-                    numbers: list[int] = []
-                    missed = None
-                    while missed is None:
-                        await fast.publish("t.x", b"")
-                        while numbers[-1:] != [(await fast.request("bus.stats")).last_seq] and missed is None:
-                            try:
-                                event = await asyncio.wait_for(anext(lazy), 0.2)
-                            except TimeoutError:
-                                break
-                            numbers.append(event.seq)
-                            missed = event.missed
+    async with (
+        serve_broker(subscriber_max_bytes=2_000_000, log_subjects=()) as settings,
+        Client(settings, name="fast") as fast,
+        Client(settings, name="slow") as slow,
+        fast.subscribe("t.>") as quick,
+        slow.subscribe("t.>") as lazy,
+    ):
+        link = lazy._channel.link
+        assert link is not None
+        link.pause_reading()
+        body = bytes(100_000)
+        async with asyncio.timeout(40):
+            while not (await fast.request("bus.stats")).events_dropped:
+                for _ in range(10):
+                    await fast.publish("t.x", body)
+                for _ in range(10):
+                    event = await anext(quick)
+                    assert event.missed is None
+            link.resume_reading()
+            stats = await fast.request("bus.stats")
+            numbers: list[int] = []
+            missed = None
+            while missed is None:
+                await fast.publish("t.x", b"")
+                while numbers[-1:] != [(await fast.request("bus.stats")).last_seq] and missed is None:
+                    try:
+                        event = await asyncio.wait_for(anext(lazy), 0.2)
+                    except TimeoutError:
+                        break
+                    numbers.append(event.seq)
+                    missed = event.missed
 
     assert numbers == sorted(numbers)
     assert missed.first_seq <= missed.last_seq < numbers[-1]
@@ -57,26 +61,29 @@ async def test_slow_subscriber_loses_its_own_events_is_told_and_slows_nobody(ser
 
 async def test_subscriber_with_read_back_fetches_what_it_was_too_slow_for(serve_broker: Serve) -> None:
     """Events of the log come back in order, and the gap is closed before the next live one."""
-    async with serve_broker(subscriber_max_bytes=100_000, log_subjects=("t.>",)) as settings:
-        async with Client(settings) as fast, Client(settings, name="slow") as slow:
-            async with slow.subscribe("t.>", read_back=True) as lazy:
-                link = lazy._channel.link
-                assert link is not None
-                link.pause_reading()
-                sent = 0
-                async with asyncio.timeout(40):
-                    while not (await fast.request("bus.stats")).events_dropped:
-                        for _ in range(50):
-                            await fast.publish("t.x", [sent, "x" * 60_000])
-                            sent += 1
-                        await fast.flush()
-                    link.resume_reading()
-                    got: list[Any] = []
-                    while len(got) < sent:
-                        if not lazy._arrived and not lazy._replay:
-                            await fast.publish("t.x", [sent, ""])
-                            sent += 1
-                        got.append(await anext(lazy))
+    async with (
+        serve_broker(subscriber_max_bytes=100_000, log_subjects=("t.>",)) as settings,
+        Client(settings) as fast,
+        Client(settings, name="slow") as slow,
+        slow.subscribe("t.>", read_back=True) as lazy,
+    ):
+        link = lazy._channel.link
+        assert link is not None
+        link.pause_reading()
+        sent = 0
+        async with asyncio.timeout(40):
+            while not (await fast.request("bus.stats")).events_dropped:
+                for _ in range(50):
+                    await fast.publish("t.x", [sent, "x" * 60_000])
+                    sent += 1
+                await fast.flush()
+            link.resume_reading()
+            got: list[Any] = []
+            while len(got) < sent:
+                if not lazy._arrived and not lazy._replay:
+                    await fast.publish("t.x", [sent, ""])
+                    sent += 1
+                got.append(await anext(lazy))
 
     assert [event.body[0] for event in got] == list(range(len(got)))
     assert any(event.is_replayed for event in got)

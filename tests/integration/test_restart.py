@@ -59,8 +59,11 @@ async def crash(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "crashed"])
-async def test_no_request_hangs_or_is_lost_over_a_restart_under_load(settings: Settings, how: str) -> None:
+async def test_no_request_hangs_or_is_lost_over_a_restart_under_load(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     """Idempotent requests are all answered; of the others each is answered or `worker_lost`, and none ran twice."""
+    monkeypatch.setattr("broker.core.RESUME_S", 1.0)
     broker = Broker(settings)
     await broker.start()
     fixed = settings_of(broker)
@@ -252,12 +255,11 @@ async def test_requests_made_at_the_moment_of_the_loss_do_not_hang(settings: Set
             link = client._requests.link
             assert link is not None
             asking: list[asyncio.Task[Any]] = []
-            loop = asyncio.get_running_loop()
             lost = client._requests.on_close
 
             def on_close(connection: Any, reason: str, lost: Any = lost, asking: Any = asking) -> None:
                 lost(connection, reason)
-                asking.append(loop.create_task(client.request("bus.ping", {}, timeout_s=10)))
+                asking.append(asyncio.ensure_future(client.request("bus.ping", {}, timeout_s=10)))
 
             client._requests.on_close = on_close  # type: ignore[method-assign]
             link.abort("cut by the test")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from schemas import catalog, envelope
 from schemas.bodies import control
 from schemas.envelope import Kind, decode, encode, encode_any, encode_raw, id_of, new_id, with_headers
-from schemas.errors import BusError, ErrorBody
+from schemas.errors import BadRequest, BusError, ErrorBody, TooLarge
 from schemas.limits import INLINE_BODY_BYTES
 from schemas.values import decode_any
 
@@ -156,8 +157,7 @@ def test_random_bytes_raise_only_errors_of_the_bus(start: bytes, rest: bytes, mo
     assert len(id_of(frames)) in (0, 16)
     try:
         message = decode(frames)
-    except BusError as error:
-        assert error.code in ("bad_request", "too_large")
+    except (BadRequest, TooLarge):
         return
     message.body_bytes()
     with_headers(message, {**(message.headers or {}), "attempt": 2})
@@ -170,10 +170,8 @@ def test_damaged_message_raises_only_errors_of_the_bus(data: st.DataObject) -> N
     whole = bytearray(encode(Kind.REQUEST, ID, "a.b", 5, {"encoding": "json", "token": "x"}, b'{"a": [1, 2]}')[0])
     whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     frames: list[Any] = [bytes(whole[: data.draw(st.integers(1, len(whole)))])]
-    try:
+    with contextlib.suppress(BadRequest, TooLarge):
         decode(frames).body_bytes()
-    except BusError as error:
-        assert error.message
 
 
 @pytest.mark.parametrize(

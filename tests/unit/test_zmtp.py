@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import Any
 
 import pytest
@@ -53,7 +55,7 @@ def pour(codec: Codec, data: bytes, cuts: list[int]) -> list[list[bytes]]:
     """Feed `data` cut at `cuts` as a socket would bring it, large frames straight into their buffer."""
     messages: list[list[Any]] = []
     borders = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in itertools.pairwise(borders):
         piece = memoryview(data)[start:stop]
         while len(piece):
             if codec.large is not None:
@@ -142,10 +144,8 @@ def test_random_bytes_raise_only_protocol_errors(
     """Before and after the handshake, in any pieces, and without endless loops."""
     codec = ready_codec() if is_ready else Codec(b"ROUTER", max_body_bytes=LIMIT)
     cuts = data.draw(st.lists(st.integers(0, len(noise)), max_size=6))
-    try:
+    with contextlib.suppress(ProtocolError):
         pour(codec, noise, cuts)
-    except ProtocolError as error:
-        assert str(error)
 
 
 @QUIET
@@ -154,10 +154,8 @@ def test_random_commands_raise_only_protocol_errors(body: bytes) -> None:
     """READY, ERROR, SUBSCRIBE or nothing known, with whatever behind it."""
     for name in (b"READY", b"ERROR", b"PING", b"PONG", b"SUBSCRIBE", b"\xff\xfe"):
         for codec in (ready_codec(), Codec(b"XPUB")):
-            try:
+            with contextlib.suppress(ProtocolError):
                 codec.feed((b"" if codec.is_ready else GREETING) + zmtp._command(name, body))
-            except ProtocolError as error:
-                assert str(error)
 
 
 def test_socket_type_of_any_length_is_refused_in_so_many_words() -> None:
