@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+from typing import Final
 
 from broker.server import Broker
 from bus import transport
 from bus.logs import configure_logging
 from bus.settings import Settings, leave_misconfigured, settings_of_process
+
+# Of the time to leave, kept for closing connections and writing the log.
+_LEAVE_S: Final = 1.5
 
 
 async def serve(settings: Settings) -> None:
@@ -21,6 +25,7 @@ async def serve(settings: Settings) -> None:
     broker = Broker(settings)
     await broker.start()
     await stop.wait()
+    await broker.drain(settings.supervisor.stop_s - _LEAVE_S)
     await broker.stop()
 
 

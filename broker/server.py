@@ -12,6 +12,7 @@ from broker.deadletters import DeadLetters
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
 from bus import transport, zmtp
+from bus.deadlines import SLOT_S
 from bus.settings import Settings
 from bus.transport import Connection
 from schemas.envelope import Buffer
@@ -141,6 +142,13 @@ class Broker:
         self._tasks = [loop.create_task(self.exchange.tick_forever()), loop.create_task(self._keep_alive())]
         log.info("ready", extra={"action": "broker.ready", **self.ports._asdict()})
         return self.ports
+
+    async def drain(self, limit_s: float) -> None:
+        """Let requests in flight be answered, for at most `limit_s`: their workers were told to stop at the same time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(limit_s, 0)):
+                while self.exchange.core.in_flight:  # noqa: ASYNC110 - a sum over workers; nothing tells of its end
+                    await asyncio.sleep(SLOT_S)
 
     async def stop(self) -> None:
         """Send what is queued, close every port, write what the log still holds."""
