@@ -18,6 +18,7 @@ from bus.worker import Call, Handler, Worker
 from schemas import subjects
 from schemas.bodies import control
 from schemas.errors import Internal, NotFound, Unsupported
+from schemas.values import decode_any
 
 # How many of these requests are answered at once; reading the log waits for the disk, the others do not.
 _CAPACITY = 64
@@ -94,7 +95,7 @@ class Control:
         stored = await asyncio.to_thread((await self._store()).get, request.id)
         if stored is None:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
-        return control.DeadLetterWhole(dead_letter=stored.letter, headers=stored.headers, body=_body(stored))
+        return control.DeadLetterWhole(dead_letter=stored.letter, headers=stored.headers, body=decode_any(stored.body))
 
     async def _redrive(self, request: control.DeadLetterRedrive, call: Call) -> control.DeadLetterRedriven:
         store = await self._store()

@@ -458,6 +458,7 @@ class Exchange:
             cpu_s=usage.ru_utime + usage.ru_stime,
             log_last_seq=event_log.last_seq if event_log else 0,
             log_bytes=event_log.size_bytes if event_log else 0,
+            log_lost=event_log.lost if event_log else 0,
             log_failed=event_log.failure if event_log else None,
             **counters,
         )

@@ -263,8 +263,10 @@ class Registry:
             if route is not None and route.is_served:
                 return route
             for worker in self._by_instance.get(instance, {}):
-                if any(subjects.matches(name, plain) for name in worker.ready.subjects if "@" not in name):
-                    return self._instance_route(subject, worker)
+                for name in worker.ready.subjects:
+                    if "@" not in name and subjects.matches(name, plain):
+                        # By the name it registered, not by the subject: callers may invent any number of those.
+                        return self._instance_route(f"{name}@{instance}", worker)
         route = self.routes.get(plain)
         if route is not None and route.is_served:
             return route
@@ -272,15 +274,15 @@ class Registry:
         # One that lost its last worker counts only where nobody else serves the subject.
         return next((known for known in covering if known.is_served), route or next(iter(covering), None))
 
-    def _instance_route(self, subject: str, worker: Worker) -> Route:
+    def _instance_route(self, key: str, worker: Worker) -> Route:
         """A route of its own for one worker addressed by name, made when somebody first does so."""
-        pool = self._pools.get((subject,))
+        pool = self._pools.get((key,))
         if pool is None:
-            pool = self._pools[(subject,)] = Pool()
-            self._serve(subject, pool, worker.ready.service, worker.joined_at)
+            pool = self._pools[(key,)] = Pool()
+            self._serve(key, pool, worker.ready.service, worker.joined_at)
         if pool not in worker.pools:
             pool.add(worker)
-        return self.routes[subject]
+        return self.routes[key]
 
     def _serve(self, name: str, pool: Pool, service: str, now: float) -> None:
         stats = self.services.get(service)

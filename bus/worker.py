@@ -290,7 +290,7 @@ class Worker:
             service=self.service,
             instance=self.instance,
             subjects=[*self._handlers, *(pattern for pattern, _ in self._patterns)],
-            capacity=max(self.capacity, 1),
+            capacity=self.capacity,
             version=VERSION,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -21,7 +21,7 @@ class Ready(Reply, frozen=True, kw_only=True):
     service: str
     instance: str
     subjects: list[str]
-    capacity: Annotated[int, Meta(ge=1, le=1_000_000)]
+    capacity: Annotated[int, Meta(ge=0, le=1_000_000)]
     version: str = ""
     host: str = ""
     pid: int = 0
@@ -160,6 +160,7 @@ class BrokerStats(Reply, frozen=True, kw_only=True):
     cpu_s: float
     log_last_seq: int = 0
     log_bytes: int = 0
+    log_lost: int = 0
     log_failed: str | None = None
 
 

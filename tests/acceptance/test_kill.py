@@ -135,6 +135,15 @@ async def _serving(client: Client, count: int) -> bool:
     return len((await client.request("bus.workers", {"service": "test"})).workers) == count
 
 
+async def _is_back(client: Client) -> bool:
+    """False while the client still holds the broken connection."""
+    try:
+        await client.flush()
+    except ConnectionError:
+        return False
+    return True
+
+
 async def test_idempotent_request_of_a_killed_worker_is_answered_by_the_next(tmp_path: Path) -> None:
     """kill -9 in mid-request: whoever serves next gets it as its second attempt, and the caller gets the answer."""
     async with house(tmp_path) as (home, client):
@@ -239,7 +248,7 @@ async def test_logged_events_and_their_numbers_survive_a_killed_broker(tmp_path:
         broker.send_signal(signal.SIGKILL)
         await asyncio.to_thread(broker.wait, 10)
         home.broker()
-        await client.flush()
+        await home.until(lambda: _is_back(client), "the publisher is back")
         await client.publish("memory.changed.kv", {"index": 50})
         await client.flush()
         after = await logged()

@@ -322,7 +322,7 @@ async def test_oversize_message_is_refused_with_its_size_and_skipped(settings: S
         ({"subjects": ["a b"]}, "bad_request"),
         ({"subjects": ["a.>.b"]}, "bad_request"),
         ({"subjects": ["x" * 300]}, "bad_request"),
-        ({"subjects": ["a.b"], "capacity": 0}, "bad_request"),
+        ({"subjects": ["a.b"], "capacity": -1}, "bad_request"),
         ({"subjects": ["a.b"], "capacity": 2_000_000}, "bad_request"),
         ({"subjects": "a.b"}, "bad_request"),
         ({"subjects": [5]}, "bad_request"),

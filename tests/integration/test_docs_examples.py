@@ -242,7 +242,7 @@ def foreign_worker(port: int) -> list[int]:
         while True:
             (frame,) = link.recv_multipart()
             heard.append(frame[3])
-            id, _, _, headers, body = msgpack.unpackb(frame[4:])
+            id, _, _, _, body = msgpack.unpackb(frame[4:])
             if frame[3] == 1 and body["n"]:
                 link.send(native(3, {"doubled": 2 * body["n"]}, id))
             elif frame[3] == 1:
