@@ -1,4 +1,4 @@
-"""Real processes, killed with -9 in the middle of a request."""
+"""Real processes, killed with -9 or told to stop in the middle of a request."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ class House:
         variables = {f"OLYMPUS_{key.upper().replace('.', '_')}": str(value) for key, value in overrides.items()}
         self._environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
         self._running: list[subprocess.Popen[bytes]] = []
+        self.broker_process: subprocess.Popen[bytes] | None = None
         (folder / "worker.py").write_text(WORKER)
 
     def broker(self) -> subprocess.Popen[bytes]:
@@ -125,7 +126,7 @@ async def house(folder: Path) -> AsyncIterator[tuple[House, Client]]:
     home = House(folder)
     async with AsyncExitStack() as stack:
         stack.callback(home.end)
-        home.broker()
+        home.broker_process = home.broker()
         client = await stack.enter_async_context(Client(home.settings))
         await client.connect(SOON_S)
         yield home, client
@@ -271,3 +272,24 @@ async def test_broker_on_a_taken_port_leaves_and_names_the_key(tmp_path: Path) -
         finally:
             home.end()
     assert "bus.sequenced_port" in (tmp_path / "output").read_text()
+
+
+async def test_a_request_in_flight_is_answered_when_broker_and_worker_are_told_to_stop_together(
+    tmp_path: Path,
+) -> None:
+    """SIGTERM reaches every process of the house at once; what is nearly done still reaches its caller."""
+    async with house(tmp_path) as (home, client):
+        (tmp_path / "hold").touch()
+        worker, broker = home.worker(), home.broker_process
+        assert broker is not None
+        await home.until(lambda: _serving(client, 1), "the worker is registered")
+        asking = asyncio.create_task(client.request("test.job", {"a": 1}, timeout_s=SOON_S))
+        await home.until(lambda: len(home.ran()) == 1, "the request is in flight")
+
+        for process in (broker, worker):
+            process.send_signal(signal.SIGTERM)
+        (tmp_path / "hold").unlink()
+
+        assert await asking == worker.pid
+        for process in (broker, worker):
+            assert await asyncio.to_thread(process.wait, SOON_S) == 0
