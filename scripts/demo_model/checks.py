@@ -12,6 +12,8 @@ from demo_model import words as w
 from demo_model.tasks import Conversation, Message, Turn, held_out_checks, render_facts
 from demo_model.tokens import ASSISTANT, END, PAD, SPECIALS, ChatEncoder
 
+# Draws the held-out chats. Not the seed used while the model was made: its misses were read, so its figures flatter.
+HELD_OUT_SEED = 4711
 # Longest answer in tokens: the story has about 190.
 MAX_ANSWER_TOKENS = 240
 
@@ -116,7 +118,7 @@ def wrong_documented(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[tupl
 
 
 def held_out_scores(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, rows: int
+    model: LlamaForCausalLM, tokenizer: Tokenizer, rows: int, seed: int = HELD_OUT_SEED
 ) -> tuple[dict[str, float], dict[str, list[tuple[str, str]]]]:
     """Share of `rows` held-out chats per task answered exactly, and up to five misses of each as (prompt, said)."""
     scores: dict[str, float] = {}

@@ -116,15 +116,23 @@ def _of_split(topics: Phrasings, split: Split) -> Phrasings:
 class TaskSampler:
     """Draws turns of every task from one split; all randomness comes from `rng`.
 
-    `hard_tasks` multiplies the weights of HARD_TASKS. `compounds` is the share of made-up words that begin with a listed
-    word: some tokens occur in such words only, and have to be copied and spelled like all others.
+    `hard_tasks` multiplies the weights of HARD_TASKS. `compounds` is the share of made-up words that begin with one of
+    `starts`, or with a listed word if there are none: some tokens would otherwise never be copied or spelled.
     """
 
-    def __init__(self, rng: random.Random, split: Split, hard_tasks: float = 1.0, compounds: float = 0.0) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        split: Split,
+        hard_tasks: float = 1.0,
+        compounds: float = 0.0,
+        starts: Sequence[str] = (),
+    ) -> None:
         self.rng = rng
         self.split = split
         self._hard_tasks = hard_tasks
         self._compounds = compounds
+        self._starts = starts
         self._questions = {task: _of_split(topics, split) for task, topics in fixed_questions().items()}
         # Weights are shares of turns in training: copying and spelling are hardest and come most often.
         self.tasks: dict[str, tuple[float, Callable[[Conversation], Turn]]] = {
@@ -161,7 +169,8 @@ class TaskSampler:
     def made_up_word(self) -> str:
         """A pronounceable word of 3 to 9 letters that (most likely) is in no dictionary."""
         while self._compounds and self.rng.random() < self._compounds:
-            word = self.rng.choice(self.rng.choice(LISTS)).lower() + self.rng.choice(w.SYLLABLES)
+            start = self.rng.choice(self._starts) if self._starts else self.rng.choice(self.rng.choice(LISTS)).lower()
+            word = start + self.rng.choice(w.SYLLABLES)
             if len(word) <= 9 and word.isalpha() and self._keeps(word):
                 return word
         while True:

@@ -16,6 +16,9 @@ ASSISTANT = "<|assistant|>"
 # Ids 0 to 4 in this order.
 SPECIALS = (PAD, END, "<|system|>", "<|user|>", ASSISTANT)
 
+# How byte-level BPE writes the space before a word.
+WORD_BOUNDARY = "Ġ"
+
 # The name under which llama.cpp knows the split used here: every digit alone, then the pattern of GPT-2.
 LLAMA_CPP_PRE = "smollm"
 
@@ -157,3 +160,8 @@ class ChatEncoder:
     def length(self, chat: Conversation) -> int:
         """Tokens of the whole chat."""
         return sum(len(self._text(message["content"])) + 2 for message in chat.messages())
+
+    def word_starts(self) -> list[str]:
+        """The tokens that stand for a whole short word or for the beginning of one, as plain text."""
+        texts = (text[1:] for text in self._tokenizer.get_vocab() if text.startswith(WORD_BOUNDARY))
+        return sorted(text for text in texts if text.isalpha() and text.isascii() and 2 <= len(text) <= 7)

@@ -17,8 +17,8 @@ from demo_model.shape import Shape
 from demo_model.tasks import TaskSampler
 from demo_model.tokens import END, PAD, SPECIALS, ChatEncoder
 
-# Shares of the steps that belong to the first and to the second round; the third has the rest.
-ROUND_SHARES = (0.375, 0.25)
+# How the steps are shared out among the rounds.
+ROUND_PARTS = (3, 2, 3, 3)
 # Added to the seed from round to round, so that no round sees the text of another.
 ROUND_SEED_STEP = 1_000_003
 # Steps whose chats are drawn and sorted by length together: more waste less on padding, fewer mix lengths better.
@@ -37,23 +37,26 @@ class Round:
     copying_first: float = 0.0
     # How much more often the hard tasks come than in the plain mixture.
     hard_tasks: float = 1.0
-    # Share of made-up words that begin with a listed word.
+    # Share of made-up words that begin with a listed word or, with token_starts, with a token of the vocabulary.
     compounds: float = 0.0
+    token_starts: bool = False
     tokens_per_step: int = 2048
     warmup_share: float = 0.03
 
 
 def rounds(steps: int) -> tuple[Round, ...]:
-    """The shipped training, `steps` in all: copying and fixed answers, then the hard tasks, then the rare tokens.
+    """The shipped training, `steps` in all: copying and fixed answers, then the hard tasks, then twice the rare tokens.
 
     Copying appears (rather suddenly) near the end of the first round, when the learning rate falls; the later rounds
-    build on it at a lower rate.
+    build on it at lower rates.
     """
-    first, second = (math.ceil(steps * share) for share in ROUND_SHARES)
+    first, second, third = (steps * part // sum(ROUND_PARTS) for part in ROUND_PARTS[:-1])
+    last = steps - first - second - third
     return (
         Round(first, peak_lr=4e-3, decay_share=0.5, copying_first=0.12),
         Round(second, peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8),
-        Round(max(0, steps - first - second), peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8, compounds=0.35),
+        Round(third, peak_lr=2.5e-3, decay_share=0.9, hard_tasks=1.8, compounds=0.35),
+        Round(last, peak_lr=2e-3, decay_share=0.97, hard_tasks=1.5, compounds=0.4, token_starts=True),
     )
 
 
@@ -94,7 +97,8 @@ def copying_share(step: int, plan: Round) -> float:
 def batches(encoder: ChatEncoder, shape: Shape, plan: Round, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, weights) pairs, each (rows, tokens), int64 and float32; chats of like length share a batch."""
     rng = random.Random(f"training {seed}")
-    sampler = TaskSampler(rng, "train", plan.hard_tasks, plan.compounds)
+    starts = encoder.word_starts() if plan.token_starts else ()
+    sampler = TaskSampler(rng, "train", plan.hard_tasks, plan.compounds, starts)
     step = 0
     while True:
         pool: list[tuple[list[int], list[float]]] = []

@@ -190,7 +190,7 @@ def test_script_trains_and_writes_files_that_both_engines_load(tmp_path: Path) -
     script = [sys.executable, str(ROOT / "scripts" / "make_demo_model.py")]
 
     done = subprocess.run(
-        [*script, "--out", str(tmp_path), "--steps", "4", "--rows", "0", "--json"],
+        [*script, "--out", str(tmp_path), "--steps", "11", "--rows", "0", "--json"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -199,8 +199,8 @@ def test_script_trains_and_writes_files_that_both_engines_load(tmp_path: Path) -
     )
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 4
-    assert "round 3 of 3" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 11
+    assert "round 4 of 4" in done.stderr
     ids = [3, 10, 20, 30]
     llama = llama_cpp.Llama(str(tmp_path / "olympus-demo.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=1)
     llama.eval(ids)
