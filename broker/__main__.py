@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import sqlite3
 from typing import Final
@@ -29,10 +30,17 @@ async def serve(settings: Settings) -> None:
     await broker.stop()
 
 
+def _allow_connections() -> None:
+    """Every peer takes a descriptor, and the customary soft limit of 1,024 is soon reached; the hard one is for this."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Entry point. Leaves with EX_CONFIG when a port is taken or the state folder cannot be used."""
     settings = settings_of_process("python -m broker", "Route requests and events between clients and workers.")
     configure_logging(settings.log)
+    _allow_connections()
     transport.install_fast_loop()
     try:
         asyncio.run(serve(settings))

@@ -95,7 +95,11 @@ class Control:
         stored = await asyncio.to_thread((await self._store()).get, request.id)
         if stored is None:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
-        return control.DeadLetterWhole(dead_letter=stored.letter, headers=stored.headers, body=decode_any(stored.body))
+        return control.DeadLetterWhole(
+            dead_letter=stored.letter,
+            headers={name: value for name, value in stored.headers.items() if name != "token"},
+            body=decode_any(stored.body),
+        )
 
     async def _redrive(self, request: control.DeadLetterRedrive, call: Call) -> control.DeadLetterRedriven:
         store = await self._store()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -37,7 +38,9 @@ class DeadLetters:
     """A SQLite file behind a lock; every method blocks on the disk and belongs in a thread. Raises sqlite3.Error."""
 
     def __init__(self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What people ask is private, and headers may hold tokens.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._max_count = max_count
         self._max_age_s = max_age_s
         self._clock = clock

@@ -10,6 +10,8 @@ old or the log is too large.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import threading
 import time
@@ -25,6 +27,8 @@ import msgspec
 from schemas import subjects
 from schemas.bodies.control import EventsRead, LoggedEvent
 from schemas.values import decode_any
+
+log = logging.getLogger("olympus.broker")
 
 _HEADER: Final = Struct("<II")
 
@@ -105,7 +109,9 @@ class EventLog:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_closing = False
-        self._is_writing = False
+        # Events taken in, and those written or given up, since the start.
+        self._appended = 0
+        self._settled = 0
         self._thread: threading.Thread | None = None
         self._reserved = 0
         self.failure: str | None = None
@@ -128,10 +134,11 @@ class EventLog:
 
     def open(self) -> int:
         """Recover the segments and start the writer; returns a sequence number no event has been given yet, less one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self._folder.glob("*.log")):
-            if path.stem.isdigit():
-                self._segments.append(self._recover(path))
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        paths = sorted(path for path in self._folder.glob("*.log") if path.stem.isdigit())
+        self._segments = [_closed(path, after) for path, after in itertools.pairwise(paths)]
+        if paths:
+            self._segments.append(self._recover(paths[-1]))
         start = max(self.last_seq, self._read_reservation())
         self.reserve(start)
         self._thread = threading.Thread(target=self._write_forever, name="event-log", daemon=True)
@@ -158,11 +165,13 @@ class EventLog:
                 self._wake.notify_all()
             self._pending.append(_Record(seq, at, subject, source, id, body))
             self._pending_bytes += len(body) + 128
+            self._appended += 1
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything appended so far is on disk; False when that takes too long. Not for the event loop."""
         with self._wake:
-            return self._wake.wait_for(lambda: not self._pending and not self._is_writing, timeout_s)
+            target = self._appended
+            return self._wake.wait_for(lambda: self._settled >= target, timeout_s)
 
     def close(self, last_seq: int | None = None) -> None:
         """Write what waits and stop; `last_seq`, when given, is where the next start goes on counting."""
@@ -242,7 +251,6 @@ class EventLog:
                 # A minute without events still has to look for segments that grew too old.
                 self._wake.wait_for(lambda: self._pending or self._is_closing, timeout=60.0)
                 records, self._pending, self._pending_bytes = self._pending, [], 0
-                self._is_writing = bool(records)
                 is_closing = self._is_closing
             if records:
                 self._write_all(records)
@@ -251,7 +259,7 @@ class EventLog:
             except OSError as error:
                 self.failure = f"cannot delete old events in {self._folder}: {error.strerror or error}"
             with self._wake:
-                self._is_writing = False
+                self._settled += len(records)
                 self._wake.notify_all()
             if is_closing and not self._pending:
                 self._close_file()
@@ -261,18 +269,25 @@ class EventLog:
                 time.sleep(self._sync_s)
 
     def _write_all(self, records: list[_Record]) -> None:
+        left = list(records)
         try:
-            self._write(records)
+            self._write(left)
         except OSError as error:
-            self.lost += len(records)
-            self.failure = f"cannot write events to {self._folder}: {error.strerror or error}"
+            self.lost += len(left)
+            reason = f"cannot write events to {self._folder}: {error.strerror or error}"
+            if self.failure is None:
+                log.error("event log fails", extra={"action": "eventlog.failed", "reason": reason})
+            self.failure = reason
             self._close_file()
         else:
+            if self.failure is not None:
+                log.info("event log writes again", extra={"action": "eventlog.recovered", "lost": self.lost})
             self.failure = None
 
     def _write(self, records: list[_Record]) -> None:
-        start = 0
-        while start < len(records):
+        """Write and sync; `records` keeps what is not on disk when an OSError ends it early."""
+        while records:
+            start = 0
             segment = self._current(records[start].seq)
             parts: list[bytes] = []
             notes: list[tuple[int, float, int]] = []
@@ -290,7 +305,7 @@ class EventLog:
             os.fdatasync(self._file)
             for note in notes:
                 segment.note(*note)
-            start = position
+            del records[:position]
 
     def _current(self, seq: int) -> _Segment:
         if self._file is not None and self._segments[-1].size_bytes < self._segment_bytes:
@@ -347,6 +362,18 @@ class EventLog:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self._folder / "sequence")
+
+
+def _closed(path: Path, following: Path) -> _Segment:
+    """A segment that another follows. It is not read at the start, which would take seconds per gigabyte; reads that need
+    it begin at its first record. It ends where the following one begins, in number and in time."""
+    segment = _Segment(path, int(path.stem))
+    segment.index.append((segment.first_seq, 0.0, 0))
+    segment.last_seq = int(following.stem) - 1
+    first = next(_records(following, 0, following.stat().st_size), None)
+    segment.last_at = first[1].at if first else path.stat().st_mtime
+    segment.size_bytes = path.stat().st_size
+    return segment
 
 
 def _records(path: Path, offset: int, end: int) -> Iterator[tuple[int, _Record]]:

@@ -118,6 +118,7 @@ class Broker:
         Raises transport.AddressInUse naming the settings key, and OSError where the state folder cannot be used.
         """
         settings, folder = self.settings, self.settings.path("broker")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         broker = settings.broker
         self.event_log = EventLog(
             folder / "events",

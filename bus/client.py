@@ -22,6 +22,7 @@ from schemas import catalog, subjects
 from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, encode_any, new_id
 from schemas.errors import (
     BadRequest,
+    BusError,
     Cancelled,
     DeadlineExceeded,
     ErrorBody,
@@ -283,7 +284,7 @@ class Client:
             final = called.final.of(reply)
             return final if outstanding.partials is None else called.gathered(final, outstanding.partials)
         error = _error_of(reply)
-        if called.is_idempotent and isinstance(error, WorkerLost | Overloaded):
+        if called.is_idempotent and _may_ask_again(error):
             return await self._request_again(outstanding, called, now + timeout_s)
         raise error
 
@@ -307,7 +308,7 @@ class Client:
             return called.gathered(called.final.of(reply), outstanding.partials or [])
 
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type((WorkerLost, Overloaded)),
+            retry=tenacity.retry_if_exception(_may_ask_again),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
             stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(give_up_at - loop.time()),
             reraise=True,
@@ -554,6 +555,14 @@ class Stream:
         raise message
 
 
-def _error_of(message: Message) -> Exception:
+def _may_ask_again(error: BaseException) -> bool:
+    """True for a full queue and a broken connection; not where the broker has spent its own attempts on workers."""
+    return isinstance(error, Overloaded) or (isinstance(error, WorkerLost) and "attempts" not in error.details)
+
+
+def _error_of(message: Message) -> BusError:
     decode_body = _decode_error_json if message.encoding == "json" else _decode_error
-    return from_body(decode_body(message.body_bytes()))
+    try:
+        return from_body(decode_body(message.body_bytes()))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Internal(f"the error reply does not decode: {error}")

@@ -148,14 +148,19 @@ class Subscription:
     async def __anext__(self) -> ReceivedEvent:
         while True:
             if self._must_read_back and self._last_seq is not None:
-                self._must_read_back = False
                 await self._read_back(self._last_seq + 1, None)
+                self._must_read_back = False
             if self._replay:
                 event = self._replay.popleft()
             elif self._arrived:
                 event = self._next_arrived()
                 if event.missed is not None and self._reader is not None:
-                    await self._read_back(event.missed.first_seq, event.missed.last_seq)
+                    try:
+                        await self._read_back(event.missed.first_seq, event.missed.last_seq)
+                    except BaseException:
+                        # Whoever goes on gets the event, and is told what is missing before it.
+                        self._replay.append(event)
+                        raise
                     event.missed = None
                     self._replay.append(event)
                     continue

@@ -302,7 +302,7 @@ class Worker:
         welcome = msgspec.msgpack.decode(message.body, type=Welcome)
         self._max_body_bytes = welcome.max_body_bytes
         self._heartbeat_s = welcome.heartbeat_s
-        if self._beating is None:
+        if self._beating is None or self._beating.done():
             self._beating = asyncio.get_running_loop().create_task(self._beat())
         unsent, self._unsent = self._unsent, {}
         for frames in unsent.values():
@@ -473,5 +473,5 @@ def rss_bytes() -> int:
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
-    except FileNotFoundError:
+    except OSError:
         return 0

@@ -380,7 +380,7 @@ def test_top_in_a_terminal_fits_60_columns_and_ends_with_q(bus: LiveBus) -> None
     after = termios.tcgetattr(theirs)
     os.close(theirs)
     os.close(terminal)
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).split("\r\n")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).splitlines()
     assert screen.startswith(b"\x1b[?1049h")
     assert [line for line in lines if len(line) > 60] == []
     assert before == after
