@@ -210,7 +210,7 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     """One request between its receipt and its end.
 
     States: waiting (in a route's queue), parked until `retry_at` after a loss, in flight (`worker` is set), held (sent
-    again to a restarted broker, until a worker claims it), done. `origin` is None while its client is away or was
+    again to a restarted broker, until a worker claims it, or new to one whose workers are not back yet), done. `origin` is None while its client is away or was
     answered before the worker finished; `is_answered` tells the two apart.
     """
 
@@ -228,6 +228,7 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     streamed: bool = False
     is_done: bool = False
     is_answered: bool = False
+    is_new: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -244,7 +245,8 @@ class Pending(msgspec.Struct, gc=False, eq=False):
 class Core:
     """All state of the broker's routing.
 
-    `jitter` returns a uniform number in [0, 1). `is_traced` makes it emit `bus.trace.*` events for every message.
+    Until `starting_until` the workers of an earlier life of this broker are on their way back, and requests for
+    operations nobody serves yet wait for them. `jitter` returns a uniform number in [0, 1). `is_traced` makes it emit `bus.trace.*` events for every message.
     """
 
     def __init__(
@@ -254,9 +256,11 @@ class Core:
         boot: str,
         heartbeat_s: float,
         max_body_bytes: int,
+        starting_until: float = float("-inf"),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
+        self._starting_until = starting_until
         self._jitter = jitter
         self._lease_s = LEASE_BEATS * heartbeat_s
         self._epoch_offset = 0.0
@@ -274,6 +278,8 @@ class Core:
         self.counters = Counters()
         self._hinted_at = float("-inf")
         self.is_traced = False
+        # Set when the broker itself leaves: then workers are not lost.
+        self.is_stopping = False
         self._handlers: dict[type, Callable[[Any, float, list[Effect]], None]] = {
             RequestReceived: self._on_request,
             ReplyReceived: self._on_reply,
@@ -445,6 +451,12 @@ class Core:
     def _admit(self, pending: Pending, now: float, effects: list[Effect]) -> None:
         route = self.registry.resolve(pending.message.subject)
         if route is None or not (route.is_served or self._is_in_grace(route, now)):
+            if now < self._starting_until and catalog.lookup(pending.message.subject) is not None:
+                self._track(pending)
+                pending.is_new = True
+                pending.retry_at = self._starting_until
+                self._held[pending.id] = pending
+                return
             self.counters.unserved += 1
             self._fail(pending, self._no_worker(pending.message.subject, now), now, effects)
             return
@@ -725,7 +737,7 @@ class Core:
         for route in [route for route in self._deserted if route.is_served]:
             del self._deserted[route]
         self._serve_backlog(worker, now, effects)
-        for pending in sorted((held for held in self._held.values() if held.is_idempotent), key=_priority):
+        for pending in sorted((held for held in self._held.values() if _may_run(held)), key=_priority):
             served = self.registry.resolve(pending.message.subject)
             if served is not None and served.is_served:
                 self._unhold(pending, now, effects)
@@ -799,7 +811,7 @@ class Core:
     def _lose(self, worker: Worker, reason: str, now: float, effects: list[Effect]) -> None:
         """A worker's connection or lease ended."""
         del self.registry.workers[worker.peer]
-        is_orderly = worker.state is WorkerState.DRAINING and not worker.in_flight
+        is_orderly = self.is_stopping or (worker.state is WorkerState.DRAINING and not worker.in_flight)
         if worker.state is WorkerState.SERVING:
             worker.state = WorkerState.DRAINING
             self._desert(self.registry.leave(worker, now, is_lost=True), now, effects)
@@ -879,7 +891,7 @@ class Core:
         for pending in sorted(due, key=_priority):
             self._retry(pending, now, effects)
         for pending in [p for p in self._held.values() if p.retry_at is not None and p.retry_at <= now]:
-            if pending.is_idempotent:
+            if _may_run(pending):
                 self._unhold(pending, now, effects)
                 continue
             error = WorkerLost(
@@ -967,6 +979,11 @@ class Core:
             attempt=max(pending.attempt, 1),
         )
         effects.append(Emit(f"bus.trace.{phase}", body))
+
+
+def _may_run(held: Pending) -> bool:
+    """True for a request that was never sent before, or that may run twice."""
+    return held.is_new or held.is_idempotent
 
 
 def _priority(pending: Pending) -> Priority:

@@ -15,6 +15,7 @@ import msgspec
 
 from broker import plain
 from broker.core import (
+    GRACE_S,
     Answer,
     Bury,
     ByeReceived,
@@ -60,15 +61,14 @@ _BATCH: Final = 8
 
 _NO_ID: Final = bytes(ID_BYTES)
 
-# How often one peer's bad messages are worth a log line, seconds.
-_COMPLAIN_S: Final = 10.0
+# How often bad messages are worth a log line, seconds; those in between are counted in the next.
+_COMPLAIN_S: Final = 1.0
 
 
 class AttachedPeer(Protocol):
     """What the exchange needs of a connection."""
 
     peer: str
-    tag: Any
 
     def __hash__(self) -> int:
         """Peers are told apart by identity."""
@@ -120,6 +120,8 @@ class Exchange:
             boot=self.boot,
             heartbeat_s=settings.bus.heartbeat_s,
             max_body_bytes=settings.bus.max_body_bytes,
+            # With a history, this broker was here before, and so were its workers.
+            starting_until=clock() + GRACE_S if last_seq else float("-inf"),
         )
         self.hub = EventHub(last_seq)
         self.event_log = event_log
@@ -128,6 +130,8 @@ class Exchange:
         self.wall = wall
         self.started_at = clock()
         self.rejected = 0
+        self._complain_at = float("-inf")
+        self._uncomplained = 0
         self.dropped = 0
         # Peers of the request and publish ports; the value is where replies to a native peer go.
         self.peers: dict[AttachedPeer, Origin] = {}
@@ -265,6 +269,7 @@ class Exchange:
                 return HeartbeatReceived(peer, _decode_beat(message.body))
             if kind is Kind.READY:
                 ready = _decode_ready(message.body)
+                subjects.validate(f"{ready.service}@{ready.instance}")
                 for subject in ready.subjects:
                     subjects.validate_pattern(subject)
                 return ReadyReceived(peer, ready)
@@ -288,12 +293,13 @@ class Exchange:
         """Count a message that is not one, and say so, but not for every one of a flood."""
         self.rejected += 1
         now = self.clock()
-        if peer.tag is None or now - peer.tag > _COMPLAIN_S:
-            peer.tag = now
-            log.warning(
-                "message refused",
-                extra={"action": "broker.refused", "peer": peer.peer, "code": error.code, "error": error.message},
-            )
+        if now < self._complain_at:
+            self._uncomplained += 1
+            return
+        fields = {"action": "broker.refused", "peer": peer.peer, "code": error.code, "error": error.message}
+        log.warning("message refused", extra={**fields, "unsaid": self._uncomplained})
+        self._complain_at = now + _COMPLAIN_S
+        self._uncomplained = 0
 
     # Effects
 

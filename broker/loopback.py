@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
 
 from broker.exchange import Exchange
 from bus.transport import Dial, Handler, Link, Role
@@ -16,7 +15,6 @@ class _End:
 
     def __init__(self) -> None:
         self.peer = "loopback"
-        self.tag: Any = None
         self.is_open = False
         self.pending_bytes = 0
         self._loop = asyncio.get_running_loop()

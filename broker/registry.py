@@ -17,6 +17,10 @@ Peer = Hashable
 _RESOLVED_MAX: Final = 10_000
 
 
+# Services whose figures are kept after their last worker left; past it only those with workers stay.
+_SERVICES_MAX: Final = 1_000
+
+
 class WorkerState(StrEnum):
     """SERVING -> DRAINING (said bye; no new requests) -> gone."""
 
@@ -194,10 +198,7 @@ class Registry:
 
     def join(self, peer: Peer, ready: Ready, now: float) -> Worker:
         """Register a worker; the routes it brings back to life keep what waits in them."""
-        stats = self.services.get(ready.service)
-        if stats is None:
-            stats = self.services[ready.service] = ServiceStats(now)
-        worker = Worker(peer, ready, stats, now)
+        worker = Worker(peer, ready, self._stats(ready.service, now), now)
         self.workers[peer] = worker
         names = tuple(sorted(set(ready.subjects)))
         pool = self._pools.get(names)
@@ -285,9 +286,7 @@ class Registry:
         return self.routes[key]
 
     def _serve(self, name: str, pool: Pool, service: str, now: float) -> None:
-        stats = self.services.get(service)
-        if stats is None:
-            stats = self.services[service] = ServiceStats(now)
+        stats = self._stats(service, now)
         route = self.routes.get(name)
         if route is None:
             route = self.routes[name] = Route(name, SubjectQueue(self._max_count, self._max_bytes), service, stats)
@@ -295,3 +294,12 @@ class Registry:
                 self._patterns.append(route)
         route.pools.append(pool)
         pool.routes.append(route)
+
+    def _stats(self, service: str, now: float) -> ServiceStats:
+        stats = self.services.get(service)
+        if stats is None:
+            if len(self.services) >= _SERVICES_MAX:
+                present = {worker.ready.service for worker in self.workers.values()}
+                self.services = {name: known for name, known in self.services.items() if name in present}
+            stats = self.services[service] = ServiceStats(now)
+        return stats

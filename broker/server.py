@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from broker.control import Control
@@ -21,6 +22,18 @@ log = logging.getLogger("olympus.broker")
 
 # How often idle connections are checked; a peer silent for two checks is dropped.
 _KEEP_ALIVE_S = 5.0
+
+
+# How long a broker that leaves waits for its workers to leave first.
+_BYE_S = 0.3
+
+
+async def _until(is_true: Callable[[], bool], limit_s: float) -> None:
+    """Look every slot of the deadline wheel: what is waited for are sums, and nothing tells of their end."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit_s
+    while not is_true() and loop.time() < end:  # noqa: ASYNC110 - see above
+        await asyncio.sleep(SLOT_S)
 
 
 class Ports(NamedTuple):
@@ -145,14 +158,18 @@ class Broker:
         return self.ports
 
     async def drain(self, limit_s: float) -> None:
-        """Let requests in flight be answered, for at most `limit_s`: their workers were told to stop at the same time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(limit_s, 0)):
-                while self.exchange.core.in_flight:  # noqa: ASYNC110 - a sum over workers; nothing tells of its end
-                    await asyncio.sleep(SLOT_S)
+        """Let requests in flight be answered, for at most `limit_s`: their workers were told to stop at the same time.
+
+        Then workers have a moment to say bye, so that an orderly stop of the house is no loss of its workers.
+        """
+        core = self.exchange.core
+        await _until(lambda: not core.in_flight, limit_s)
+        await _until(lambda: len(core.registry.workers) <= 1, min(limit_s, _BYE_S))
 
     async def stop(self) -> None:
         """Send what is queued, close every port, write what the log still holds."""
+        if hasattr(self, "exchange"):
+            self.exchange.core.is_stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

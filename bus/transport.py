@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 from bus import pages, zmtp
 from bus.settings import BusSettings
@@ -134,7 +134,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, codec: zmtp.Codec, handler: Handler) -> None:
         self.codec = codec
-        self.tag: Any = None
         self.peer = ""
         self.is_open = False
         self.was_heard = True

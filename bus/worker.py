@@ -31,7 +31,7 @@ from schemas.bodies.control import ErrorReport, Heartbeat, Ready, Welcome
 from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
 from schemas.errors import BadRequest, BusError, Cancelled, Internal, NoWorker, TooLarge, WorkerLost
 from schemas.limits import MAX_BODY_BYTES
-from schemas.values import check_values
+from schemas.values import as_json, check_values
 
 log = logging.getLogger("olympus.worker")
 
@@ -399,7 +399,7 @@ class Worker:
 
     def _frames(self, call: Call, kind: Kind, body: Any) -> list[Buffer]:
         if call.headers.get("encoding") == "json":
-            frames = encode_raw(kind, call.id, "", 0, {"encoding": "json"}, msgspec.json.encode(body))
+            frames = encode_raw(kind, call.id, "", 0, {"encoding": "json"}, as_json(body))
         else:
             frames = encode(kind, call.id, "", 0, None, body)
         if len(frames) == 2 and len(frames[1]) > self._max_body_bytes:

@@ -54,6 +54,27 @@ def decode_any(body: Buffer) -> Any:
         return bytes(body)
 
 
+def as_json(value: Any) -> bytes:
+    """`value` as JSON text, also where it holds what JSON has no form for: such keys become text, an extension value of
+    msgpack a map of its code and its bytes in base64. Raises TypeError for what msgpack could not hold either."""
+    try:
+        return msgspec.json.encode(value)
+    except TypeError:
+        return msgspec.json.encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, msgspec.msgpack.Ext):
+        return {"ext_code": value.code, "ext_data": value.data}
+    return value
+
+
 def measure(data: Buffer, most_values: int, most_depth: int) -> tuple[int, int]:
     """Values in one msgpack value, and its depth: containers and what is in them; counting stops beyond either limit.
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from schemas.values import as_json
+
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def to_json(value: Any, *, indent: int = 0) -> str:
-    """JSON text of any decoded value or Struct; bytes become base64, unknown types their text."""
-    text = msgspec.json.encode(value, enc_hook=str)
+    """JSON text of any decoded value or Struct; bytes become base64."""
+    text = as_json(value)
     return (msgspec.json.format(text, indent=indent) if indent else text).decode()
 
 

@@ -14,7 +14,7 @@ from bus.client import Client
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies.memory import KvEntry, KvGet
-from schemas.errors import Retryable, WorkerLost
+from schemas.errors import NoWorker, Retryable, WorkerLost
 from tests.conftest import settings_of
 
 
@@ -279,4 +279,47 @@ async def test_requests_made_at_the_moment_of_the_loss_do_not_hang(settings: Set
                     await asyncio.sleep(0)
                 client._requests.on_close = lost  # type: ignore[method-assign]
                 await asking[0]
+    await broker.stop()
+
+
+async def test_a_fresh_request_waits_for_the_workers_of_a_restarted_broker(settings: Settings) -> None:
+    """Who asks for the first time just after a restart is not refused because the worker is still on its way back."""
+    broker = Broker(settings)
+    await broker.start()
+    fixed = settings_of(broker)
+    await crash(broker)
+    broker = Broker(fixed)
+    await broker.start()
+    async with Client(fixed) as client:
+        asking = asyncio.create_task(client.request("memory.kv.get", KvGet(key="a"), timeout_s=20))
+        while not broker.exchange.core._held:
+            await asyncio.sleep(0.01)
+        worker = Worker("test", fixed, instance="late")
+        worker.handle("memory.kv.get", _entry)
+        await worker.start(10)
+
+        assert (await asking).key == "a"
+
+    await worker.stop()
+    await broker.stop()
+
+
+async def test_a_restarted_broker_refuses_what_nobody_came_back_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait after a restart ends, and names of no operation do not wait at all."""
+    monkeypatch.setattr("broker.exchange.GRACE_S", 0.2)
+    broker = Broker(settings)
+    await broker.start()
+    fixed = settings_of(broker)
+    await crash(broker)
+    broker = Broker(fixed)
+    await broker.start()
+    async with Client(fixed) as client:
+        with pytest.raises(NoWorker):
+            await client.request("memory.kv.get", KvGet(key="a"), timeout_s=20)
+        with pytest.raises(NoWorker):
+            await client.request("test.job", 1, timeout_s=20)
+        assert not broker.exchange.core._held
+
     await broker.stop()

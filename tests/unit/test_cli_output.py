@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
 from bus.cli import output
 
 
-def test_json_takes_bytes_and_unknown_types() -> None:
-    """Bytes become base64 and anything JSON has no word for becomes text."""
-    assert output.to_json({"raw": b"\x00\xff", "when": 1 + 2j}) == '{"raw":"AP8=","when":"(1+2j)"}'
+def test_json_takes_bytes_and_extension_values() -> None:
+    """Values of msgpack that JSON has no form for do not stop the output."""
+    value = {"data": b"\x00\x01", "odd": msgspec.msgpack.Ext(5, b"x")}
+
+    assert json.loads(output.to_json(value)) == {"data": "AAE=", "odd": {"ext_code": 5, "ext_data": "eA=="}}
 
 
 def test_a_table_aligns_text_left_and_numbers_right() -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from schemas import values
 from schemas.errors import BadRequest, TooLarge
 from schemas.limits import CHECKED_BODY_BYTES, MAX_BODY_DEPTH, MAX_BODY_VALUES
-from schemas.values import check_values, decode_any, measure
+from schemas.values import as_json, check_values, decode_any, measure
 
 compiled = pytest.importorskip("schemas._scan", reason="schemas/_scan.c is not compiled")
 
@@ -98,3 +99,10 @@ def test_the_python_loop_stands_in_where_nothing_was_compiled(monkeypatch: pytes
 
     with pytest.raises(BadRequest, match="nests deeper"):
         check_values(b"\x91" * (CHECKED_BODY_BYTES + 1) + b"\x90", "msgpack")
+
+
+def test_json_of_what_json_has_no_form_for_is_still_readable() -> None:
+    """An extension value and odd keys of a msgpack writer do not make an entry unreadable in JSON."""
+    odd = {"a": msgspec.msgpack.Ext(5, b"x"), "b": {None: 1, (1, 2): [2]}}
+
+    assert json.loads(as_json(odd)) == {"a": {"ext_code": 5, "ext_data": "eA=="}, "b": {"None": 1, "(1, 2)": [2]}}
