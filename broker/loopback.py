@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 from collections import deque
 
@@ -10,7 +11,7 @@ from bus.transport import Dial, Handler, Link, Role
 from schemas.envelope import Buffer
 
 
-class _End:
+class _End(abc.ABC):
     """One end: what it sends, the other end's `receive` gets in a later turn of the loop, in order."""
 
     def __init__(self) -> None:
@@ -37,9 +38,9 @@ class _End:
         self._is_paused = is_paused
         self._schedule()
 
+    @abc.abstractmethod
     def receive(self, messages: list[list[Buffer]]) -> None:
         """Hand messages to the other end."""
-        raise NotImplementedError
 
     def _schedule(self) -> None:
         if self._sent and not self._is_scheduled and not self._is_paused:

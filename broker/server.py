@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import logging
@@ -45,7 +46,7 @@ class Ports(NamedTuple):
     sequenced: int
 
 
-class _Port:
+class _Port(abc.ABC):
     """Peers of one port."""
 
     def __init__(self, exchange: Exchange) -> None:
@@ -65,8 +66,8 @@ class _Port:
             connection.peer = name.decode("utf-8", "replace")
         self.connections.add(connection)
 
-    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None: ...
 
     def on_oversize(self, connection: Any, frames: list[Buffer], size_bytes: int) -> None:
         self.exchange.on_oversize(connection, frames, size_bytes)

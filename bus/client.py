@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import time
 from collections import deque
@@ -102,7 +103,7 @@ class _Called:
         return gather(final, [self.partial.of(part) for part in partials]) if partials else final
 
 
-class _Outstanding:
+class _Outstanding(abc.ABC):
     """One request that was sent and not finished: what is needed to send it again, and where its replies go."""
 
     __slots__ = ("attempt", "body", "deadline", "deadline_ms", "headers", "id", "subject")
@@ -125,13 +126,13 @@ class _Outstanding:
             headers = {**(headers or {}), "attempt": self.attempt}
         return encode(Kind.REQUEST, self.id, self.subject, self.deadline_ms, headers, self.body)
 
+    @abc.abstractmethod
     def take(self, reply: Message | Exception) -> None:
         """A reply came, or the reason why none will."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forgets_pieces(self) -> bool:
         """Before it is sent again: drop the pieces that came, which may come again; False when they were handed out."""
-        raise NotImplementedError
 
 
 class _Single(_Outstanding):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import os
 import shutil
@@ -14,7 +15,7 @@ from bench_bus_parts.processes import ROOT, Process, ProcessFailed, Stage, free_
 SUBSCRIBERS = 4
 
 
-class Peer:
+class Peer(abc.ABC):
     """One way of carrying messages. Subclasses say how its broker starts and where its ends connect."""
 
     name = ""
@@ -42,9 +43,9 @@ class Peer:
         self.worker = self._role("worker")
         self.client = self._role("client")
 
+    @abc.abstractmethod
     def start_broker(self) -> None:
         """Start what stands between the ends."""
-        raise NotImplementedError
 
     def start_bulk(self) -> None:
         """Start a second worker and client on the same broker, for large bodies alone."""
@@ -65,9 +66,9 @@ class Peer:
         roles |= {role: [process] for role, process in self.bulk.items()}
         return roles | ({"subscribers": self.subscribers} if self.subscribers else {})
 
+    @abc.abstractmethod
     def arguments(self, role: str) -> dict[str, object]:
         """What the role's function is called with."""
-        raise NotImplementedError
 
     def _role(self, role: str) -> Process:
         return self.stage.role(self.name, self.module, role.removeprefix("bulk "), **self.arguments(role))[0]
