@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ import pytest
 
 from broker.server import Broker
 from bus.settings import Settings, load_settings
+
+# A run in the background of a script may inherit an ignored SIGINT, and so would every process that a test stops with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An async test that takes longer hangs; the failure then says so instead of blocking the whole run.
 ASYNC_TEST_S = 60.0
