@@ -35,7 +35,7 @@ from schemas.errors import (
 )
 from schemas.limits import ID_BYTES
 
-# How often an idempotent request is sent in all when it ends in `worker_lost` or `overloaded`.
+# How often an idempotent request is sent in all when its connection breaks or its queue is full.
 _ATTEMPTS: Final = 3
 
 # The broker answers at the deadline itself; the client waits this much longer before it gives up on the broker.
@@ -254,7 +254,7 @@ class Client:
 
         Partial replies are gathered into it. `id`, 16 bytes, makes a repeated write the same write. Raises the error
         the request ended with (`schemas.errors`); an idempotent operation is first tried again, within `timeout_s`,
-        where its worker was lost or its queue full.
+        where the connection broke under it or its queue was full. Lost workers are the broker's to retry.
         """
         called = self._called.get(subject) or self._resolve(subject)
         if raw:
@@ -267,9 +267,21 @@ class Client:
             id = new_id()
         elif len(id) != ID_BYTES:
             raise BadRequest(f"id has {len(id)} bytes, it must have {ID_BYTES}", field="id")
+        began_at = time.monotonic()
+        try:
+            return await self._ask(id, subject, body, headers, timeout_s, called)
+        except (WorkerLost, Overloaded) as error:
+            if not called.is_idempotent or not _may_ask_again(error):
+                raise
+        left_s = max(began_at + timeout_s - time.monotonic(), 0.0)
+        return await self._ask_again(id, subject, body, headers, left_s, called)
+
+    async def _ask(
+        self, id: bytes, subject: str, body: Any, headers: Headers | None, timeout_s: float, called: _Called
+    ) -> Any:
+        """Send one request and wait for its end."""
         loop = self._loop or self._bind()
-        now = loop.time()
-        outstanding = _Single(id, subject, body, headers, timeout_s, now)
+        outstanding = _Single(id, subject, body, headers, timeout_s, loop.time())
         outstanding.reply = loop.create_future()
         outstanding.partials = None
         link = self._requests.link
@@ -281,41 +293,29 @@ class Client:
         except asyncio.CancelledError:
             self._cancel(outstanding)
             raise
-        if reply.kind is not _ERROR:
-            final = called.final.of(reply)
-            return final if outstanding.partials is None else called.gathered(final, outstanding.partials)
-        error = _error_of(reply)
-        if called.is_idempotent and _may_ask_again(error):
-            return await self._request_again(outstanding, called, now + timeout_s)
-        raise error
+        if reply.kind is _ERROR:
+            raise _error_of(reply)
+        final = called.final.of(reply)
+        return final if outstanding.partials is None else called.gathered(final, outstanding.partials)
 
-    async def _request_again(self, failed: _Single, called: _Called, give_up_at: float) -> Any:
+    async def _ask_again(
+        self, id: bytes, subject: str, body: Any, headers: Headers | None, left_s: float, called: _Called
+    ) -> Any:
         """Under the same id: should the first attempt have had its effect after all, this is the same write."""
         loop = self._loop or self._bind()
+        give_up_at = loop.time() + left_s
 
-        async def ask_again() -> Any:
-            left_s = max(give_up_at - loop.time(), 0.001)
-            outstanding = _Single(failed.id, failed.subject, failed.body, failed.headers, left_s, loop.time())
-            outstanding.reply = loop.create_future()
-            outstanding.partials = None
-            self._send(await self._link(self._requests, left_s), outstanding)
-            try:
-                reply = await outstanding.reply
-            except asyncio.CancelledError:
-                self._cancel(outstanding)
-                raise
-            if reply.kind is _ERROR:
-                raise _error_of(reply)
-            return called.gathered(called.final.of(reply), outstanding.partials or [])
+        async def ask() -> Any:
+            return await self._ask(id, subject, body, headers, max(give_up_at - loop.time(), 0.001), called)
 
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_may_ask_again),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(give_up_at - loop.time()),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS - 1) | tenacity.stop_after_delay(left_s),
             reraise=True,
         )
         await asyncio.sleep(0.05)
-        return await retrying(ask_again)
+        return await retrying(ask)
 
     def _resolve(self, subject: str) -> _Called:
         """What is known of a subject, remembered: looking it up costs as much as encoding the request."""
