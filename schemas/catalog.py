@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from schemas import subjects
-from schemas.bodies import control, memory, model
-from schemas.bodies.base import Request
+from schemas.bodies import accounts, control, items, memory, model, search, sessions, upkeep
+from schemas.bodies.base import Request, SecretReply, SecretRequest
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +41,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return self.partial is not None
 
     @property
+    def is_secret(self) -> bool:
+        """True when request or reply hold a password or a token: nothing keeps or shows their bodies."""
+        return issubclass(self.request, SecretRequest) or issubclass(self.reply, SecretReply)
+
+    @property
     def service(self) -> str:
         """First token of the subject."""
         return self.subject.partition(".")[0]
@@ -54,20 +59,341 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
 
 
-def _memory(verb: str, request: type[Request], reply: type[Any], http: str, summary: str) -> Operation:
-    access = "read" if verb in _MEMORY_READS else "write"
+def _memory(
+    verb: str,
+    request: type[Request],
+    reply: type[Any],
+    http: str,
+    summary: str,
+    *,
+    access: str = "",
+    partial: type[Any] | None = None,
+) -> Operation:
     return Operation(
         subject=f"memory.{verb}",
         request=request,
         reply=reply,
+        partial=partial,
         http=http,
         summary=summary,
+        # Every write is applied once per request id, so all of them may be given to another worker.
         is_idempotent=True,
-        scope=f"memory:{access}",
+        scope=f"memory:{access or ('read' if verb in _MEMORY_READS else 'write')}",
     )
 
 
-_MEMORY_READS = frozenset({"kv.get", "kv.list", "recall", "find", "all", "prompt"})
+_MEMORY_READS = frozenset(
+    """
+    kv.get kv.list doc.get doc.list get get_many list children related group.list group.members search
+    session.get session.history session.list session.bridge context.get context.list context.build
+    experience.get experience.list experience.stats cache.get cache.stats
+    recall find all prompt tool.schemas suggest.list stats
+    """.split()
+)
+
+_HUB: tuple[Operation, ...] = (
+    _memory("add", items.MemoryAdd, items.MemoryAdded, "POST /memory", "Keep a memory."),
+    _memory("add_many", items.MemoryAddMany, items.MemoriesAdded, "POST /memory/batch", "Keep many, all or none."),
+    _memory("get", items.MemoryGet, items.Memory, "GET /memory/{id}", "Read a memory and count the access."),
+    _memory("get_many", items.MemoryGetMany, items.Memories, "POST /memory/get", "Read several memories."),
+    _memory("update", items.MemoryUpdate, items.Memory, "PATCH /memory/{id}", "Change fields of a memory."),
+    _memory("delete", items.MemoryDelete, items.MemoryDeleted, "DELETE /memory/{id}", "Delete a memory."),
+    _memory("list", items.MemoryList, items.Memories, "GET /memory", "List memories in the order they were added."),
+    _memory(
+        "children", items.MemoryChildren, items.Memories, "GET /memory/{id}/children", "List what lies under a memory."
+    ),
+    _memory("link", items.MemoryLink, items.Linked, "POST /memory/{source_id}/link", "Relate two memories."),
+    _memory("unlink", items.MemoryUnlink, items.Unlinked, "POST /memory/{source_id}/unlink", "Take relations back."),
+    _memory(
+        "related",
+        items.MemoryRelated,
+        items.RelatedMemories,
+        "GET /memory/{id}/related",
+        "Follow a memory's relations.",
+    ),
+    _memory(
+        "reinforce", items.MemoryReinforce, items.Memory, "POST /memory/{id}/reinforce", "Raise a memory's importance."
+    ),
+    _memory("promote", items.MemoryPromote, items.Memory, "POST /memory/{id}/promote", "Move a memory up a tier."),
+    _memory("decay", items.MemoryDecay, items.CycleReport, "POST /memory/decay", "Run the life cycle now."),
+    _memory("group.create", items.GroupCreate, items.Group, "POST /group", "Make a context group."),
+    _memory("group.list", items.GroupList, items.Groups, "GET /group", "List context groups."),
+    _memory("group.add", items.GroupAdd, items.GroupChanged, "POST /group/{group_id}/add", "Put a memory in a group."),
+    _memory(
+        "group.remove",
+        items.GroupRemove,
+        items.GroupChanged,
+        "POST /group/{group_id}/remove",
+        "Take a memory out of a group.",
+    ),
+    _memory("group.members", items.GroupMembers, items.Memories, "GET /group/{group_id}", "Memories of a group."),
+    _memory("group.delete", items.GroupDelete, items.GroupChanged, "DELETE /group/{group_id}", "Delete a group."),
+    _memory("doc.put", items.DocPut, items.DocInfo, "POST /doc/{doc_id}", "Keep a document."),
+    _memory("doc.get", items.DocGet, items.Document, "GET /doc/{doc_id}", "Read a document, or a part of it."),
+    _memory("doc.delete", items.DocDelete, items.DocDeleted, "DELETE /doc/{doc_id}", "Delete a document."),
+    _memory("doc.list", items.DocList, items.DocPage, "GET /doc", "List documents."),
+    _memory(
+        "experience.record",
+        items.ExperienceRecord,
+        items.Experience,
+        "POST /experience/{exp_id}",
+        "Record what an agent did and what came of it.",
+    ),
+    _memory("experience.get", items.ExperienceGet, items.Experience, "GET /experience/{exp_id}", "Read an experience."),
+    _memory("experience.list", items.ExperienceList, items.Experiences, "GET /experience", "List experiences."),
+    _memory(
+        "experience.stats",
+        items.ExperienceStats,
+        items.ExperienceTotals,
+        "GET /experience/stats",
+        "How often and how well, by agent.",
+    ),
+    _memory(
+        "search",
+        search.Search,
+        search.SearchReply,
+        "POST /embedding/search, GET /embedding/{query}, POST /embedding/{query}",
+        "Find what matters for a query.",
+    ),
+    _memory(
+        "session.create", sessions.SessionCreate, sessions.Session, "POST /session/{session_id}", "Open a session."
+    ),
+    _memory("session.get", sessions.SessionGet, sessions.Session, "GET /session/{session_id}", "Read a session."),
+    _memory(
+        "session.append",
+        sessions.SessionAppend,
+        sessions.SessionAppended,
+        "POST /session/{session_id}/append",
+        "Add turns to a session.",
+    ),
+    _memory(
+        "session.history",
+        sessions.SessionHistory,
+        sessions.SessionTurns,
+        "GET /session/{session_id}/history",
+        "Read a session's turns.",
+    ),
+    _memory(
+        "session.update", sessions.SessionUpdate, sessions.Session, "PATCH /session/{session_id}", "Change a session."
+    ),
+    _memory(
+        "session.close",
+        sessions.SessionClose,
+        sessions.SessionClosed,
+        "DELETE /session/{session_id}",
+        "End a session, or delete it.",
+    ),
+    _memory("session.list", sessions.SessionList, sessions.Sessions, "GET /session", "List sessions."),
+    _memory(
+        "session.bridge",
+        sessions.SessionBridge,
+        sessions.Bridge,
+        "POST /session/{session_id}/bridge",
+        "What earlier sessions of this user hold that matters here.",
+    ),
+    _memory("context.put", sessions.ContextPut, sessions.Context, "POST /context/{context_id}", "Keep a context."),
+    _memory("context.get", sessions.ContextGet, sessions.Context, "GET /context/{context_id}", "Read a context."),
+    _memory(
+        "context.delete",
+        sessions.ContextDelete,
+        sessions.ContextDeleted,
+        "DELETE /context/{context_id}",
+        "Delete a context.",
+    ),
+    _memory("context.list", sessions.ContextList, sessions.Contexts, "GET /context", "List contexts."),
+    _memory(
+        "context.build",
+        sessions.ContextBuild,
+        sessions.BuiltContext,
+        "POST /context/{context_id}/build",
+        "Assemble system prompt, memories and history within a token budget.",
+    ),
+    _memory(
+        "suggest.list", sessions.SuggestList, sessions.Suggestions, "GET /suggestions", "What the monitor noticed."
+    ),
+    _memory(
+        "suggest.dismiss",
+        sessions.SuggestDismiss,
+        sessions.SuggestionDismissed,
+        "POST /suggestions/{suggestion_id}/dismiss",
+        "Take a suggestion off the list for good.",
+    ),
+    _memory(
+        "suggest.switch",
+        sessions.SuggestSwitch,
+        sessions.SuggestSwitched,
+        "POST /suggestions/switch",
+        "Turn the monitor off or on.",
+    ),
+    _memory(
+        "tool.schemas", sessions.ToolSchemas, sessions.ToolSchemaList, "GET /tools", "The memory as tools of a model."
+    ),
+    _memory("tool.call", sessions.ToolCall, sessions.ToolResult, "POST /tools/{name}", "Do what a model asked for."),
+    _memory(
+        "cache.get", memory.CacheGet, memory.CacheEntry, "GET /cache/{key}", "Read a cached value; a miss is no error."
+    ),
+    _memory("cache.set", memory.CacheSet, memory.CacheStored, "POST /cache/{key}", "Cache a value for a while."),
+    _memory("cache.delete", memory.CacheDelete, memory.CacheDeleted, "DELETE /cache/{key}", "Drop a cached value."),
+    _memory("cache.flush", memory.CacheFlush, memory.CacheFlushed, "POST /cache/flush", "Drop one type, or all."),
+    _memory("cache.stats", memory.CacheStats, memory.CacheFigures, "GET /cache", "Hits, misses and size."),
+    _memory("stats", upkeep.MemoryStats, upkeep.StatsReply, "GET /memory/stats", "What the memory holds."),
+    _memory(
+        "export",
+        upkeep.MemoryExport,
+        upkeep.Exported,
+        "GET /memory/export",
+        "Everything as records.",
+        access="admin",
+        partial=upkeep.ExportPart,
+    ),
+    _memory(
+        "import",
+        upkeep.MemoryImport,
+        upkeep.Imported,
+        "POST /memory/import",
+        "Take in records of an export.",
+        access="admin",
+    ),
+    _memory(
+        "verify",
+        upkeep.MemoryVerify,
+        upkeep.Verified,
+        "POST /memory/verify",
+        "Compare the vectors with the database.",
+        access="admin",
+        partial=upkeep.UpkeepProgress,
+    ),
+    _memory(
+        "rebuild",
+        upkeep.MemoryRebuild,
+        upkeep.Rebuilt,
+        "POST /memory/rebuild",
+        "Make every vector anew.",
+        access="admin",
+        partial=upkeep.UpkeepProgress,
+    ),
+    _memory(
+        "backup",
+        upkeep.MemoryBackup,
+        upkeep.BackedUp,
+        "POST /memory/backup",
+        "Copy the database while it serves.",
+        access="admin",
+        partial=upkeep.UpkeepProgress,
+    ),
+    _memory(
+        "restore",
+        upkeep.MemoryRestore,
+        upkeep.Restored,
+        "POST /memory/restore",
+        "Go back to a backup.",
+        access="admin",
+        partial=upkeep.UpkeepProgress,
+    ),
+    *(
+        Operation(
+            subject=f"utils.{verb}",
+            request=upkeep.Cleanup,
+            reply=reply,
+            http=f"GET /utils/{verb}, POST /utils/{verb}",
+            summary=summary,
+            is_idempotent=True,
+            scope="memory:admin",
+        )
+        for verb, reply, summary in (
+            ("cleanup_temp_files", upkeep.CleanedUp, "Delete old temporary files of Olympus."),
+            ("cleanup_logs", upkeep.CleanedUp, "Delete old log files of Olympus."),
+            ("cleanup_cache", upkeep.CleanedUp, "Delete old cache files of Olympus."),
+            ("cleanup_system", upkeep.CleanedSystem, "All three clean-ups."),
+        )
+    ),
+)
+
+
+def _account(
+    subject: str,
+    request: type[Request],
+    reply: type[Any],
+    http: str,
+    summary: str,
+    *,
+    scope: str = "",
+    is_idempotent: bool = True,
+) -> Operation:
+    return Operation(
+        subject=subject,
+        request=request,
+        reply=reply,
+        http=http,
+        summary=summary,
+        is_idempotent=is_idempotent,
+        scope=scope,
+    )
+
+
+_ACCOUNTS: tuple[Operation, ...] = (
+    _account("auth.register", accounts.Register, accounts.User, "POST /auth/register", "Sign oneself up."),
+    _account("auth.login", accounts.Login, accounts.Tokens, "POST /auth/login", "Trade name and password for tokens."),
+    _account("auth.verify", accounts.Verify, accounts.TokenState, "POST /auth/verify", "Say whose a token is."),
+    _account("auth.refresh", accounts.Refresh, accounts.Tokens, "POST /auth/refresh", "Renew an access token."),
+    _account("auth.logout", accounts.Logout, accounts.LoggedOut, "POST /auth/logout", "End a sign-in."),
+    _account(
+        "auth.password", accounts.PasswordChange, accounts.User, "POST /auth/password", "Change one's own password."
+    ),
+    _account(
+        "auth.issue",
+        accounts.TokenIssue,
+        accounts.Tokens,
+        "POST /auth/issue",
+        "Make a token for a program.",
+        scope="auth:admin",
+        is_idempotent=False,
+    ),
+    _account("auth.user.add", accounts.UserAdd, accounts.User, "POST /auth/user", "Add a user.", scope="auth:admin"),
+    _account("auth.user.list", accounts.UserList, accounts.Users, "GET /auth/user", "List users.", scope="auth:admin"),
+    _account(
+        "auth.user.update",
+        accounts.UserUpdate,
+        accounts.User,
+        "PATCH /auth/user/{user_id}",
+        "Change a user.",
+        scope="auth:admin",
+    ),
+    _account(
+        "auth.user.delete",
+        accounts.UserDelete,
+        accounts.UserDeleted,
+        "DELETE /auth/user/{user_id}",
+        "Delete a user.",
+        scope="auth:admin",
+    ),
+    _account(
+        "auth.keys.rotate",
+        accounts.KeyRotate,
+        accounts.KeyRotated,
+        "POST /auth/keys/rotate",
+        "Sign tokens with a new key.",
+        scope="auth:admin",
+        is_idempotent=False,
+    ),
+    _account(
+        "trust.get",
+        accounts.TrustGet,
+        accounts.TrustScore,
+        "GET /trust/{user_id}",
+        "How far somebody is trusted, and why.",
+        scope="trust:read",
+    ),
+    _account(
+        "trust.record",
+        accounts.TrustRecord,
+        accounts.TrustScore,
+        "POST /trust/{user_id}",
+        "Report an outcome.",
+        scope="trust:write",
+    ),
+    _account("trust.list", accounts.TrustList, accounts.TrustPage, "GET /trust", "List scores.", scope="trust:read"),
+)
 
 _DECLARED: tuple[Operation, ...] = (
     _memory("kv.get", memory.KvGet, memory.KvEntry, "GET /kv/{key}", "Read an entry with its version."),
@@ -80,6 +406,8 @@ _DECLARED: tuple[Operation, ...] = (
     _memory("forget", memory.Forget, memory.Forgotten, "", "Forget one fact, a category or everything."),
     _memory("all", memory.AllFacts, memory.FactPage, "", "List every fact."),
     _memory("prompt", memory.Prompt, memory.PromptAddition, "", "Render facts as a system-prompt addition."),
+    *_HUB,
+    *_ACCOUNTS,
     Operation(
         subject="model.list",
         request=model.ModelList,
@@ -217,6 +545,14 @@ OPERATIONS: dict[str, Operation] = {operation.subject: operation for operation i
 
 EVENTS: tuple[Event, ...] = (
     Event(pattern="memory.changed.*", body=memory.Changed, summary="A write was committed."),
+    Event(pattern="memory.session.opened", body=sessions.SessionEvent, summary="A session was opened."),
+    Event(pattern="memory.session.closed", body=sessions.SessionEvent, summary="A session was closed or deleted."),
+    Event(pattern="memory.session.expired", body=sessions.SessionEvent, summary="A session's time was over."),
+    Event(pattern="memory.context.changed", body=sessions.ContextEvent, summary="A context was written or deleted."),
+    Event(pattern="memory.suggestion.made", body=sessions.Suggestion, summary="The monitor made a suggestion."),
+    Event(pattern="auth.revoked", body=accounts.AuthRevoked, summary="Tokens are no good any more."),
+    Event(pattern="auth.failed", body=accounts.AuthFailed, summary="A sign-in failed."),
+    Event(pattern="trust.changed", body=accounts.TrustChanged, summary="An outcome was reported of somebody."),
     Event(pattern="model.loading", body=model.ModelEvent, summary="A runner is starting for a model."),
     Event(pattern="model.loaded", body=model.ModelEvent, summary="A model serves."),
     Event(pattern="model.unloaded", body=model.ModelEvent, summary="A model left on request."),

@@ -16,6 +16,20 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Base of replies and events. Unknown fields are ignored, so that an older client reads a newer worker."""
 
 
+class SecretRequest(Request, frozen=True, kw_only=True):
+    """A request that holds a password or a token: it is never kept with a dead letter, and its repr shows no field."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
+class SecretReply(Reply, frozen=True, kw_only=True):
+    """A reply that holds a token; its repr shows no field."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
 class Empty(Request, frozen=True):
     """A request without arguments."""
 

@@ -169,3 +169,81 @@ class Changed(Reply, frozen=True, kw_only=True):
     action: str
     version: int | None = None
     request_id: str | None = None
+
+
+CacheType = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class CacheGet(Request, frozen=True, kw_only=True):
+    """`type` tells kinds of results apart, each with its own time to live: nlu_results, tool_responses, ..."""
+
+    key: Key
+    type: CacheType = "general"
+    ns: Namespace = "cache"
+
+
+class CacheSet(Request, frozen=True, kw_only=True):
+    """Without `ttl_s` the time of its type."""
+
+    key: Key
+    value: Any
+    type: CacheType = "general"
+    ttl_s: PositiveSeconds | None = None
+    ns: Namespace = "cache"
+
+
+class CacheDelete(Request, frozen=True, kw_only=True):
+    key: Key
+    type: CacheType = "general"
+    ns: Namespace = "cache"
+
+
+class CacheFlush(Request, frozen=True, kw_only=True):
+    """Everything of one type, or the whole namespace."""
+
+    type: CacheType | None = None
+    ns: Namespace = "cache"
+
+
+class CacheStats(Request, frozen=True, kw_only=True):
+    ns: Namespace = "cache"
+
+
+class CacheEntry(Reply, frozen=True, kw_only=True):
+    """A miss is an answer too: `hit` False and a nil value."""
+
+    key: str
+    type: str
+    ns: str
+    hit: bool
+    value: Any = None
+    ttl_s: float | None = None
+
+
+class CacheStored(Reply, frozen=True, kw_only=True):
+    key: str
+    type: str
+    ns: str
+    ttl_s: float
+
+
+class CacheDeleted(Reply, frozen=True, kw_only=True):
+    key: str
+    type: str
+    ns: str
+    deleted: bool
+
+
+class CacheFlushed(Reply, frozen=True, kw_only=True):
+    flushed: int
+
+
+class CacheFigures(Reply, frozen=True, kw_only=True):
+    """Hits and misses since the service started; `tier` says where the cache is now."""
+
+    ns: str
+    entries: int
+    size_bytes: int
+    hits: int
+    misses: int
+    tier: str

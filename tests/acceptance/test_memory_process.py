@@ -17,6 +17,7 @@ from pathlib import Path
 from bus.client import Client
 from bus.settings import EX_CONFIG, Settings
 from schemas.bodies.memory import AllFacts, KvGet, KvSet, Recall
+from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 
 Serve = Callable[..., AbstractAsyncContextManager[Settings]]
@@ -31,10 +32,12 @@ WRITER = textwrap.dedent("""
     import asyncio, os, sys
     from pathlib import Path
     from schemas.bodies.memory import KvSet, Remember
+    from workers.memory.records import Records
     from workers.memory.store import MemoryStore
 
     async def main(path, run):
-        store = await MemoryStore.open(Path(path), readers=1, on_committed=lambda changes: None)
+        records = await Records.open(Path(path), readers=1, on_committed=lambda events: None)
+        store = MemoryStore(records)
 
         async def write_for_ever(caller):
             number = 0
@@ -56,10 +59,12 @@ FILLER = textwrap.dedent("""
     from pathlib import Path
     from schemas.bodies.memory import KvGet, KvList, KvSet
     from schemas.errors import Internal
+    from workers.memory.records import Records
     from workers.memory.store import MemoryStore
 
     async def main(path):
-        store = await MemoryStore.open(Path(path), readers=1, on_committed=lambda changes: None)
+        records = await Records.open(Path(path), readers=1, on_committed=lambda events: None)
+        store = MemoryStore(records)
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
         acknowledged = 0
@@ -74,7 +79,7 @@ FILLER = textwrap.dedent("""
         await store.kv_set(KvSet(key=f"{acknowledged:05}", value=b"y"), os.urandom(16))
         page = await store.kv_list(KvList(limit=1000, keys_only=True))
         assert [entry.key for entry in page.entries] == [f"{n:05}" for n in range(acknowledged + 1)], page
-        await store.close()
+        await records.close()
 
     asyncio.run(main(sys.argv[1]))
 """)
@@ -105,14 +110,15 @@ def test_every_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
             acknowledged += [line.strip() for line in writer.stdout if line.endswith("\n")]
 
     async def check() -> None:
-        store = await MemoryStore.open(path, readers=1, on_committed=lambda changes: None)
+        records = await Records.open(path, readers=1, on_committed=lambda events: None)
+        store = MemoryStore(records)
         try:
             for name in acknowledged:
                 assert (await store.kv_get(KvGet(key=name))).value == name * 50
                 assert (await store.recall(Recall(key=name), os.urandom(16))).value == f"{name} searchable"
             assert len((await store.all(AllFacts(limit=1000))).facts) == 1000
         finally:
-            await store.close()
+            await records.close()
 
     asyncio.run(check())
     assert len(acknowledged) >= KILLS * ACKNOWLEDGED_BEFORE_KILL

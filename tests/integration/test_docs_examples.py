@@ -21,8 +21,7 @@ from bus.settings import Settings, environment_name
 from bus.worker import Call, Worker
 from schemas.bodies.model import Chat, Generation, GenerationPart, Timings, Usage
 from schemas.errors import Unprocessable
-from workers.memory.service import ChangeEvents, register
-from workers.memory.store import MemoryStore
+from workers.memory.service import service
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -49,27 +48,16 @@ async def chat(request: Chat, call: Call) -> Generation:
 async def house(serve_broker: Serve) -> AsyncIterator[Settings]:
     """A broker with the memory service and a stand-in for a model."""
     async with serve_broker() as settings:
-        events = ChangeEvents()
-        store = await MemoryStore.open(
-            settings.path("memory.db"),
-            readers=1,
-            on_committed=events.add,
-            max_body_bytes=settings.bus.max_body_bytes,
-        )
-        memory, model = Worker("memory", settings), Worker("model", settings)
-        register(memory, store)
+        model = Worker("model", settings)
         model.handle("model.chat", chat)
-        publishing = asyncio.create_task(events.publish_forever(memory))
-        try:
-            await memory.start(WAIT_S)
-            await model.start(WAIT_S)
-            yield settings
-        finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
-            await memory.stop(drain_s=0)
-            await model.stop(drain_s=0)
-            await store.close()
+        async with service(settings) as memory:
+            try:
+                await memory.start(WAIT_S)
+                await model.start(WAIT_S)
+                yield settings
+            finally:
+                await memory.stop(drain_s=0)
+                await model.stop(drain_s=0)
 
 
 @asynccontextmanager

@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from schemas.bodies.memory import Changed
 from schemas.errors import Conflict, Internal
 from workers.memory.connection import Connection
-from workers.memory.database import MAX_BATCH, Database, Outcome
+from workers.memory.database import MAX_BATCH, Database, Event, Outcome, changed
 from workers.memory.migrations import Migration, load_migrations
 from workers.memory.sqlite_errors import UnusableDatabase
 
 PROBE = Migration(
-    2,
+    load_migrations()[-1].number + 1,
     "probe",
     "CREATE TABLE probe (\n  x INTEGER\n);\n-- a trigger; with semicolons\n"
     + ("CREATE TRIGGER t AFTER INSERT ON probe BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n"),
@@ -29,7 +28,7 @@ PROBE = Migration(
 
 @asynccontextmanager
 async def opened(
-    path: Path, *, committed: list[Changed] | None = None, migrations: Sequence[Migration] | None = None
+    path: Path, *, committed: list[Event] | None = None, migrations: Sequence[Migration] | None = None
 ) -> AsyncIterator[Database]:
     """The database at `path`; `committed` gathers what it reports."""
     heard = [] if committed is None else committed
@@ -51,7 +50,7 @@ def insert(key: str, *, failure: Exception | None = None) -> Any:
         )
         if failure is not None:
             raise failure
-        return Outcome(key, [Changed(ns="n", key=key, action="remember")])
+        return Outcome(key, [changed("n", key, "remember")])
 
     return write
 
@@ -78,7 +77,7 @@ async def test_a_write_is_on_file_before_it_is_answered(tmp_path: Path) -> None:
 
 async def test_a_failing_write_leaves_its_neighbours_in_the_batch_alone(tmp_path: Path) -> None:
     """Each write of a batch stands or falls by itself, and only committed ones are reported."""
-    committed: list[Changed] = []
+    committed: list[Event] = []
     async with opened(tmp_path / "memory.db", committed=committed) as database:
         answers = await asyncio.gather(
             database.write(insert("a")),
@@ -91,7 +90,7 @@ async def test_a_failing_write_leaves_its_neighbours_in_the_batch_alone(tmp_path
 
     assert [type(answer) for answer in answers] == [str, Conflict, ZeroDivisionError, Internal, str]
     assert stored_keys(tmp_path / "memory.db") == ["a", "d"]
-    assert [change.key for change in committed] == ["a", "d"]
+    assert [event.body.key for event in committed] == ["a", "d"]
 
 
 async def test_writes_that_wait_together_share_one_commit(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ async def test_writes_that_wait_together_share_one_commit(tmp_path: Path) -> Non
 
 async def test_a_commit_that_fails_fails_every_waiter_and_the_next_write_works(tmp_path: Path) -> None:
     """Nobody in the batch gets an answer for what the disk did not take."""
-    committed: list[Changed] = []
+    committed: list[Event] = []
 
     def break_commit(connection: sqlite3.Connection, now: float) -> Outcome:
         # A foreign key that is only checked by COMMIT stands in for a disk that fails there.
@@ -242,11 +241,10 @@ async def test_an_existing_database_is_backed_up_before_it_is_migrated(tmp_path:
     """The old file stands beside the new one under its version, whole and by itself."""
     path = tmp_path / "memory.db"
     newest = load_migrations()[-1].number
-    step = PROBE._replace(number=newest + 1)
     async with opened(path) as database:
         await database.write(insert("old"))
 
-    async with opened(path, migrations=(*load_migrations(), step)) as database:
+    async with opened(path, migrations=(*load_migrations(), PROBE)) as database:
         await database.write(insert("new"))
 
     backup = tmp_path / f"memory.db.v{newest}-backup"
@@ -267,12 +265,12 @@ async def test_a_new_database_is_made_without_a_backup(tmp_path: Path) -> None:
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     """All of a step or none of it; the old program still opens the file."""
     path = tmp_path / "memory.db"
-    broken = Migration(2, "broken", "CREATE TABLE half (x);\nCREATE TABLE facts (x);\n")
+    broken = Migration(PROBE.number, "broken", "CREATE TABLE half (x);\nCREATE TABLE facts (x);\n")
     async with opened(path) as database:
         await database.write(insert("a"))
 
     with pytest.raises(UnusableDatabase, match="already exists"):
-        async with opened(path, migrations=(*load_migrations()[:1], broken)):
+        async with opened(path, migrations=(*load_migrations(), broken)):
             pass
 
     async with opened(path) as database:
@@ -283,12 +281,15 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 async def test_a_database_newer_than_the_program_is_refused_with_instructions(tmp_path: Path) -> None:
     """A program that does not know the schema must not touch it."""
     path = tmp_path / "memory.db"
-    async with opened(path, migrations=(*load_migrations()[:1], PROBE)):
+    newest = PROBE.number - 1
+    async with opened(path, migrations=(*load_migrations(), PROBE)):
         pass
     shutil.copy(path, tmp_path / "memory.db.v1-backup")
 
-    with pytest.raises(UnusableDatabase, match="schema version 2, this program knows versions up to 1") as caught:
-        async with opened(path, migrations=load_migrations()[:1]):
+    with pytest.raises(
+        UnusableDatabase, match=f"version {newest + 1}, this program knows versions up to {newest}"
+    ) as caught:
+        async with opened(path):
             pass
 
     assert f"copy {tmp_path / 'memory.db.v1-backup'} to {path}" in str(caught.value)

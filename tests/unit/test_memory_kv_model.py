@@ -14,8 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from schemas.bodies.memory import Changed, KvDelete, KvGet, KvList, KvSet
+from schemas.bodies.memory import KvDelete, KvGet, KvList, KvSet
 from schemas.errors import Conflict, NotFound
+from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 
 # One key and one namespace are drawn far more often: what can go wrong needs several steps on the same entry.
@@ -44,22 +45,31 @@ class KvMachine(RuleBasedStateMachine):
         self.now = 1_000.0
         self.entries: dict[tuple[str, str], Entry] = {}
         self.floors: dict[str, int] = {}
-        self.changes: list[Changed] = []
+        self.changes: list[Any] = []
         self.last_write: tuple[KvSet, bytes, Any] | None = None
         self.runner = asyncio.Runner()
-        self.store = self.open()
+        self.open()
 
-    def open(self) -> MemoryStore:
-        """The store on this example's file."""
-        return self.runner.run(
-            MemoryStore.open(
-                self.folder / "memory.db", readers=1, on_committed=self.changes.extend, now=lambda: self.now
+    def open(self) -> None:
+        """Open the store on this example's file."""
+        self.records = self.runner.run(
+            Records.open(
+                self.folder / "memory.db",
+                readers=1,
+                on_committed=lambda events: self.changes.extend(event.body for event in events),
+                now=lambda: self.now,
             )
         )
+        self.store = MemoryStore(self.records)
+        self.runner.run(self.sweep_at_start())
+
+    async def sweep_at_start(self) -> None:
+        """What the service does before it serves."""
+        await self.store.sweep(await self.records.newest_time())
 
     def teardown(self) -> None:
         """End the store's threads and remove its file."""
-        self.runner.run(self.store.close())
+        self.runner.run(self.records.close())
         self.runner.close()
         shutil.rmtree(self.folder)
 
@@ -134,15 +144,15 @@ class KvMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         """Expired entries leave for good."""
-        self.runner.run(self.store.sweep())
+        self.runner.run(self.store.sweep(self.now))
         for ns, key in [place for place in self.entries if self.live(*place) is None]:
             self.drop(ns, key)
 
     @rule()
     def restart(self) -> None:
         """Close and open: opening sweeps too."""
-        self.runner.run(self.store.close())
-        self.store = self.open()
+        self.runner.run(self.records.close())
+        self.open()
         for ns, key in [place for place in self.entries if self.live(*place) is None]:
             self.drop(ns, key)
 

@@ -14,7 +14,6 @@ import pytest
 
 from schemas.bodies.memory import (
     AllFacts,
-    Changed,
     Fact,
     Find,
     Forget,
@@ -31,6 +30,7 @@ from schemas.errors import BadRequest, Conflict, NotFound, TooLarge
 from workers.memory import applied
 from workers.memory.clock import SteadyClock
 from workers.memory.database import Outcome
+from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 
 
@@ -41,15 +41,22 @@ class Bench:
         self.path = path
         self.wall_s = 1_000.0
         self.monotonic_s = 0.0
-        self.changes: list[Changed] = []
+        self.changes: list[Any] = []
+        self.records: Records
         self.store: MemoryStore
 
     async def open(self, **options: Any) -> None:
         """Open the store, as at the start of the process."""
         clock = SteadyClock(lambda: self.wall_s, lambda: self.monotonic_s)
-        self.store = await MemoryStore.open(
-            self.path, readers=2, on_committed=self.changes.extend, now=clock, **options
+        self.records = await Records.open(
+            self.path,
+            readers=2,
+            on_committed=lambda events: self.changes.extend(event.body for event in events),
+            now=clock,
+            **options,
         )
+        self.store = MemoryStore(self.records)
+        await self.store.sweep(await self.records.newest_time())
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -99,7 +106,7 @@ async def bench(tmp_path: Path, **options: Any) -> AsyncIterator[Bench]:
     try:
         yield made
     finally:
-        await made.store.close()
+        await made.records.close()
 
 
 # Key-value entries ----------------------------------------------------------------------------------------------
@@ -123,7 +130,7 @@ async def test_entries_survive_closing_and_opening(tmp_path: Path) -> None:
     """What was acknowledged is in the file."""
     async with bench(tmp_path) as at:
         await at.set("k", [1, 2])
-        await at.store.close()
+        await at.records.close()
         await at.open()
 
         assert await at.get("k") == [1, 2]
@@ -234,12 +241,12 @@ async def test_the_sweep_removes_expired_entries_and_reports_them(tmp_path: Path
         at.wait(1_100)
         at.heard()
 
-        await at.store.sweep()
+        await at.store.sweep(at.records.now())
 
         heard = at.heard()
         assert [action for action, _, _ in heard] == ["expire"] * 1_100
         assert len(await at.keys(limit=1_000)) == 101
-        await at.store.sweep()
+        await at.store.sweep(at.records.now())
         assert at.heard() == []
 
 
@@ -254,7 +261,7 @@ async def test_a_wall_clock_set_back_does_not_bring_expired_entries_back(tmp_pat
         with pytest.raises(NotFound):
             await at.get("k")
 
-        await at.store.close()
+        await at.records.close()
         await at.open()
         with pytest.raises(NotFound):
             await at.get("k")
@@ -350,7 +357,7 @@ async def test_a_repeated_request_returns_its_first_reply_and_changes_nothing(tm
         deleted = await at.store.kv_delete(KvDelete(key="k"), ids[1])
         fact = await at.store.remember(Remember(key="f", value="v"), ids[2])
         await at.set("k", "of another caller")
-        await at.store.close()
+        await at.records.close()
         at.heard()
         at.wait(10)
         await at.open()
@@ -405,7 +412,7 @@ async def test_replies_are_forgotten_after_an_hour(tmp_path: Path) -> None:
         kept = await at.store.kv_set(KvSet(key="k", value=1), late)
         at.wait(2)
 
-        await at.store.sweep()
+        await at.store.sweep(at.records.now())
 
         assert (await at.store.kv_set(KvSet(key="k", value=1), request_id)).version == kept.version + 1
         assert await at.store.kv_set(KvSet(key="k", value=1), late) == kept
@@ -506,7 +513,7 @@ async def test_the_index_follows_updates_and_deletes(tmp_path: Path) -> None:
         await at.store.forget(Forget(key="pet"), os.urandom(16))
 
         assert await at.find("dog") == []
-        await at.store._database.write(check_index)
+        await at.records.write(check_index)
 
 
 def check_index(connection: sqlite3.Connection, now: float) -> Outcome:

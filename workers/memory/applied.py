@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.bodies.memory import Changed
 from schemas.errors import Conflict
-from workers.memory.database import Outcome, Write
+from workers.memory.database import Event, Outcome, Write
 
 # Seconds a reply is kept. A request is dispatched again within its deadline, a minute by default.
 KEEP_S: Final = 3600.0
@@ -30,7 +29,7 @@ def once(operation: str, request_id: bytes, reply_type: type[Any], write: Write)
             return Outcome(msgspec.msgpack.decode(stored, type=reply_type), [])
         outcome = write(connection, now)
         store_reply(connection, operation, request_id, msgspec.msgpack.encode(outcome.reply), now)
-        return Outcome(outcome.reply, [_caused_by(change, request_id) for change in outcome.changes])
+        return Outcome(outcome.reply, [_caused_by(event, request_id) for event in outcome.events])
 
     return write_once
 
@@ -82,5 +81,7 @@ def prune(connection: sqlite3.Connection, now: float) -> Outcome:
     return Outcome(cursor.rowcount, [])
 
 
-def _caused_by(change: Changed, request_id: bytes) -> Changed:
-    return msgspec.structs.replace(change, request_id=request_id.hex())
+def _caused_by(event: Event, request_id: bytes) -> Event:
+    if not hasattr(event.body, "request_id"):
+        return event
+    return Event(event.subject, msgspec.structs.replace(event.body, request_id=request_id.hex()))

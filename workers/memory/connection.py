@@ -31,7 +31,7 @@ class Connection(aiosqlite.Connection):
     """
 
     def __init__(self, path: Path, *, cache_kib: int, is_reader: bool = False) -> None:
-        super().__init__(partial(_open, path, cache_kib, is_reader), iter_chunk_size=64)
+        super().__init__(partial(connect, path, cache_kib=cache_kib, is_reader=is_reader), iter_chunk_size=64)
         self._stopping: asyncio.Future[Any] | None = None
 
     def stop(self) -> asyncio.Future[Any] | None:
@@ -75,7 +75,8 @@ def _retrying_while_busy() -> tenacity.AsyncRetrying:
     )
 
 
-def _open(path: Path, cache_kib: int, is_reader: bool) -> sqlite3.Connection:
+def connect(path: Path, *, cache_kib: int, is_reader: bool) -> sqlite3.Connection:
+    """A connection to `path` set up as all of ours are. Raises sqlite3.Error."""
     # isolation_level None: transactions begin and end where we say, never by themselves.
     connection = sqlite3.connect(path, isolation_level=None)
     try:

@@ -12,7 +12,6 @@ from typing import Final
 
 from schemas.bodies.memory import (
     AllFacts,
-    Changed,
     Fact,
     FactPage,
     Find,
@@ -24,7 +23,7 @@ from schemas.bodies.memory import (
     Remember,
 )
 from schemas.errors import BadRequest, NotFound
-from workers.memory.database import Outcome
+from workers.memory.database import Outcome, changed
 from workers.memory.prompt import PromptText, usefulness
 
 # Keys that one `forget` names in its reply; `forgotten` counts them all.
@@ -53,8 +52,8 @@ def remember(connection: sqlite3.Connection, request: Remember, now: float) -> O
         " source = excluded.source, updated_at = excluded.updated_at",
         (request.ns, request.key, request.value, request.category, request.source, now, now),
     )
-    change = Changed(ns=request.ns, key=request.key, action="remember")
-    return Outcome(read_fact(connection, request.ns, request.key), [change])
+    event = changed(request.ns, request.key, "remember")
+    return Outcome(read_fact(connection, request.ns, request.key), [event])
 
 
 def count_access(connection: sqlite3.Connection, request: Recall, now: float) -> None:
@@ -94,7 +93,7 @@ def forget(connection: sqlite3.Connection, request: Forget) -> Outcome:
     keys = [key for (key,) in connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key", values)]
     connection.execute(f"DELETE FROM facts WHERE {where}", values)
     reply = Forgotten(forgotten=len(keys), keys=keys[:FORGOTTEN_KEYS_MAX])
-    return Outcome(reply, [Changed(ns=request.ns, key=key, action="forget") for key in keys])
+    return Outcome(reply, [changed(request.ns, key, "forget") for key in keys])
 
 
 def all_facts(connection: sqlite3.Connection, request: AllFacts, page_bytes: int) -> FactPage:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 from typing import Final, NamedTuple
 
-from schemas.bodies.memory import Changed, KvDelete, KvDeleted, KvEntry, KvGet, KvList, KvPage, KvSet, KvVersion
+from schemas.bodies.memory import KvDelete, KvDeleted, KvEntry, KvGet, KvList, KvPage, KvSet, KvVersion
 from schemas.errors import Conflict, NotFound
-from workers.memory.database import Outcome
+from workers.memory.database import Event, Outcome, changed
 from workers.memory.text import end_of_prefix
 from workers.memory.values import unpack
 
@@ -40,8 +40,8 @@ def get_entry(connection: sqlite3.Connection, request: KvGet, now: float) -> KvE
 
 def set_entry(connection: sqlite3.Connection, request: KvSet, packed: bytes, now: float) -> Outcome:
     """Write the entry; a write without `ttl_s` makes it permanent. Raises Conflict where `if_version` does not fit."""
-    changes: list[Changed] = []
-    existing = _existing(connection, request.ns, request.key, now, changes)
+    events: list[Event] = []
+    existing = _existing(connection, request.ns, request.key, now, events)
     _require_version(request, existing)
     expires_at = None if request.ttl_s is None else now + request.ttl_s
     if existing is None:
@@ -56,7 +56,7 @@ def set_entry(connection: sqlite3.Connection, request: KvSet, packed: bytes, now
             "UPDATE kv SET version = ?, updated_at = ?, expires_at = ?, value = ? WHERE ns = ? AND key = ?",
             (version, now, expires_at, packed, request.ns, request.key),
         )
-    changes.append(Changed(ns=request.ns, key=request.key, action="set", version=version))
+    events.append(changed(request.ns, request.key, "set", version))
     reply = KvVersion(
         key=request.key,
         ns=request.ns,
@@ -65,18 +65,18 @@ def set_entry(connection: sqlite3.Connection, request: KvSet, packed: bytes, now
         updated_at=now,
         expires_at=expires_at,
     )
-    return Outcome(reply, changes)
+    return Outcome(reply, events)
 
 
 def delete_entry(connection: sqlite3.Connection, request: KvDelete, now: float) -> Outcome:
     """Delete the entry if it is there. Raises Conflict where `if_version` does not fit."""
-    changes: list[Changed] = []
-    existing = _existing(connection, request.ns, request.key, now, changes)
+    events: list[Event] = []
+    existing = _existing(connection, request.ns, request.key, now, events)
     _require_version(request, existing)
     if existing is not None:
         _remove(connection, request.ns, request.key, existing.version)
-        changes.append(Changed(ns=request.ns, key=request.key, action="delete", version=existing.version))
-    return Outcome(KvDeleted(key=request.key, ns=request.ns, deleted=existing is not None), changes)
+        events.append(changed(request.ns, request.key, "delete", existing.version))
+    return Outcome(KvDeleted(key=request.key, ns=request.ns, deleted=existing is not None), events)
 
 
 def list_entries(connection: sqlite3.Connection, request: KvList, now: float, page_bytes: int) -> KvPage:
@@ -122,12 +122,10 @@ def expire_entries(connection: sqlite3.Connection, now: float, limit: int) -> Ou
     ).fetchall()
     for ns, key, version in rows:
         _remove(connection, ns, key, version)
-    return Outcome(len(rows), [Changed(ns=ns, key=key, action="expire", version=version) for ns, key, version in rows])
+    return Outcome(len(rows), [changed(ns, key, "expire", version) for ns, key, version in rows])
 
 
-def _existing(
-    connection: sqlite3.Connection, ns: str, key: str, now: float, changes: list[Changed]
-) -> _Existing | None:
+def _existing(connection: sqlite3.Connection, ns: str, key: str, now: float, events: list[Event]) -> _Existing | None:
     row = connection.execute(
         "SELECT version, created_at, expires_at FROM kv WHERE ns = ? AND key = ?", (ns, key)
     ).fetchone()
@@ -136,7 +134,7 @@ def _existing(
     version, created_at, expires_at = row
     if expires_at is not None and expires_at <= now:
         _remove(connection, ns, key, version)
-        changes.append(Changed(ns=ns, key=key, action="expire", version=version))
+        events.append(changed(ns, key, "expire", version))
         return None
     return _Existing(version, created_at)
 
