@@ -76,6 +76,41 @@ class BusSettings(Section, frozen=True, kw_only=True):
     reconnect_max_s: Annotated[
         float, Meta(ge=0.05, le=60, description="seconds between two attempts to reach the broker, at most")
     ] = 2.0
+    token: Annotated[
+        str, Meta(description="token sent with requests that bring none; a secret: set it in the environment")
+    ] = ""
+
+
+class AuthSettings(Section, frozen=True, kw_only=True):
+    """Who may ask for what: signing in, tokens and rate limits."""
+
+    required: Annotated[
+        bool, Meta(description="refuse requests without a token that allows them; off, the bus is one person's")
+    ] = False
+    allow_register: Annotated[
+        bool, Meta(description="let anybody sign up while auth.required; otherwise an admin adds users")
+    ] = False
+    algorithm: Annotated[
+        Literal["EdDSA", "HS256"], Meta(description="how new tokens are signed; each key keeps its own")
+    ] = "EdDSA"
+    access_ttl_s: Annotated[
+        float, Meta(ge=1, le=DAY_S, description="seconds an access token is good for; then it is refreshed")
+    ] = 900.0
+    refresh_ttl_s: Annotated[
+        float, Meta(ge=1, le=3_660 * DAY_S, description="seconds a sign-in lasts without being used")
+    ] = 30 * DAY_S
+    sign_ins_at_once: Annotated[
+        int, Meta(ge=1, le=64, description="passwords checked at once, each with 64 MiB and 0.2 s of a core")
+    ] = 2
+    sign_ins_waiting: Annotated[
+        int, Meta(ge=1, le=10_000, description="sign-ins that wait for that; past them the caller gets `overloaded`")
+    ] = 32
+    rate_min_per_s: Annotated[
+        float, Meta(gt=0, le=1e6, description="requests per second of a caller who is not trusted at all")
+    ] = 20.0
+    rate_max_per_s: Annotated[
+        float, Meta(gt=0, le=1e6, description="requests per second of a caller who is trusted fully")
+    ] = 1000.0
 
 
 class BrokerSettings(Section, frozen=True, kw_only=True):
@@ -133,6 +168,25 @@ class MemorySettings(Section, frozen=True, kw_only=True):
     capacity: Annotated[int, Meta(ge=1, le=100_000, description="requests answered at once")] = 256
     path: Annotated[str, Meta(min_length=1, description="SQLite file, below home unless absolute")] = "memory/memory.db"
     readers: Annotated[int, Meta(ge=1, le=64, description="connections that read while one writes")] = 2
+    writes_per_commit: Annotated[
+        int, Meta(ge=1, le=10_000, description="writes that share one commit and its sync to the disk, at most")
+    ] = 128
+    session_ttl_s: Annotated[
+        float,
+        Meta(
+            gt=0, le=3_660 * DAY_S, description="seconds without use after which a session ends, where it says nothing"
+        ),
+    ] = 3600.0
+    context_facts: Annotated[
+        float, Meta(ge=0, le=1, description="share of a built context kept for known facts, of what the prompt leaves")
+    ] = 0.15
+    context_bridge: Annotated[
+        float, Meta(ge=0, le=1, description="share of a built context kept for earlier sessions; history has the rest")
+    ] = 0.15
+    context_memories: Annotated[
+        float, Meta(ge=0, le=1, description="share of a built context kept for memories that were found")
+    ] = 0.3
+    proactive: Annotated[bool, Meta(description="watch sessions and suggest what may help, with the evidence")] = True
 
 
 class ModelSettings(Section, frozen=True, kw_only=True):
@@ -211,6 +265,7 @@ class Settings(Section, frozen=True, kw_only=True):
         Meta(min_length=1, description="folder that holds everything Olympus keeps; OLYMPUS_HOME in the environment"),
     ] = "~/.olympus"
     bus: BusSettings = BusSettings()
+    auth: AuthSettings = AuthSettings()
     broker: BrokerSettings = BrokerSettings()
     memory: MemorySettings = MemorySettings()
     models: ModelSettings = ModelSettings()
@@ -250,6 +305,8 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     written = _written(path, overrides)
     settings = _convert(written)
     _check_ports(settings, written)
+    _check_rates(settings, written)
+    _check_shares(settings, written)
     _check_host(settings, written)
     _check_log_subjects(settings, written)
     return settings
@@ -499,6 +556,21 @@ def _check_ports(settings: Settings, written: Mapping[str, _Written]) -> None:
             )
 
 
+def _check_rates(settings: Settings, written: Mapping[str, _Written]) -> None:
+    low, high = settings.auth.rate_min_per_s, settings.auth.rate_max_per_s
+    if low > high:
+        name = "auth.rate_min_per_s" if "auth.rate_min_per_s" in written else "auth.rate_max_per_s"
+        raise _refusal(name, written[name], f"auth.rate_min_per_s ({low:g}) is above auth.rate_max_per_s ({high:g})")
+
+
+def _check_shares(settings: Settings, written: Mapping[str, _Written]) -> None:
+    names = [f"memory.context_{part}" for part in ("facts", "bridge", "memories")]
+    shares = [getattr(settings.memory, name.partition(".")[2]) for name in names]
+    if sum(shares) > 1:
+        name = next(name for name in names if name in written)
+        raise _refusal(name, written[name], f"{', '.join(names)} are {shares} and together above 1")
+
+
 def is_loopback(host: str) -> bool:
     """True for `localhost` and for an address of this machine that no other machine can reach."""
     import ipaddress
@@ -548,7 +620,7 @@ def _allowed(kind: Any, metas: Sequence[Meta]) -> str:
     if kind is bool:
         return "true, false"
     if kind is str:
-        return "text, not empty"
+        return "text, not empty" if any(meta.min_length for meta in metas) else "text"
     if kind not in (int, float):
         return "a list of texts"
     low = next(f"{meta.ge:g}" if meta.ge is not None else f"above {meta.gt:g}" for meta in metas if _has_low(meta))

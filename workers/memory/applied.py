@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any, Final
-
-import msgspec
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from schemas.errors import Conflict
-from workers.memory.database import Event, Outcome, Write
 
 # Seconds a reply is kept. A request is dispatched again within its deadline, a minute by default.
 KEEP_S: Final = 3600.0
+
+# Ids looked up in one statement, and the sizes of statement that are used.
+_IDS_AT_ONCE: Final = 128
+_SLOTS: Final = (1, 8, 32, _IDS_AT_ONCE)
 
 # Rows removed in one transaction: about as long as a batch of writes takes.
 PRUNE_ROWS: Final = 2_000
 
 
-def once(operation: str, request_id: bytes, reply_type: type[Any], write: Write) -> Write:
-    """`write`, made to happen once per request id: again, it answers what it answered and changes nothing.
+class Applied(NamedTuple):
+    """A write done before: which operation it was, and its reply as msgpack."""
 
-    A write that failed left nothing behind and is tried anew.
-    """
+    operation: str
+    reply: bytes
 
-    def write_once(connection: sqlite3.Connection, now: float) -> Outcome:
-        stored = find_reply(connection, operation, request_id)
-        if stored is not None:
-            return Outcome(msgspec.msgpack.decode(stored, type=reply_type), [])
-        outcome = write(connection, now)
-        store_reply(connection, operation, request_id, msgspec.msgpack.encode(outcome.reply), now)
-        return Outcome(outcome.reply, [_caused_by(event, request_id) for event in outcome.events])
 
-    return write_once
+def find_replies(connection: sqlite3.Connection, request_ids: Sequence[bytes]) -> dict[bytes, Applied]:
+    """Those of `request_ids` that were applied before."""
+    found: dict[bytes, Applied] = {}
+    for start in range(0, len(request_ids), _IDS_AT_ONCE):
+        asked = request_ids[start : start + _IDS_AT_ONCE]
+        # Always the same few statements, so that they stay prepared: what is missing is filled up with nothing.
+        slots = next(size for size in _SLOTS if size >= len(asked))
+        rows = connection.execute(
+            f"SELECT request_id, operation, reply FROM applied_requests WHERE request_id IN ({', '.join('?' * slots)})",
+            (*asked, *(None for _ in range(slots - len(asked)))),
+        )
+        found.update((request_id, Applied(operation, reply)) for request_id, operation, reply in rows)
+    return found
 
 
 def find_reply(connection: sqlite3.Connection, operation: str, request_id: bytes) -> bytes | None:
     """The stored reply, None for an id not seen. Raises Conflict for an id that another operation used."""
-    row = connection.execute(
-        "SELECT operation, reply FROM applied_requests WHERE request_id = ?", (request_id,)
-    ).fetchone()
-    if row is None:
+    stored = find_replies(connection, [request_id]).get(request_id)
+    if stored is None:
         return None
-    if row[0] != operation:
-        raise Conflict(
-            f"request id {request_id.hex()} was already used for {row[0]}: every request needs an id of its own",
-            request_id=request_id.hex(),
-            operation=row[0],
-        )
-    reply: bytes = row[1]
-    return reply
+    if stored.operation != operation:
+        raise used_for_another(request_id, stored.operation)
+    return stored.reply
+
+
+def used_for_another(request_id: bytes, operation: str) -> Conflict:
+    """The error for an id that `operation` has used up."""
+    return Conflict(
+        f"request id {request_id.hex()} was already used for {operation}: every request needs an id of its own",
+        request_id=request_id.hex(),
+        operation=operation,
+    )
 
 
 def store_reply(connection: sqlite3.Connection, operation: str, request_id: bytes, reply: bytes, now: float) -> None:
@@ -71,17 +80,11 @@ def has_outdated(connection: sqlite3.Connection, now: float) -> bool:
     return row is not None and row[0] < now - KEEP_S
 
 
-def prune(connection: sqlite3.Connection, now: float) -> Outcome:
-    """Forget the oldest replies past their time, PRUNE_ROWS at most; the reply is their number."""
+def prune(connection: sqlite3.Connection, now: float) -> int:
+    """Forget the oldest replies past their time, PRUNE_ROWS at most; returns their number."""
     oldest = "SELECT sequence, applied_at FROM applied_requests ORDER BY sequence LIMIT ?"
     cursor = connection.execute(
         f"DELETE FROM applied_requests WHERE sequence IN (SELECT sequence FROM ({oldest}) WHERE applied_at < ?)",
         (PRUNE_ROWS, now - KEEP_S),
     )
-    return Outcome(cursor.rowcount, [])
-
-
-def _caused_by(event: Event, request_id: bytes) -> Event:
-    if not hasattr(event.body, "request_id"):
-        return event
-    return Event(event.subject, msgspec.structs.replace(event.body, request_id=request_id.hex()))
+    return cursor.rowcount

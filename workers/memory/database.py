@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
-import msgspec
-
-from schemas.bodies.memory import Changed
 from schemas.errors import Internal
+from workers.memory.batch import Job, Once, run
 from workers.memory.clock import Now
 from workers.memory.connection import Connection, connect
 from workers.memory.migrations import Migration, load_migrations, prepare
+from workers.memory.outcome import Event, Outcome, Write, changed
 from workers.memory.sqlite_errors import UnusableDatabase, explain, is_busy, refusal
 
 T = TypeVar("T")
 
-# Writes committed together, at most. A sync costs the same for one and for many; a longer batch would only let the
-# first of them wait for the last.
+__all__ = ["MAX_BATCH", "Database", "Event", "Outcome", "Write", "changed"]
+
+# Writes committed together, at most, unless the settings say otherwise. A sync costs the same for one and for many; a
+# longer batch would only let the first of them wait for the last.
 MAX_BATCH: Final = 128
 
 # Page caches, KiB. The writer touches more pages per transaction than a reader does per request.
@@ -31,51 +31,24 @@ WRITER_CACHE_KIB: Final = 8_192
 READER_CACHE_KIB: Final = 2_048
 
 
-class Event(NamedTuple):
-    """Something that subscribers hear once the write that caused it is committed."""
-
-    subject: str
-    body: msgspec.Struct
-
-
-class Outcome(NamedTuple):
-    """What a write did: its reply, and its events, which are stored with it until they are on the bus."""
-
-    reply: Any
-    events: list[Event]
-
-
-Write = Callable[[sqlite3.Connection, float], Outcome]
 OnCommitted = Callable[[Sequence[Event]], None]
 
 
-def changed(ns: str, key: str, action: str, version: int | None = None) -> Event:
-    """The event `memory.changed.{ns}`, with `_` for each character that a subject token cannot hold."""
-    return Event(
-        f"memory.changed.{_NOT_IN_TOKEN.sub('_', ns)}", Changed(ns=ns, key=key, action=action, version=version)
-    )
-
-
-_NOT_IN_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-
-
 class _Waiting(NamedTuple):
-    write: Write
+    job: Job
     answer: asyncio.Future[Any]
 
 
 class Database:
     """Reads and durable writes on one SQLite file. `open` makes one; `close` ends its threads.
 
-    Each write runs in a savepoint of its own, so one that fails leaves its neighbours in the batch alone. Nobody is
-    answered before the commit they were part of has returned. `on_committed` is called after each batch with its
+    A write that fails leaves its neighbours in the batch alone. Nobody is answered before the commit they were part of has returned. `on_committed` is called after each batch with its
     events, whether or not the caller still waits.
     """
 
-    def __init__(self, path: Path, writer: Connection, now: Now, on_committed: OnCommitted) -> None:
+    def __init__(self, path: Path, writer: Connection, now: Now, on_committed: OnCommitted, max_batch: int) -> None:
         self.path = path
+        self._max_batch = max_batch
         self._writer = writer
         self._now = now
         self._on_committed = on_committed
@@ -85,6 +58,8 @@ class Database:
         self._is_closed = False
         self._committing: asyncio.Task[None] | None = None
         self._here: sqlite3.Connection | None = None
+        # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
+        self._loop = asyncio.get_running_loop()
 
     @classmethod
     async def open(
@@ -94,12 +69,13 @@ class Database:
         readers: int,
         now: Now,
         on_committed: OnCommitted,
+        max_batch: int = MAX_BATCH,
         migrations: Sequence[Migration] | None = None,
     ) -> Self:
         """The database at `path`, created or migrated as needed. Raises UnusableDatabase."""
         _make_file(path)
         writer = Connection(path, cache_kib=WRITER_CACHE_KIB)
-        database = cls(path, writer, now, on_committed)
+        database = cls(path, writer, now, on_committed, max_batch)
         try:
             await writer
             await writer.run(lambda connection: prepare(connection, path, migrations or load_migrations()))
@@ -125,6 +101,7 @@ class Database:
         if self._committing is not None:
             self._waiting.put_nowait(None)
             await self._committing
+        self._end_snapshot()
         if self._here is not None:
             self._here.close()
             self._here = None
@@ -150,28 +127,47 @@ class Database:
         """
         if self._here is not None:
             try:
-                return function(self._here)
+                return function(self._snapshot(self._here))
             except sqlite3.Error as error:
                 if not is_busy(error):
                     raise explain(error, self.path) from error
         return await self.read(function)
 
-    async def write(self, write: Write) -> Any:
+    def _snapshot(self, here: sqlite3.Connection) -> sqlite3.Connection:
+        # One read transaction for all look-ups of one turn of the loop: opening one costs more than the look-up.
+        if not here.in_transaction:
+            here.execute("BEGIN")
+            self._loop.call_soon(self._end_snapshot)
+        return here
+
+    def _end_snapshot(self) -> None:
+        if self._here is not None and self._here.in_transaction:
+            self._here.execute("COMMIT")
+
+    async def write(self, write: Write, once: Once | None = None) -> Any:
         """The reply of `write` once it is on disk; what it raised where it failed, and then nothing of it is stored.
 
-        A caller that gives up while the write waits in the queue takes it back; once begun it is carried through.
+        With `once` it happens once per request id. A caller that gives up while the write waits in the queue takes it
+        back; once begun it is carried through. `write` may be run twice, the first time rolled back.
         """
         if self._is_closed:
             raise Internal("the memory service is stopping; nothing was written")
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait(_Waiting(write, answer))
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.put_nowait(_Waiting(Job(write, once), answer))
         return await answer
+
+    async def exclusively(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` does in the writer's thread, between two batches and outside any transaction."""
+        try:
+            return await self._writer.run(function)
+        except sqlite3.Error as error:
+            raise explain(error, self.path) from error
 
     async def _commit_forever(self) -> None:
         is_open = True
         while is_open:
             entries = [await self._waiting.get()]
-            while len(entries) < MAX_BATCH and not self._waiting.empty():
+            while len(entries) < self._max_batch and not self._waiting.empty():
                 entries.append(self._waiting.get_nowait())
             is_open = None not in entries
             batch = [entry for entry in entries if entry is not None and not entry.answer.done()]
@@ -179,51 +175,21 @@ class Database:
                 await self._commit(batch)
 
     async def _commit(self, batch: list[_Waiting]) -> None:
-        writes = [entry.write for entry in batch]
+        jobs = [entry.job for entry in batch]
         try:
-            outcomes = await self._writer.run(partial(_run_batch, writes=writes, now=self._now()))
+            outcomes = await self._writer.run(partial(run, jobs=jobs, now=self._now()))
         except Exception as error:  # noqa: BLE001 - every waiter is told, and the writer goes on with the next batch
             for entry in batch:
                 _fail(entry, error, self.path)
             return
+        # Whoever is answered now must see the write, also in this turn of the loop.
+        self._end_snapshot()
         self._on_committed([event for outcome in outcomes if isinstance(outcome, Outcome) for event in outcome.events])
         for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 _fail(entry, outcome, self.path)
             elif not entry.answer.done():
                 entry.answer.set_result(outcome.reply)
-
-
-def _run_batch(connection: sqlite3.Connection, *, writes: list[Write], now: float) -> list[Outcome | Exception]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        outcomes = [_run_one(connection, write, now) for write in writes]
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return outcomes
-
-
-def _run_one(connection: sqlite3.Connection, write: Write, now: float) -> Outcome | Exception:
-    connection.execute("SAVEPOINT one_write")
-    try:
-        outcome = write(connection, now)
-        if outcome.events:
-            connection.executemany(
-                "INSERT INTO events_outbox (subject, body) VALUES (?, ?)",
-                [(event.subject, _encode(event.body)) for event in outcome.events],
-            )
-    except Exception as error:  # goes to this write's caller, whatever it is
-        # A full disk or a failed device makes SQLite give up the whole transaction, the neighbours' writes with it.
-        if not connection.in_transaction:
-            raise
-        connection.execute("ROLLBACK TO one_write")
-        connection.execute("RELEASE one_write")
-        return error
-    connection.execute("RELEASE one_write")
-    return outcome
 
 
 def _fail(entry: _Waiting, error: Exception, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from schemas.errors import BusError, Retryable
-from workers.memory.database import Outcome
+from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 
 log = logging.getLogger("olympus.memory")

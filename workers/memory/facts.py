@@ -23,7 +23,7 @@ from schemas.bodies.memory import (
     Remember,
 )
 from schemas.errors import BadRequest, NotFound
-from workers.memory.database import Outcome, changed
+from workers.memory.outcome import Outcome, changed
 from workers.memory.prompt import PromptText, usefulness
 
 # Keys that one `forget` names in its reply; `forgotten` counts them all.

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from schemas.bodies.memory import KvDelete, KvDeleted, KvEntry, KvGet, KvList, KvPage, KvSet, KvVersion
 from schemas.errors import Conflict, NotFound
-from workers.memory.database import Event, Outcome, changed
+from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.text import end_of_prefix
 from workers.memory.values import unpack
 
@@ -45,7 +45,7 @@ def set_entry(connection: sqlite3.Connection, request: KvSet, packed: bytes, now
     _require_version(request, existing)
     expires_at = None if request.ttl_s is None else now + request.ttl_s
     if existing is None:
-        created_at, version = now, _floor(connection, request.ns) + 1
+        created_at, version = now, floor(connection, request.ns) + 1
         connection.execute(
             "INSERT INTO kv (ns, key, version, created_at, updated_at, expires_at, value) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (request.ns, request.key, version, now, now, expires_at, packed),
@@ -163,7 +163,8 @@ def _remove(connection: sqlite3.Connection, ns: str, key: str, version: int) -> 
     )
 
 
-def _floor(connection: sqlite3.Connection, ns: str) -> int:
+def floor(connection: sqlite3.Connection, ns: str) -> int:
+    """The highest version of an entry that is gone from the namespace; new ones start above it. 0 where none is."""
     row = connection.execute("SELECT version FROM kv_floors WHERE ns = ?", (ns,)).fetchone()
     return row[0] if row is not None else 0
 

@@ -5,7 +5,6 @@ A migration is a file `schema/NNNN_what_it_brings.sql`; a file once released is 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from workers.memory.sqlite_errors import UnusableDatabase, how_to_restore, refusal
+from workers.memory.upkeep.copying import copy_database
 
 SCHEMA_FOLDER: Final = Path(__file__).parent / "schema"
 
@@ -44,7 +44,7 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
     """
     try:
         _check_pages(connection, path)
-        version = _version(connection, path)
+        version = version_of(connection, path)
         newest = migrations[-1].number
         if version > newest:
             raise UnusableDatabase(
@@ -54,46 +54,26 @@ def prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
         _use_write_ahead_log(connection, path)
         if 0 < version < newest:
             _back_up_before_migrating(connection, path, version)
-        for migration in migrations:
-            _apply(connection, path, migration)
+        migrate(connection, path, migrations)
     except sqlite3.Error as error:
         raise refusal(error, path) from error
+
+
+def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
+    """Take the steps of `migrations` that the file has not taken yet, each in a transaction of its own."""
+    for migration in migrations:
+        _apply(connection, path, migration)
 
 
 def _back_up_before_migrating(connection: sqlite3.Connection, path: Path, version: int) -> None:
     target = path.with_name(f"{path.name}.v{version}-backup")
     try:
-        _back_up(connection, target)
+        copy_database(connection, target)
     except (OSError, sqlite3.Error) as error:
         raise UnusableDatabase(
             f"{path} has to be migrated from schema version {version}, and no backup could be written to {target}"
             f" ({error}): make room there and start again; nothing was changed"
         ) from error
-
-
-def _back_up(connection: sqlite3.Connection, target: Path) -> None:
-    # `target` appears only when it is whole and on disk.
-    partial = target.with_name(f"{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
-    copy = sqlite3.connect(partial)
-    try:
-        connection.backup(copy)
-        # One file without a log beside it, so that restoring it is one copy.
-        copy.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        copy.close()
-    _sync(partial, os.O_RDWR)
-    partial.replace(target)
-    _sync(target.parent, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
@@ -112,10 +92,11 @@ def _use_write_ahead_log(connection: sqlite3.Connection, path: Path) -> None:
             " network share, with memory.path"
         )
     # The log shrinks back to this after a large write instead of keeping its largest size for ever.
-    connection.execute("PRAGMA journal_size_limit = 16777216")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
 
 
-def _version(connection: sqlite3.Connection, path: Path) -> int:
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema version of a database, 0 for an empty one. Raises UnusableDatabase for one that is not ours."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return 0
@@ -132,7 +113,7 @@ def _apply(connection: sqlite3.Connection, path: Path, migration: Migration) -> 
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Read again under the lock: another process may have done this step in between.
-        if _version(connection, path) < migration.number:
+        if version_of(connection, path) < migration.number:
             for statement in _statements(migration.sql):
                 connection.execute(statement)
             connection.execute(

@@ -9,8 +9,10 @@ from typing import Any, Final, Self, TypeVar
 
 from schemas.limits import MAX_BODY_BYTES
 from workers.memory import applied
+from workers.memory.batch import Once
 from workers.memory.clock import Now, SteadyClock
-from workers.memory.database import Database, OnCommitted, Write
+from workers.memory.database import MAX_BATCH, Database, OnCommitted
+from workers.memory.outcome import Write
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class Records:
         readers: int,
         on_committed: OnCommitted,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_batch: int = MAX_BATCH,
         now: Now | None = None,
     ) -> Self:
         """The records at `path`, made or migrated as needed. Raises UnusableDatabase.
@@ -46,7 +49,7 @@ class Records:
         `on_committed` hears the events of each committed batch. `now` gives epoch seconds and never goes back.
         """
         now = now or SteadyClock()
-        database = await Database.open(path, readers=readers, now=now, on_committed=on_committed)
+        database = await Database.open(path, readers=readers, now=now, on_committed=on_committed, max_batch=max_batch)
         return cls(database, now, max_body_bytes)
 
     async def newest_time(self) -> float:
@@ -71,5 +74,5 @@ class Records:
 
     async def write_once(self, operation: str, request_id: bytes, reply_type: type[T], write: Write) -> T:
         """The reply of `write`, made to happen once per request id: again, it answers the same and changes nothing."""
-        reply: T = await self.database.write(applied.once(operation, request_id, reply_type, write))
+        reply: T = await self.database.write(write, Once(operation, request_id, reply_type))
         return reply

@@ -12,8 +12,8 @@ from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies import memory as bodies
 from schemas.errors import BusError
-from workers.memory.database import Event
 from workers.memory.event_outbox import EventOutbox
+from workers.memory.outcome import Event
 from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 
@@ -43,6 +43,7 @@ async def service(settings: Settings) -> AsyncIterator[Worker]:
         readers=settings.memory.readers,
         on_committed=on_committed,
         max_body_bytes=settings.bus.max_body_bytes,
+        max_batch=settings.memory.writes_per_commit,
     )
     worker = Worker("memory", settings, capacity=settings.memory.capacity)
     store = MemoryStore(records)

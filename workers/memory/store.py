@@ -8,7 +8,7 @@ from typing import Final
 
 from schemas.bodies import memory as bodies
 from workers.memory import applied, facts, kv
-from workers.memory.database import Outcome
+from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 from workers.memory.text import check_texts
 from workers.memory.values import pack
@@ -118,7 +118,7 @@ class MemoryStore:
         while await self._records.read(lambda connection: kv.has_expired(connection, now)):
             await self._records.write(lambda connection, _: kv.expire_entries(connection, now, SWEEP_ENTRIES))
         while await self._records.read(lambda connection: applied.has_outdated(connection, now)):
-            await self._records.write(lambda connection, _: applied.prune(connection, now))
+            await self._records.write(lambda connection, _: Outcome(applied.prune(connection, now), []))
 
 
 def _recall(connection: sqlite3.Connection, now: float, *, request: bodies.Recall, request_id: bytes) -> Outcome:

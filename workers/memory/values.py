@@ -16,27 +16,28 @@ _unpacker = msgspec.msgpack.Decoder()
 unpack = _unpacker.decode
 
 
-def pack(value: Any, *, max_bytes: int) -> bytes:
+def pack(value: Any, *, max_bytes: int, field: str = "value") -> bytes:
     """`value` as msgpack bytes.
 
-    Raises BadRequest for a value nested too deeply or not expressible in msgpack, TooLarge past `max_bytes`.
+    Raises BadRequest for a value nested too deeply or not expressible in msgpack, TooLarge past `max_bytes`; both name
+    `field`.
     """
     depth = depth_of(value)
     if depth > MAX_VALUE_DEPTH:
         raise BadRequest(
-            f"value is nested {depth} levels deep, the limit is {MAX_VALUE_DEPTH}",
-            field="value",
+            f"{field} is nested {depth} levels deep, the limit is {MAX_VALUE_DEPTH}",
+            field=field,
             depth=depth,
             limit=MAX_VALUE_DEPTH,
         )
     try:
         packed = _packer.encode(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise BadRequest(f"value cannot be stored as msgpack: {error}", field="value") from error
+        raise BadRequest(f"{field} cannot be stored as msgpack: {error}", field=field) from error
     if len(packed) > max_bytes:
         raise TooLarge(
-            f"value has {len(packed)} bytes, the limit is {max_bytes}, so that a reply can carry it",
-            field="value",
+            f"{field} has {len(packed)} bytes, the limit is {max_bytes}, so that a reply can carry it",
+            field=field,
             size_bytes=len(packed),
             limit_bytes=max_bytes,
         )

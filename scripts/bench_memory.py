@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Measure the memory service beside a bare echo, plain SQLite and the raw encoder, in one run. See docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sqlite3
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+# The bench reads the tree it stands in, wherever it is called from.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import uvloop
+
+from bench_bus_parts import load
+from bench_bus_parts.processes import Process, ProcessFailed, Stage, ended_by_signals, free_port
+from bus.client import Client
+from bus.settings import Settings, load_settings
+
+Figures = dict[str, float]
+
+PORTS: Final = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
+
+# Callers at once where many are asked for.
+IN_FLIGHT: Final = 64
+
+# Bytes of the values and of the echoed bodies.
+VALUE_BYTES: Final = 100
+
+EPILOG = """examples:
+  scripts/bench_memory.py                       everything; embedding 100,000 texts takes minutes
+  scripts/bench_memory.py --quick --json        a tenth of it
+  scripts/bench_memory.py --only kv,writes
+exit codes: 0 measured, 1 a process failed, 2 wrong arguments"""
+
+
+class House:
+    """A broker, an echo and the memory service as processes of their own, and a client here."""
+
+    def __init__(self, stage: Stage, name: str, **memory: object) -> None:
+        self.home = stage.home / name
+        ports = {f"bus.{name}": free_port() for name in PORTS}
+        chosen = {**ports, "home": str(self.home), **{f"memory.{key}": value for key, value in memory.items()}}
+        environment = {f"OLYMPUS_{key.replace('.', '_').upper()}": str(value) for key, value in chosen.items()}
+        self.settings: Settings = load_settings(overrides=chosen)
+        broker = stage.start("broker", [sys.executable, "-m", "broker"], environment)
+        for port in ports.values():
+            broker.wait_for_port(port)
+        stage.role("ours", "role_ours", "worker", settings=ports, service="bench")
+        self.memory: Process = stage.start("memory", [sys.executable, "-m", "workers.memory"], environment)
+
+    async def wait(self, client: Client) -> None:
+        """Return once the memory service answers. Raises ProcessFailed."""
+        deadline = time.monotonic() + 20
+        while True:
+            reply = await client.request("bus.services")
+            if any(info.service == "memory" for info in reply.services):
+                return
+            if self.memory.child.poll() is not None or time.monotonic() > deadline:
+                raise ProcessFailed("the memory service does not come up")
+            await asyncio.sleep(0.05)
+
+
+class Plan(argparse.Namespace):
+    """What was asked for."""
+
+    rounds: int
+    seconds: float
+    memories: int
+
+
+async def kv(house: House, client: Client, plan: Plan) -> Figures:
+    """kv get beside a bare echo of a body of the same size: single calls, and 64 in flight."""
+    value = b"x" * VALUE_BYTES
+    for number in range(100):
+        await client.request("memory.kv.set", {"key": f"k{number}", "value": value})
+    request = client.request
+    # As long as the entry that a get answers.
+    body = {"data": b"x" * (VALUE_BYTES + 60)}
+
+    def echo() -> Awaitable[object]:
+        return request("bench.echo", body)
+
+    def get() -> Awaitable[object]:
+        return request("memory.kv.get", {"key": "k7"})
+
+    samples: dict[str, list[float]] = {name: [] for name in ("echo_us", "get_us", "echo_per_s", "get_per_s")}
+    for _ in range(plan.rounds):
+        for name, call in (("echo", echo), ("get", get)):
+            one = await load.latency(call, seconds=plan.seconds / 2, requests=0)
+            many = await load.throughput(call, seconds=plan.seconds, requests=0, in_flight=IN_FLIGHT)
+            samples[f"{name}_us"].append(float(one["p50_us"]))
+            samples[f"{name}_per_s"].append(float(many["per_s"]))
+    figures = {f"kv_{name}": statistics.median(values) for name, values in samples.items()}
+    figures["kv_get_to_echo_latency_ratio"] = figures["kv_get_us"] / figures["kv_echo_us"]
+    figures["kv_get_to_echo_time_ratio"] = figures["kv_echo_per_s"] / figures["kv_get_per_s"]
+    return figures
+
+
+async def writes(house: House, client: Client, plan: Plan) -> Figures:
+    """Durable writes by 64 callers at once, beside the same service with a commit of its own for every write.
+
+    And beside SQLite alone, without a bus, a service or request ids: one synced commit per write in the same folder.
+    """
+    value = os.urandom(VALUE_BYTES)
+    samples: dict[str, list[float]] = {name: [] for name in ("grouped", "single", "plain")}
+    with Stage() as other:
+        lone = House(other, "single", writes_per_commit=1)
+        async with Client(lone.settings, name="bench single") as lone_client:
+            await lone.wait(lone_client)
+            for number in range(plan.rounds):
+                for name, caller in (("grouped", client), ("single", lone_client)):
+                    samples[name].append(await _writes_per_s(caller, value, plan.seconds))
+                samples["plain"].append(_commits_per_s(house.home / f"plain-{number}.db", value, plan.seconds))
+    grouped, single, plain = (statistics.median(values) for values in samples.values())
+    return {
+        "writes_per_s": grouped,
+        "single_commit_writes_per_s": single,
+        "plain_commits_per_s": plain,
+        "writes_to_single_commit_ratio": grouped / single,
+        "writes_to_plain_commits_ratio": grouped / plain,
+    }
+
+
+async def _writes_per_s(client: Client, value: bytes, seconds: float) -> float:
+    written = 0
+
+    def write() -> Awaitable[object]:
+        nonlocal written
+        written += 1
+        return client.request("memory.kv.set", {"key": f"w{written}", "value": value})
+
+    many = await load.throughput(write, seconds=seconds, requests=0, in_flight=IN_FLIGHT)
+    return float(many["per_s"])
+
+
+def _commits_per_s(path: Path, value: bytes, seconds: float) -> float:
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB)")
+        written, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            connection.execute("INSERT INTO kv VALUES (?, ?)", (f"w{written}", value))
+            written += 1
+        return written / (time.perf_counter() - began)
+
+
+async def idle(house: House, client: Client, plan: Plan) -> Figures:
+    """Resident memory of the service before anything needed the encoder, MiB."""
+    return {"idle_rss_mib": house.memory.rss_mb()}
+
+
+CASES: Final[dict[str, Callable[[House, Client, Plan], Awaitable[Figures]]]] = {
+    "idle": idle,
+    "kv": kv,
+    "writes": writes,
+}
+
+
+def _arguments(argv: Sequence[str] | None) -> Plan:
+    parser = argparse.ArgumentParser(
+        prog="bench_memory.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", default=",".join(CASES), metavar="CASES", help=f"of {','.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per case, of which the median counts")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of one measurement")
+    parser.add_argument("--memories", type=int, default=100_000, help="memories that are searched")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything: shape right, figures rough")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    plan = parser.parse_args(argv, namespace=Plan())
+    plan.only = [name for name in plan.only.split(",") if name]
+    unknown = [name for name in plan.only if name not in CASES]
+    if unknown:
+        parser.error(f"--only {unknown[0]!r} is none of {', '.join(CASES)}")
+    if plan.quick:
+        plan.rounds, plan.seconds, plan.memories = min(plan.rounds, 3), plan.seconds / 4, plan.memories // 10
+    if plan.rounds < 1 or plan.seconds <= 0 or plan.memories < 100:
+        parser.error("--rounds must be at least 1, --seconds above 0, --memories at least 100")
+    return plan
+
+
+async def _measure(house: House, plan: Plan) -> Figures:
+    figures: Figures = {}
+    async with Client(house.settings, name="bench") as client:
+        await house.wait(client)
+        for name in CASES:
+            if name in plan.only:
+                print(f"{name} ...", file=sys.stderr)
+                figures |= await CASES[name](house, client, plan)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and with --json the figures."""
+    plan = _arguments(argv)
+    try:
+        with ended_by_signals(), Stage() as stage:
+            figures = uvloop.run(_measure(House(stage, "home"), plan))
+    except ProcessFailed as error:
+        print(f"bench_memory.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    width = max(map(len, figures))
+    for name, figure in figures.items():
+        print(f"{name:<{width}}  {figure:>12,.2f}")
+    if plan.json:
+        print(json.dumps({name: round(figure, 4) for name, figure in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
