@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from broker import loopback
-from broker.deadletters import DeadLetters
+from broker.deadletters import DeadLetters, is_secret
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
 from bus.version import VERSION
 from bus.worker import Call, Handler, Worker
 from schemas import subjects
 from schemas.bodies import control
-from schemas.errors import Internal, NotFound, Unsupported
+from schemas.errors import Internal, NotFound, Unprocessable, Unsupported
 from schemas.values import decode_any
 
 # How many of these requests are answered at once; reading the log waits for the disk, the others do not.
@@ -97,8 +97,8 @@ class Control:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
         return control.DeadLetterWhole(
             dead_letter=stored.letter,
-            headers={name: value for name, value in stored.headers.items() if name != "token"},
-            body=decode_any(stored.body),
+            headers=stored.headers,
+            body=None if is_secret(stored.letter.subject) else decode_any(stored.body),
         )
 
     async def _redrive(self, request: control.DeadLetterRedrive, call: Call) -> control.DeadLetterRedriven:
@@ -106,7 +106,12 @@ class Control:
         stored = await asyncio.to_thread(store.get, request.id)
         if stored is None:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
-        headers = {name: value for name, value in stored.headers.items() if name in ("token", "traceparent")}
+        if is_secret(stored.letter.subject):
+            raise Unprocessable(f"{stored.letter.subject} held a password or a token, which was not kept: ask anew")
+        headers = {name: value for name, value in stored.headers.items() if name == "traceparent"}
+        # Sent again with the rights of whoever does so: those of the first sender were not kept.
+        if "token" in call.headers:
+            headers["token"] = call.headers["token"]
         reply = await self.worker.client.request(
             stored.letter.subject,
             _body(stored),

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas import subjects
+from schemas import catalog, subjects
 from schemas.bodies.control import DeadLetter
-from schemas.envelope import Message
+from schemas.envelope import Headers, Message
 
 _SCHEMA: Final = """
 create table if not exists dead_letters (
@@ -39,7 +39,7 @@ class DeadLetters:
 
     def __init__(self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # What people ask is private, and headers may hold tokens.
+        # What people ask is private.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._max_count = max_count
         self._max_age_s = max_age_s
@@ -57,9 +57,9 @@ class DeadLetters:
                 letter.at,
                 letter.subject,
                 msgspec.msgpack.encode(letter),
-                msgspec.msgpack.encode(message.headers or {}),
+                msgspec.msgpack.encode(_without_token(message.headers)),
                 message.encoding,
-                bytes(message.body_bytes()),
+                b"" if is_secret(letter.subject) else bytes(message.body_bytes()),
             )
             for letter, message in batch
         ]
@@ -121,3 +121,13 @@ class DeadLetters:
                 "select letter from dead_letters where ? is null or at < ? order by at desc, id", (before_at, before_at)
             ).fetchall()
         return [msgspec.msgpack.decode(row[0], type=DeadLetter) for row in rows]
+
+
+def is_secret(subject: str) -> bool:
+    """True for a subject whose bodies hold passwords or tokens: they are not kept, nor can they be sent again."""
+    operation = catalog.lookup(subject)
+    return operation is not None and operation.is_secret
+
+
+def _without_token(headers: Headers | None) -> Headers:
+    return {name: value for name, value in (headers or {}).items() if name != "token"}

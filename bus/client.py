@@ -18,6 +18,7 @@ from bus.deadlines import SLOT_S, DeadlineWheel
 from bus.gather import gather
 from bus.settings import Settings
 from bus.subscription import Subscription
+from bus.tokens import token_source
 from bus.transport import Dial, Link, Role, dialer
 from schemas import catalog, subjects
 from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, encode_any, new_id
@@ -194,6 +195,7 @@ class Client:
         # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dial = dial or dialer(self.settings.bus, name)
+        self._token = token_source(self.settings)
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._called: dict[str, _Called] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
@@ -263,6 +265,8 @@ class Client:
             timeout_s = self.settings.bus.timeout_s
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
+        if self._token is not None:
+            headers = self._signed(headers)
         if id is None:
             id = new_id()
         elif len(id) != ID_BYTES:
@@ -348,7 +352,16 @@ class Client:
             timeout_s = self.settings.bus.timeout_s
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
+        if self._token is not None:
+            headers = self._signed(headers)
         return Stream(self, subject, body, headers, timeout_s, called)
+
+    def _signed(self, headers: Headers | None) -> Headers | None:
+        """Headers with this process's token, unless they bring one."""
+        if self._token is None or (headers and "token" in headers):
+            return headers
+        token = self._token()
+        return {**(headers or {}), "token": token} if token else headers
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.get_running_loop()

@@ -168,9 +168,24 @@ class MemorySettings(Section, frozen=True, kw_only=True):
     capacity: Annotated[int, Meta(ge=1, le=100_000, description="requests answered at once")] = 256
     path: Annotated[str, Meta(min_length=1, description="SQLite file, below home unless absolute")] = "memory/memory.db"
     readers: Annotated[int, Meta(ge=1, le=64, description="connections that read while one writes")] = 2
+    redis_url: Annotated[
+        str,
+        Meta(description="server for caches, copies and counters, redis://HOST:PORT or unix:///PATH; empty for SQLite"),
+    ] = ""
+    redis_timeout_s: Annotated[
+        float, Meta(ge=0.01, le=60, description="seconds Redis may take for one request before SQLite takes over")
+    ] = 0.5
+    cache_max_bytes: Annotated[
+        int,
+        Meta(ge=65_536, le=1024 * GIB, description="bytes kept in hot.db, at most; what was unused longest goes first"),
+    ] = 256 * MIB
     writes_per_commit: Annotated[
         int, Meta(ge=1, le=10_000, description="writes that share one commit and its sync to the disk, at most")
     ] = 128
+    cycle_interval_s: Annotated[
+        float,
+        Meta(ge=1, le=DAY_S, description="seconds between two looks for memories to age; a pass falls on every full hour"),
+    ] = 3600.0
     session_ttl_s: Annotated[
         float,
         Meta(
@@ -187,6 +202,117 @@ class MemorySettings(Section, frozen=True, kw_only=True):
         float, Meta(ge=0, le=1, description="share of a built context kept for memories that were found")
     ] = 0.3
     proactive: Annotated[bool, Meta(description="watch sessions and suggest what may help, with the evidence")] = True
+    encoder: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="model that makes vectors: all-MiniLM-L6-v2 or a folder of a sentence-transformers model",
+        ),
+    ] = "all-MiniLM-L6-v2"
+    encoder_threads: Annotated[
+        int, Meta(ge=0, le=1024, description="CPU threads of the encoder; 0 takes every core")
+    ] = 0
+    encoder_idle_s: Annotated[
+        float,
+        Meta(ge=-1, le=36_500 * DAY_S, description="seconds an idle encoder stays loaded; -1 keeps it for ever"),
+    ] = 600.0
+    encoder_preload: Annotated[
+        bool, Meta(description="load the encoder at start instead of with the first text that needs it")
+    ] = False
+    qdrant_url: Annotated[
+        str, Meta(description="server that keeps the vectors, http://HOST:PORT; empty keeps them below home/memory")
+    ] = ""
+    qdrant_api_key: Annotated[str, Meta(description="key for that server; a secret: set it in the environment")] = ""
+    qdrant_prefix: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="first part of the collection's name; two memories on one server need two",
+        ),
+    ] = "olympus"
+
+
+class SearchSettings(Section, frozen=True, kw_only=True):
+    """How `memory.search` weighs what it finds; the defaults were chosen with scripts/bench_recall.py (docs/search.md)."""
+
+    text_weight: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="share of the score that the words of the query give, over the chunk and its neighbours",
+        ),
+    ] = 1.0
+    dense_weight: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="share of the score that closeness in meaning gives, over the chunk and its neighbours",
+        ),
+    ] = 1.2
+    speaker_weight: Annotated[
+        float, Meta(ge=0, le=100, description="share of the score for a chunk said by whom the query names")
+    ] = 0.15
+    time_weight: Annotated[
+        float,
+        Meta(ge=0, le=100, description="share of the score for a chunk of, or about, the time that the query names"),
+    ] = 0.3
+    dated_weight: Annotated[
+        float,
+        Meta(ge=0, le=100, description="share of the score for a chunk that tells a time where the query asks when"),
+    ] = 0.1
+    tag_weight: Annotated[
+        float, Meta(ge=0, le=100, description="share of the score for a chunk with a tag that is a word of the query")
+    ] = 0.1
+    relation_weight: Annotated[
+        float,
+        Meta(
+            ge=0, le=100, description="part of its score that a hit gives to a memory it is related to, at strength 1"
+        ),
+    ] = 0.1
+    recency_weight: Annotated[
+        float, Meta(ge=0, le=100, description="share of the score for a chunk of this moment")
+    ] = 0.01
+    recency_half_life_s: Annotated[
+        float, Meta(ge=1, le=36_500 * DAY_S, description="seconds after which the share for recency is half")
+    ] = 30 * DAY_S
+    importance_weight: Annotated[
+        float, Meta(ge=0, le=100, description="share of the score for a memory of importance 1")
+    ] = 0.05
+    neighbour_asked: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="worth of a word that stands in the question which a chunk answers, beside one in the chunk",
+        ),
+    ] = 1.0
+    neighbour_near: Annotated[
+        float,
+        Meta(ge=0, le=1, description="worth of a word or meaning next to a chunk in its session, document or parent"),
+    ] = 0.5
+    neighbour_far: Annotated[float, Meta(ge=0, le=1, description="worth of a word or meaning one chunk further")] = 0.25
+    text_floor: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="part of the query's words, by rarity, that a hit must hold, where none is near in meaning either",
+        ),
+    ] = 0.4
+    dense_floor: Annotated[
+        float,
+        Meta(ge=0, le=1, description="cosine to the query that a hit must reach, where none holds enough words either"),
+    ] = 0.33
+    nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 200
+    candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 60
+    postings: Annotated[
+        int,
+        Meta(
+            ge=100, le=10_000_000, description="entries read of the full-text index for one query, rarest words first"
+        ),
+    ] = 6_000
 
 
 class ModelSettings(Section, frozen=True, kw_only=True):
@@ -268,6 +394,7 @@ class Settings(Section, frozen=True, kw_only=True):
     auth: AuthSettings = AuthSettings()
     broker: BrokerSettings = BrokerSettings()
     memory: MemorySettings = MemorySettings()
+    search: SearchSettings = SearchSettings()
     models: ModelSettings = ModelSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
@@ -308,6 +435,7 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     _check_rates(settings, written)
     _check_shares(settings, written)
     _check_host(settings, written)
+    _check_redis_url(settings, written)
     _check_log_subjects(settings, written)
     return settings
 
@@ -590,6 +718,27 @@ def _check_host(settings: Settings, written: Mapping[str, _Written]) -> None:
         " it may read and change everything. Keep it on 127.0.0.1, or say `bus.insecure: true` to accept that"
     )
     raise _refusal("bus.host", entry, why)
+
+
+def _check_redis_url(settings: Settings, written: Mapping[str, _Written]) -> None:
+    if not settings.memory.redis_url or _is_redis_url(settings.memory.redis_url):
+        return
+    # Without the value: there may be a password in it.
+    raise SettingsError(
+        f"{written['memory.redis_url'].origin}: memory.redis_url is not the address of a Redis; allowed:"
+        " redis://[USER:PASSWORD@]HOST[:PORT], rediss://... with TLS, unix:///PATH, or empty"
+    )
+
+
+def _is_redis_url(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    return parts.path not in ("", "/") if parts.scheme == "unix" else parts.scheme in ("redis", "rediss") and has_host
 
 
 def _check_log_subjects(settings: Settings, written: Mapping[str, _Written]) -> None:

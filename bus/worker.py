@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.authorize import Authorizer, Caller, check_namespaces
 from bus.channel import Channel
 from bus.client import Client
 from bus.gather import gather
@@ -49,10 +50,11 @@ Handler = Callable[[Any, "Call"], Awaitable[Any]]
 class Call:
     """One request as its handler sees it.
 
-    id: 16 bytes, the idempotency key. subject: as the caller wrote it. headers: those of the request.
+    id: 16 bytes, the idempotency key. subject: as the caller wrote it. headers: those of the request. caller: who asks,
+    None where nobody has to sign in.
     """
 
-    __slots__ = ("_gathered", "_message", "_streamed_on", "_worker", "headers", "id", "subject")
+    __slots__ = ("_gathered", "_message", "_streamed_on", "_worker", "caller", "headers", "id", "subject")
 
     def __init__(self, worker: Worker, message: Message) -> None:
         headers = message.headers
@@ -61,6 +63,7 @@ class Call:
         self._streamed_on: int | None = None
         self.id = message.id
         self.subject = message.subject
+        self.caller: Caller | None = None
         self.headers: Headers = headers or {}
         self._gathered: list[Any] | None = [] if headers and headers.get("gather") is True else None
 
@@ -154,6 +157,8 @@ class Worker:
         name = f"{service}/{self.instance}"
         self._dial = dial or dialer(self.settings.bus, name)
         self.client = Client(self.settings, name=name, dial=self._dial)
+        self.authorizer = Authorizer(self.settings, self.client) if self.settings.auth.required else None
+        self._listening: asyncio.Task[None] | None = None
         self._handlers: dict[str, _Served] = {}
         self._patterns: list[tuple[str, _Served]] = []
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -213,6 +218,8 @@ class Worker:
         """Connect and register; returns once the broker has welcomed this worker. Raises TimeoutError."""
         self._loop = asyncio.get_running_loop()
         self._is_serving = True
+        if self.authorizer is not None:
+            self._listening = self._loop.create_task(self.authorizer.listen())
         self._channel.start()
         async with asyncio.timeout(timeout_s):
             await self._welcomed.wait()
@@ -255,8 +262,9 @@ class Worker:
         abandoned = list(self._tasks.values())
         if abandoned:
             log.warning("left with requests in flight", extra={"action": "worker.abandoned", "count": len(abandoned)})
-        if self._beating is not None:
-            self._beating.cancel()
+        for task in (self._beating, self._listening):
+            if task is not None:
+                task.cancel()
         with contextlib.suppress(TimeoutError):
             await self._channel.close()
         for task in abandoned:
@@ -313,6 +321,9 @@ class Worker:
         self._welcomed.clear()
         self._last_request_came.set()
         self._connections += 1
+        if self.authorizer is not None:
+            # What was revoked while the broker is away is not heard of.
+            self.authorizer.forget()
         if self._is_serving and not self._is_draining:
             log.warning(
                 "lost the broker", extra={"action": "worker.disconnected", "service": self.service, "reason": reason}
@@ -381,7 +392,11 @@ class Worker:
         call = Call(self, message)
         try:
             served = self._served(message.subject)
-            reply = await served.function(served.request(message), call)
+            if self.authorizer is None:
+                request = served.request(message)
+            else:
+                request = await self._authorized(self.authorizer, served, message, call)
+            reply = await served.function(request, call)
             frames = self._frames(call, Kind.FINAL, call.whole(reply))
             self._counters["handled"] += 1
         except BusError as error:
@@ -396,6 +411,14 @@ class Worker:
         del self._tasks[message.id]
         if self._is_serving:
             self._send(frames, message.id)
+
+    async def _authorized(self, authorizer: Authorizer, served: _Served, message: Message, call: Call) -> Any:
+        """The request, of a caller who may make it; nothing of it is decoded before that is known."""
+        call.caller = await authorizer.admit(message.subject, call.headers)
+        request = served.request(message)
+        if call.caller is not None:
+            check_namespaces(call.caller, message.subject, request)
+        return request
 
     def _frames(self, call: Call, kind: Kind, body: Any) -> list[Buffer]:
         if call.headers.get("encoding") == "json":

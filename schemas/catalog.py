@@ -46,9 +46,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return issubclass(self.request, SecretRequest) or issubclass(self.reply, SecretReply)
 
     @property
-    def service(self) -> str:
+    def family(self) -> str:
         """First token of the subject."""
         return self.subject.partition(".")[0]
+
+    @property
+    def service(self) -> str:
+        """The service that serves it: the memory service has more families than its own."""
+        return "memory" if self.family in ("auth", "trust", "utils") else self.family
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -443,6 +448,15 @@ _DECLARED: tuple[Operation, ...] = (
         summary="Let a model finish what it answers, then end its runner.",
         is_idempotent=True,
         scope="model:write",
+    ),
+    Operation(
+        subject="model.tokenize",
+        request=model.ModelTokenize,
+        reply=model.TokenCounts,
+        http="POST /models/{id}/tokenize",
+        summary="Count the tokens of texts without loading the model.",
+        is_idempotent=True,
+        scope="model:read",
     ),
     Operation(
         subject="model.generate",

@@ -7,6 +7,8 @@ import argparse
 import asyncio
 import json
 import os
+import random
+import re
 import sqlite3
 import statistics
 import sys
@@ -31,6 +33,10 @@ PORTS: Final = ("request_port", "publish_port", "subscribe_port", "sequenced_por
 
 # Callers at once where many are asked for.
 IN_FLIGHT: Final = 64
+
+# Items of one `memory.add_many`, and queries of one round.
+BATCH_ITEMS: Final = 500
+QUERIES_PER_ROUND: Final = 100
 
 # Bytes of the values and of the echoed bodies.
 VALUE_BYTES: Final = 100
@@ -154,6 +160,78 @@ def _commits_per_s(path: Path, value: bytes, seconds: float) -> float:
         return written / (time.perf_counter() - began)
 
 
+async def ingest(house: House, client: Client, plan: Plan) -> Figures:
+    """Texts a second from the first `memory.add_many` until every text has its vector, beside the encoder alone."""
+    texts = _texts(plan.memories)
+    raw = await _encoder_rate(house, texts[: max(500, plan.memories // 20)])
+    began = time.perf_counter()
+    for start in range(0, len(texts), BATCH_ITEMS):
+        items = [{"content": text} for text in texts[start : start + BATCH_ITEMS]]
+        await client.request("memory.add_many", {"items": items, "ns": "bench"}, timeout_s=120)
+    stored_s = time.perf_counter() - began
+    while (await client.request("memory.stats")).waiting:
+        await asyncio.sleep(0.1)
+    rate = len(texts) / (time.perf_counter() - began)
+    return {
+        "memories": float(len(texts)),
+        "stored_per_s": len(texts) / stored_s,
+        "encoder_texts_per_s": raw,
+        "ingested_per_s": rate,
+        "ingest_to_encoder_ratio": rate / raw,
+    }
+
+
+async def _encoder_rate(house: House, texts: Sequence[str]) -> float:
+    async with opened_encoder(house.settings) as encoder:
+        await encoder.encode(texts[:32])
+        began = time.perf_counter()
+        await encoder.encode(texts)
+        return len(texts) / (time.perf_counter() - began)
+
+
+async def search(house: House, client: Client, plan: Plan) -> Figures:
+    """Time of `memory.search` over the bus, each query new, beside the time the encoder alone takes for the query."""
+    queries = _queries(_texts(plan.memories), plan.rounds * QUERIES_PER_ROUND)
+    async with opened_encoder(house.settings) as encoder:
+        await encoder.encode(["warm up"], is_query=True)
+        await client.request("memory.search", {"query": "warm up", "ns": "bench"}, timeout_s=60)
+        embedded, found, empty = [], [], 0
+        for query in queries:
+            before = time.perf_counter()
+            await encoder.encode([query], is_query=True)
+            between = time.perf_counter()
+            reply = await client.request("memory.search", {"query": query, "ns": "bench"})
+            found.append((time.perf_counter() - between) * 1e3)
+            embedded.append((between - before) * 1e3)
+            empty += not reply.hits
+    embedded.sort()
+    found.sort()
+    return {
+        "embed_p50_ms": load.quantile(embedded, 0.5),
+        "embed_p95_ms": load.quantile(embedded, 0.95),
+        "search_p50_ms": load.quantile(found, 0.5),
+        "search_p95_ms": load.quantile(found, 0.95),
+        "search_p95_to_embed_p50_ratio": load.quantile(found, 0.95) / load.quantile(embedded, 0.5),
+        "search_p95_to_embed_p95_ratio": load.quantile(found, 0.95) / load.quantile(embedded, 0.95),
+        "searches_without_hits": float(empty),
+    }
+
+
+def _texts(count: int) -> list[str]:
+    """Made-up sentences of 8 to 24 words that Python's own reference uses, as often as it uses them."""
+    words = re.findall(r"[A-Za-z]{2,}", " ".join(topics.topics.values()))
+    chance = random.Random(7)
+    return [f"{' '.join(chance.choices(words, k=chance.randint(8, 24)))} {number}." for number in range(count)]
+
+
+def _queries(texts: Sequence[str], count: int) -> list[str]:
+    chance = random.Random(11)
+    return [
+        f"what about {' '.join(chance.sample(chance.choice(texts).split()[:-1], 4))} case {number}?"
+        for number in range(count)
+    ]
+
+
 async def idle(house: House, client: Client, plan: Plan) -> Figures:
     """Resident memory of the service before anything needed the encoder, MiB."""
     return {"idle_rss_mib": house.memory.rss_mb()}
@@ -163,6 +241,8 @@ CASES: Final[dict[str, Callable[[House, Client, Plan], Awaitable[Figures]]]] = {
     "idle": idle,
     "kv": kv,
     "writes": writes,
+    "ingest": ingest,
+    "search": search,
 }
 
 

@@ -27,8 +27,8 @@ so that a repeated request is harmless and a lost worker's request is given to a
 before the final one. Every operation may also answer an error, `{code, message, details}`.
 Fields ending in `_s` are seconds, in `_at` Unix epoch seconds, in `_bytes` bytes.
 
-The REST routes and scopes are declared here so that an edge can be built from them; nothing listens on the routes and
-nothing checks the scopes yet."""
+The REST routes are declared here so that an edge can be built from them; nothing listens on them yet. Scopes are checked
+where `auth.required` is on ([auth.md](auth.md))."""
 
 
 def main() -> int:
@@ -50,12 +50,12 @@ def main() -> int:
 
 def document() -> str:
     """The whole document."""
-    services: dict[str, list[Operation]] = {}
+    families: dict[str, list[Operation]] = {}
     for operation in catalog.OPERATIONS.values():
-        services.setdefault(operation.service, []).append(operation)
+        families.setdefault(operation.family, []).append(operation)
     lines = [INTRODUCTION]
-    for service, operations in services.items():
-        lines += ["", f"## {service}", "", *_overview(operations)]
+    for family, operations in families.items():
+        lines += ["", f"## {family}", "", *_overview(operations)]
         for operation in operations:
             lines += ["", *_operation(operation)]
     lines += ["", "## Events", "", *_events()]

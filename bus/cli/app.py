@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 from bus.cli import exits
+from bus.cli.action import action_parsers
 
 
 class Command(NamedTuple):
@@ -38,9 +39,11 @@ COMMANDS: tuple[Command, ...] = (
     Command("tap", "bus.cli.tap", "print events, or requests with their replies, as they pass"),
     Command("req", "bus.cli.req", "send one request and print its reply as it comes"),
     Command("pub", "bus.cli.pub", "publish an event"),
+    Command("memory", "bus.cli.memory", "keep, find and look after memories"),
     Command("top", "bus.cli.top", "live view of services, workers and models"),
     Command("bench", "bus.cli.bench", "measure the bus beside other brokers"),
     Command("doctor", "bus.cli.doctor", "say what is missing and how to get it"),
+    Command("auth", "bus.cli.auth", "users, signing in, and keys"),
     Command("config", "bus.cli.config", "show the effective settings"),
     Command("completion", "bus.cli.completion", "print a completion script for bash, zsh or fish"),
     Command("broker", "bus.cli.broker", "run the broker alone"),
@@ -107,6 +110,8 @@ def command_parser(command: Command) -> argparse.ArgumentParser:
     )
     module.configure(parser)
     _add_global_options(parser)
+    for below in action_parsers(parser):
+        _add_global_options(below, is_action=True)
     return parser
 
 
@@ -149,11 +154,21 @@ def _load(command: Command) -> CommandModule:
     return cast(CommandModule, importlib.import_module(command.module))
 
 
-def _add_global_options(parser: argparse.ArgumentParser) -> None:
+def _add_global_options(parser: argparse.ArgumentParser, *, is_action: bool = False) -> None:
+    """The options of every command. Those of an action have no defaults, which would hide what stands before it."""
     group = parser.add_argument_group("everywhere")
-    group.add_argument("--config", metavar="FILE", help="read settings from this file")
     group.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one setting, e.g. bus.timeout_s=5"
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS if is_action else None,
+        help="read settings from this file",
+    )
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=argparse.SUPPRESS if is_action else [],
+        help="override one setting, e.g. bus.timeout_s=5",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from bus.cli import clone, exits
+from bus.cli.action import action_parsers
 from bus.cli.output import write_line
 from bus.cli.worker import known_workers
 from bus.settings import every_key
@@ -64,22 +65,35 @@ def vocabulary() -> Iterator[Words]:
     known = _known_words()
     for command in app.COMMANDS:
         parser = app.command_parser(command)
-        options, words = [], list(known.get(command.name, ()))
-        for action in parser._actions:
-            choices = tuple(map(str, action.choices or ()))
-            if not action.option_strings:
-                words += choices
-            elif action.help != argparse.SUPPRESS:
-                name = max(action.option_strings, key=len)
-                values = choices or (known["tap"] if name == "--ignore" else ())
-                options.append(Option(name, action.help or "", action.nargs != 0, values))
-        yield Words(command.name, command.help, tuple(options), tuple(words))
+        options: dict[str, Option] = {}
+        words = list(known.get(command.name, ()))
+        for below in (parser, *action_parsers(parser)):
+            for argument in below._actions:
+                choices = tuple(map(str, argument.choices or ()))
+                if not argument.option_strings:
+                    words += choices
+                elif argument.help != argparse.SUPPRESS:
+                    option = _option(
+                        argument, choices or (known["tap"] if "--ignore" in argument.option_strings else ())
+                    )
+                    options[option.name] = _merged(options.get(option.name, option), option)
+        yield Words(command.name, command.help, tuple(options.values()), tuple(words))
+
+
+def _option(argument: argparse.Action, choices: tuple[str, ...]) -> Option:
+    name = max(argument.option_strings, key=len)
+    return Option(name, argument.help or "", argument.nargs != 0, choices)
+
+
+def _merged(first: Option, second: Option) -> Option:
+    """An option that several actions have, each with values of its own."""
+    return first._replace(choices=tuple(dict.fromkeys((*first.choices, *second.choices))))
 
 
 def _event_patterns() -> tuple[str, ...]:
     patterns = {event.pattern for event in catalog.EVENTS}
-    services = {f"{operation.service}.>" for operation in catalog.OPERATIONS.values()}
-    return tuple(sorted(patterns | services | {"error.>"}))
+    families = {f"{operation.family}.>" for operation in catalog.OPERATIONS.values()}
+    return tuple(sorted(patterns | families | {"error.>"}))
 
 
 def _known_words() -> dict[str, tuple[str, ...]]:

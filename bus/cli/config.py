@@ -25,6 +25,9 @@ examples:
 
 _SECRET: Final = re.compile(r"(secret|password|token|api_?key|private)s?$")
 
+# Who signs in, within an address: before the host, or as an argument behind the path.
+_SECRET_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=[?&]password=)[^&]*")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `olympus config`."""
@@ -59,8 +62,12 @@ def value_of(settings: Settings, name: str) -> Any:
 
 
 def displayed(name: str, value: Any) -> Any:
-    """`value`, unless the key's name says that it is a secret."""
-    return "(hidden)" if value and isinstance(value, str) and _SECRET.search(name) else value
+    """`value`, unless the key's name says that it is a secret; without the password where it is an address."""
+    if not value or not isinstance(value, str):
+        return value
+    if _SECRET.search(name):
+        return "(hidden)"
+    return _SECRET_IN_ADDRESS.sub("(hidden)", value) if "://" in value else value
 
 
 def _text(value: Any) -> str:

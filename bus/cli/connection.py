@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from bus.cli.arguments import settings_from
 from bus.cli.failures import Unreachable
+from bus.cli.session import signed_in
 from bus.client import Client
 from bus.settings import Settings
 
@@ -21,7 +22,7 @@ def run_with_client(args: argparse.Namespace, work: Callable[[Client], Awaitable
 
     async def main() -> int:
         await check_listening(settings)
-        async with Client(settings, name="olympus") as client:
+        async with Client(await signed_in(settings), name="olympus") as client:
             await client.connect(_CONNECT_S)
             return await work(client)
 

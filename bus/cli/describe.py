@@ -175,8 +175,8 @@ def _bodies(operation: Operation) -> list[tuple[str, type[Any]]]:
 
 def _default(field: types.Field) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
-        return json.dumps(field.default_factory())
-    return json.dumps(field.default)
+        return json.dumps(msgspec.to_builtins(field.default_factory()))
+    return json.dumps(msgspec.to_builtins(field.default))
 
 
 def _length(low: int | None, high: int | None, noun: str) -> str:

@@ -19,8 +19,9 @@ Token = Annotated[str, Meta(min_length=1, max_length=8192)]
 Scope = Annotated[str, Meta(max_length=64, pattern=r"^(admin|[a-z][a-z0-9_]*:(\*|[a-z][a-z0-9_]*))$(?!\n)")]
 # A namespace, the start of several with a trailing `*`, or `*` for all.
 NamespacePattern = Annotated[str, Meta(max_length=65, pattern=r"^(\*|[A-Za-z0-9_.:-]+\*?)$(?!\n)")]
-Scopes = Annotated[list[Scope], Meta(max_length=64)]
-NamespacePatterns = Annotated[list[NamespacePattern], Meta(max_length=64)]
+# A token that names all of them must fit into the headers of a request, 8 KiB.
+Scopes = Annotated[list[Scope], Meta(max_length=24)]
+NamespacePatterns = Annotated[list[NamespacePattern], Meta(max_length=24)]
 
 
 class Register(SecretRequest, frozen=True, kw_only=True):

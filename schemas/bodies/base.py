@@ -35,7 +35,7 @@ class Empty(Request, frozen=True):
 
 
 Key = Annotated[str, Meta(min_length=1, max_length=1024)]
-Namespace = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")]
+Namespace = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$(?!\n)")]
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=10 * 366 * 86_400)]
 PageSize = Annotated[int, Meta(ge=1, le=1_000)]

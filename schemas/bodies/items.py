@@ -21,9 +21,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 class NewMemory(Request, frozen=True, kw_only=True):
     """One memory to keep.
 
-    `parent_id` puts it under another one, whose children are neighbours in search, in the order of `at`. `at`: when it
-    happened or was said, now by default. `speaker`: who said it; `metadata.speaker` serves too. `id` names it, where a
-    caller has names of its own; `replace` allows an existing one to be overwritten.
+    `parent_id` puts it under another one, whose children are neighbours in search, in the order of adding. `at`: when
+    it happened or was said; else `metadata.time` or `metadata.timestamp` (epoch seconds or ISO 8601), else now.
+    `speaker`: who said it; `metadata.speaker` serves too. `id` names it, where a caller has names of its own; `replace`
+    allows an existing one to be overwritten.
     """
 
     content: Content
@@ -60,7 +61,10 @@ class MemoryGet(Request, frozen=True, kw_only=True):
 
 
 class MemoryGetMany(Request, frozen=True, kw_only=True):
-    """In the order asked for; ids that do not exist are named in `missing`."""
+    """In the order asked for, each once; ids that do not exist are named in `missing`.
+
+    Where a reply could not hold them all, `next_after` of it says how many of `ids` it covers: ask again for the rest.
+    """
 
     ids: Annotated[list[Key], Meta(min_length=1, max_length=1_000)]
     ns: Namespace = "memory"
@@ -111,9 +115,12 @@ class MemoryList(Request, frozen=True, kw_only=True):
 
 
 class MemoryChildren(Request, frozen=True, kw_only=True):
+    """What lies right under a memory, or everything below it (`recursive`); `after` skips as many."""
+
     id: Key
     ns: Namespace = "memory"
     limit: PageSize | None = None
+    after: Annotated[int, Meta(ge=0)] = 0
     sort_field: Literal["added", "created_at", "at", "importance", "last_accessed_at"] = "added"
     sort_order: Literal["asc", "desc"] = "asc"
     recursive: bool = False
@@ -137,7 +144,10 @@ class MemoryUnlink(Request, frozen=True, kw_only=True):
 
 
 class MemoryRelated(Request, frozen=True, kw_only=True):
-    """Relations that leave (`out`), reach (`in`) or touch (`both`) a memory, `depth` steps far, each memory once."""
+    """Relations that leave (`out`), reach (`in`) or touch (`both`) a memory and those `depth` - 1 steps away.
+
+    Nearest first, then strongest; each relation is listed once and each memory followed once. `after` skips as many.
+    """
 
     id: Key
     ns: Namespace = "memory"
@@ -145,6 +155,7 @@ class MemoryRelated(Request, frozen=True, kw_only=True):
     direction: Literal["out", "in", "both"] = "out"
     depth: Annotated[int, Meta(ge=1, le=8)] = 1
     limit: PageSize = 100
+    after: Annotated[int, Meta(ge=0)] = 0
 
 
 class MemoryReinforce(Request, frozen=True, kw_only=True):
@@ -171,7 +182,7 @@ class MemoryDecay(Request, frozen=True, kw_only=True):
 
 
 class Memory(Reply, frozen=True, kw_only=True):
-    """`version` starts at 1 and grows with every write; `sequence` is its place in the order of adding."""
+    """`version` grows with every write, not by reading and ageing; `sequence` is its place in the order of adding."""
 
     id: str
     ns: str
@@ -209,13 +220,15 @@ class MemoriesAdded(Reply, frozen=True, kw_only=True):
 
 
 class Memories(Reply, frozen=True, kw_only=True):
+    """A page; `next_after` is the `after` that continues it, None where nothing is left."""
+
     memories: list[Memory]
     missing: list[str] = []
     next_after: int | None = None
 
 
 class MemoryDeleted(Reply, frozen=True, kw_only=True):
-    """`deleted` counts the memory itself and, with cascade, its descendants."""
+    """`deleted` counts the memory itself and, with cascade, its descendants, but no consolidation made of them."""
 
     id: str
     deleted: int
@@ -248,10 +261,11 @@ class RelatedMemory(Reply, frozen=True, kw_only=True):
 
 class RelatedMemories(Reply, frozen=True, kw_only=True):
     related: list[RelatedMemory]
+    next_after: int | None = None
 
 
 class CycleReport(Reply, frozen=True, kw_only=True):
-    """What one run of the life cycle did, or would do."""
+    """What one run of the life cycle did, or would do. `promoted` counts changes of tier."""
 
     looked_at: int
     decayed: int
@@ -415,7 +429,10 @@ class ExperienceGet(Request, frozen=True, kw_only=True):
 
 
 class ExperienceList(Request, frozen=True, kw_only=True):
-    """Newest first, or the most important first."""
+    """Newest first, or the most important and last accessed first; each one listed counts an access.
+
+    `since` <= at < `until`.
+    """
 
     ns: Namespace = "experience"
     agent: Name | None = None

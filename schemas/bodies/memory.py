@@ -122,11 +122,12 @@ class AllFacts(Request, frozen=True, kw_only=True):
 class Prompt(Request, frozen=True, kw_only=True):
     """The system-prompt addition made of what is known, most useful first, within `max_tokens`.
 
-    Tokens are counted as in `PromptAddition.tokens`.
+    Tokens are counted by the tokenizer of `model` where one is named and known, else as `PromptAddition` says.
     """
 
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
     categories: list[Category] | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     ns: Namespace = "user"
 
 
@@ -153,12 +154,16 @@ class Forgotten(Reply, frozen=True, kw_only=True):
 
 
 class PromptAddition(Reply, frozen=True, kw_only=True):
-    """`tokens` is an upper estimate (bytes / 3, rounded up), as no tokenizer is asked; `left_out` did not fit."""
+    """`tokens` by the tokenizer of the model `counted_by`, or an upper "estimate": bytes / 3, rounded up.
+
+    `left_out` did not fit.
+    """
 
     text: str
     tokens: int
     included: list[str]
     left_out: list[str]
+    counted_by: str = "estimate"
 
 
 class Changed(Reply, frozen=True, kw_only=True):

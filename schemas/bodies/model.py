@@ -155,3 +155,22 @@ class UsageEvent(Reply, frozen=True, kw_only=True):
     usage: Usage
     timings: Timings
     finish_reason: str
+
+
+class ModelTokenize(Request, frozen=True, kw_only=True):
+    """Count the tokens of each text as the model's tokenizer cuts it, nothing added; the model is not loaded for it.
+
+    The text of a control token stays plain text, as it does in a chat.
+    """
+
+    texts: Annotated[list[str], Meta(min_length=1, max_length=1_000)]
+    model: ModelName | None = None
+    with_tokens: bool = False
+
+
+class TokenCounts(Reply, frozen=True, kw_only=True):
+    """`counts` and, where asked for, `tokens` have an entry for each text."""
+
+    model: str
+    counts: list[int]
+    tokens: list[list[int]] | None = None

@@ -16,7 +16,8 @@ Mode = Literal["hybrid", "dense", "text", "symbolic"]
 class Filters(Request, frozen=True, kw_only=True):
     """What a hit must fulfil, all of it. `tags`: it has every one of them. `metadata`: it has these values.
 
-    `since` <= at < `until`.
+    `since` <= at < `until`. `user_id` and `not_session_id` are about turns: of this user's sessions, and of every session
+    but that one; hits of other kinds do not pass them.
     """
 
     kinds: Annotated[list[Kind], Meta(min_length=1)] | None = None
@@ -26,6 +27,8 @@ class Filters(Request, frozen=True, kw_only=True):
     since: float | None = None
     until: float | None = None
     session_id: Key | None = None
+    not_session_id: Key | None = None
+    user_id: Name | None = None
     parent_id: Key | None = None
     speaker: Name | None = None
     metadata: Annotated[dict[str, Any], Meta(max_length=32)] = {}

@@ -390,10 +390,10 @@ class ToolSchemas(Request, frozen=True, kw_only=True):
 
 
 class ToolCall(Request, frozen=True, kw_only=True):
-    """A call as a model wrote it: `arguments` is a map, or the JSON text of one."""
+    """A call as a model wrote it: `arguments` is a map, or the JSON text of one; anything else is answered, not refused."""
 
     name: Name
-    arguments: dict[str, Any] | str = {}
+    arguments: Any = {}
     ns: Namespace = "user"
     source: Annotated[str, Meta(min_length=1, max_length=64)] = "model"
 

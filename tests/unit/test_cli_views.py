@@ -27,7 +27,7 @@ def service(name: str = "memory", **more: Any) -> ServiceInfo:
         "failed": 0,
         "p50_s": 0.0004,
         "p99_s": 0.0021,
-        "subjects": [f"{name}.>"],
+        "subjects": [each.subject for each in catalog.OPERATIONS.values() if each.service == name],
     }
     return ServiceInfo(**{**plain, **more})
 

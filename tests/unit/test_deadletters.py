@@ -32,7 +32,7 @@ def letter(index: int, *, at: float | None = None, subject: str = "a.b") -> tupl
         attempts=3,
         at=4_900.0 + index if at is None else at,
     )
-    return kept, decode(encode(Kind.REQUEST, id, subject, 0, {"token": "t"}, {"index": index}))
+    return kept, decode(encode(Kind.REQUEST, id, subject, 0, {"token": "t", "traceparent": "p"}, {"index": index}))
 
 
 def ids(letters: Any) -> list[int]:
@@ -53,7 +53,7 @@ def test_letters_are_listed_newest_first_and_shown_whole(store: DeadLetters) -> 
     first, third = store.get(letter(1)[0].id), store.get(letter(3)[0].id)
     assert first is not None
     assert third is not None
-    assert (first.headers["token"], first.encoding) == ("t", "msgpack")
+    assert (first.headers, first.encoding) == ({"traceparent": "p"}, "msgpack")
     assert (third.body, third.encoding) == (b'{"k": 1}', "json")
     assert store.get("nobody") is None
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 _ROWS_AT_ONCE: Final = 16
 
 _COLUMNS: Final = 'ns, kind, source_id, stream, position, start, "end", text, speaker, at'
+_SLOTS: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Piece(NamedTuple):
@@ -66,17 +67,11 @@ def put(
 def put_new(connection: sqlite3.Connection, sources: Sequence[Source]) -> None:
     """Make the pieces of `sources`, which had none, what search finds of them."""
     rows = [row for source in sources for row in _rows(source)]
-    if not rows:
-        return
-    # Only new chunks are above: an id is never used again.
-    (highest,) = connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
-    slots = f"({', '.join('?' * len(rows[0]))})"
-    whole_statements = len(rows) - len(rows) % _ROWS_AT_ONCE
-    many = f"INSERT INTO chunks ({_COLUMNS}) VALUES {', '.join([slots] * _ROWS_AT_ONCE)}"
-    for first in range(0, whole_statements, _ROWS_AT_ONCE):
-        connection.execute(many, [value for row in rows[first : first + _ROWS_AT_ONCE] for value in row])
-    connection.executemany(f"INSERT INTO chunks ({_COLUMNS}) VALUES {slots}", rows[whole_statements:])
-    connection.execute("INSERT INTO outbox (chunk_id, action) SELECT id, 'embed' FROM chunks WHERE id > ?", (highest,))
+    if len(rows) == 1:
+        chunk_id = connection.execute(f"INSERT INTO chunks ({_COLUMNS}) VALUES {_SLOTS}", rows[0]).lastrowid
+        connection.execute("INSERT INTO outbox (chunk_id, action) VALUES (?, 'embed')", (chunk_id,))
+    elif rows:
+        _insert_many(connection, rows)
 
 
 def remove(connection: sqlite3.Connection, *, ns: str, kind: str, source_id: str) -> None:
@@ -101,16 +96,24 @@ def pieces_of(connection: sqlite3.Connection, *, ns: str, kind: str, source_id: 
 
 def remove_stream(connection: sqlite3.Connection, *, ns: str, kind: str, stream: str, limit: int) -> int:
     """Take up to `limit` chunks of a stream out of what search finds, the first first; returns how many went."""
-    ids = [
-        row
-        for row in connection.execute(
-            "SELECT id FROM chunks WHERE ns = ? AND stream = ? AND kind = ? ORDER BY position LIMIT ?",
-            (ns, stream, kind, limit),
-        )
-    ]
+    ids = connection.execute(
+        "SELECT id FROM chunks WHERE ns = ? AND stream = ? AND kind = ? ORDER BY position LIMIT ?",
+        (ns, stream, kind, limit),
+    ).fetchall()
     connection.executemany("INSERT INTO outbox (chunk_id, action) VALUES (?, 'remove')", ids)
     connection.executemany("DELETE FROM chunks WHERE id = ?", ids)
     return len(ids)
+
+
+def _insert_many(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    # Only new chunks are above: an id is never used again.
+    (highest,) = connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
+    in_whole = len(rows) - len(rows) % _ROWS_AT_ONCE
+    many = f"INSERT INTO chunks ({_COLUMNS}) VALUES {', '.join([_SLOTS] * _ROWS_AT_ONCE)}"
+    for first in range(0, in_whole, _ROWS_AT_ONCE):
+        connection.execute(many, [value for row in rows[first : first + _ROWS_AT_ONCE] for value in row])
+    connection.executemany(f"INSERT INTO chunks ({_COLUMNS}) VALUES {_SLOTS}", rows[in_whole:])
+    connection.execute("INSERT INTO outbox (chunk_id, action) SELECT id, 'embed' FROM chunks WHERE id > ?", (highest,))
 
 
 def _rows(source: Source) -> list[tuple[Any, ...]]:

@@ -159,9 +159,12 @@ class Database:
     async def exclusively(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """What `function` does in the writer's thread, between two batches and outside any transaction."""
         try:
-            return await self._writer.run(function)
+            result = await self._writer.run(function)
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
+        # Whoever looks from here on must see what was done.
+        self._end_snapshot()
+        return result
 
     async def _commit_forever(self) -> None:
         is_open = True

@@ -63,6 +63,11 @@ class EventOutbox:
         """There is something new."""
         self._woken.set()
 
+    def begin_anew(self) -> None:
+        """The database was replaced: its events are numbered otherwise."""
+        self._published = self._tidied = 0
+        self._woken.set()
+
     async def publish_forever(self) -> None:
         """Publish until cancelled; without a broker the events wait on disk."""
         self._woken.set()

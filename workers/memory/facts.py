@@ -23,8 +23,10 @@ from schemas.bodies.memory import (
     Remember,
 )
 from schemas.errors import BadRequest, NotFound
+from workers.memory import chunks
+from workers.memory.items.chunking import cut
 from workers.memory.outcome import Outcome, changed
-from workers.memory.prompt import PromptText, usefulness
+from workers.memory.prompt import BYTES_PER_TOKEN_MAX, PromptText, usefulness
 
 # Keys that one `forget` names in its reply; `forgotten` counts them all.
 FORGOTTEN_KEYS_MAX: Final = 1_000
@@ -52,6 +54,8 @@ def remember(connection: sqlite3.Connection, request: Remember, now: float) -> O
         " source = excluded.source, updated_at = excluded.updated_at",
         (request.ns, request.key, request.value, request.category, request.source, now, now),
     )
+    text = f"{request.key}: {request.value}"
+    chunks.put(connection, ns=request.ns, kind="fact", source_id=request.key, pieces=cut(text), at=now)
     event = changed(request.ns, request.key, "remember")
     return Outcome(read_fact(connection, request.ns, request.key), [event])
 
@@ -92,6 +96,8 @@ def forget(connection: sqlite3.Connection, request: Forget) -> Outcome:
     where, values = _chosen(request)
     keys = [key for (key,) in connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key", values)]
     connection.execute(f"DELETE FROM facts WHERE {where}", values)
+    for key in keys:
+        chunks.remove(connection, ns=request.ns, kind="fact", source_id=key)
     reply = Forgotten(forgotten=len(keys), keys=keys[:FORGOTTEN_KEYS_MAX])
     return Outcome(reply, [changed(request.ns, key, "forget") for key in keys])
 
@@ -107,7 +113,26 @@ def all_facts(connection: sqlite3.Connection, request: AllFacts, page_bytes: int
 
 
 def prompt_addition(connection: sqlite3.Connection, request: Prompt, now: float) -> PromptAddition:
-    """What is known, most useful first, as a text within the budget."""
+    """What is known, most useful first, as a text within the budget by the estimate."""
+    text = PromptText(request.max_tokens)
+    for key, value in _ranked(connection, request, now):
+        text.offer(key, value)
+    return text.addition()
+
+
+def prompt_candidates(connection: sqlite3.Connection, request: Prompt, now: float) -> list[tuple[str, str]]:
+    """Keys and values, most useful first; the value is empty where the text could not hold it in any tokenizer."""
+    room_bytes = request.max_tokens * BYTES_PER_TOKEN_MAX
+    candidates = []
+    for key, value in _ranked(connection, request, now):
+        size_bytes = len(value.encode())
+        candidates.append((key, value if size_bytes <= room_bytes else ""))
+        room_bytes -= min(size_bytes, room_bytes)
+    return candidates
+
+
+def _ranked(connection: sqlite3.Connection, request: Prompt, now: float) -> Iterator[tuple[str, str]]:
+    """Keys and values of the wanted facts, most useful first."""
     rows = connection.execute(
         "SELECT id, key, category, updated_at, last_accessed_at, access_count FROM facts WHERE ns = ?", (request.ns,)
     )
@@ -123,12 +148,10 @@ def prompt_addition(connection: sqlite3.Connection, request: Prompt, now: float)
                 now=now,
             )
             ranked.append((-score, key, fact_id))
-    text = PromptText(request.max_tokens)
     # Values are read one by one: together they may be larger than what this process should hold.
     for _, key, fact_id in sorted(ranked):
         (value,) = connection.execute("SELECT value FROM facts WHERE id = ?", (fact_id,)).fetchone()
-        text.offer(key, value)
-    return text.addition()
+        yield key, value
 
 
 def _matches(query: str) -> Iterator[str]:

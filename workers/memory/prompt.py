@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from schemas.bodies.memory import PromptAddition
@@ -22,6 +23,9 @@ FULL_USE_COUNT: Final = 1_023
 # Upper estimate of tokens without asking a tokenizer: bytes per token.
 BYTES_PER_TOKEN: Final = 3
 
+# No text is looked at that is longer than this per token of the budget: long runs of one character make such tokens.
+BYTES_PER_TOKEN_MAX: Final = 16
+
 
 def usefulness(
     *, category: str, updated_at: float, last_accessed_at: float | None, access_count: int, now: float
@@ -40,30 +44,74 @@ def usefulness(
 
 
 class PromptText:
-    """The addition in the making: facts are offered most useful first, and one that does not fit is left out."""
+    """The addition in the making: facts are offered most useful first, and one that does not fit is left out.
 
-    def __init__(self, max_tokens: int) -> None:
-        self._room_bytes = max_tokens * BYTES_PER_TOKEN - len(HEADING)
+    count: tokens of a text by a tokenizer, and `counted_by` whose it is; without, the estimate counts.
+    """
+
+    def __init__(
+        self, max_tokens: int, count: Callable[[str], int] | None = None, counted_by: str = "estimate"
+    ) -> None:
+        self._count = count
+        self._counted_by = counted_by
+        # Bytes for the estimate, which rounds up once for the whole text; tokens for a tokenizer.
+        self._room = max_tokens * (BYTES_PER_TOKEN if count is None else 1) - self._cost(HEADING)
+        self._tokens = self._cost(HEADING)
         self._lines = [HEADING]
         self._included: list[str] = []
         self._left_out: list[str] = []
 
     def offer(self, key: str, value: str) -> None:
         """Take the fact in if its line fits into what is left of the budget."""
-        line = f"- {_one_line(key)}: {_one_line(value)}"
-        size_bytes = len(line.encode()) + 1
-        if size_bytes > self._room_bytes:
-            self._left_out.append(key)
+        line = prompt_line(key, value)
+        cost = self._cost(f"\n{line}")
+        if cost > self._room:
+            self.leave_out(key)
             return
-        self._room_bytes -= size_bytes
+        self._room -= cost
+        self._tokens += cost
         self._lines.append(line)
         self._included.append(key)
+
+    def leave_out(self, key: str) -> None:
+        """Note a fact that cannot fit."""
+        self._left_out.append(key)
 
     def addition(self) -> PromptAddition:
         """The text and its account; the text is empty when no fact is in it."""
         text = "\n".join(self._lines) if self._included else ""
-        tokens = -(-len(text.encode()) // BYTES_PER_TOKEN)
-        return PromptAddition(text=text, tokens=tokens, included=self._included, left_out=self._left_out)
+        tokens = self._tokens if self._count is not None and text else -(-len(text.encode()) // BYTES_PER_TOKEN)
+        return PromptAddition(
+            text=text,
+            tokens=tokens,
+            included=self._included,
+            left_out=self._left_out,
+            counted_by=self._counted_by,
+        )
+
+    def _cost(self, text: str) -> int:
+        return len(text.encode()) if self._count is None else self._count(text)
+
+
+def counted_addition(
+    max_tokens: int, candidates: Iterable[tuple[str, str]], costs: Mapping[str, int], counted_by: str
+) -> PromptAddition:
+    """The addition made of `candidates`, keys and values; those without a value are too long for the budget.
+
+    costs: tokens of the heading and of each line with the line break before it.
+    """
+    text = PromptText(max_tokens, costs.__getitem__, counted_by)
+    for key, value in candidates:
+        if value:
+            text.offer(key, value)
+        else:
+            text.leave_out(key)
+    return text.addition()
+
+
+def prompt_line(key: str, value: str) -> str:
+    """One fact as it reads in the addition."""
+    return f"- {_one_line(key)}: {_one_line(value)}"
 
 
 def _one_line(text: str) -> str:

@@ -39,7 +39,7 @@ def explain(error: sqlite3.Error, path: Path) -> BusError:
     if is_busy(error):
         return Overloaded(f"{name} is locked by another process; nothing was written", reason=reason)
     if is_damaged(error):
-        return Internal(f"{name} is damaged: stop the service and restore a backup (docs/memory.md)", reason=reason)
+        return Internal(f"{name} is damaged: stop the service and restore a backup with `olympus memory restore`", reason=reason)
     if is_unwritable(error):
         return Internal(f"{name} cannot be written: check the permissions of the file and its folder", reason=reason)
     match primary_code(error):
@@ -65,13 +65,17 @@ def refusal(error: sqlite3.Error, path: Path) -> UnusableDatabase:
 
 
 def how_to_restore(path: Path) -> str:
-    """Instructions for going back to the newest backup beside `path`."""
-    backups = sorted(path.parent.glob(f"{path.name}.*-backup"), key=lambda file: file.stat().st_mtime)
-    aside = f"stop the service and move {path}, {path.name}-wal and {path.name}-shm aside"
+    """Instructions for going back to the newest backup of the database at `path`."""
+    kept = (*path.parent.glob(f"{path.name}.*-backup"), *path.parent.glob("backups/*.db"))
+    backups = sorted(kept, key=lambda file: file.stat().st_mtime)
+    aside = f"move {path}, {path.name}-wal and {path.name}-shm aside"
     if not backups:
         return (
-            f"To restore: {aside}, put a copy of your own backup in its place, and start again."
-            f" Without a backup the service starts with an empty database, and `sqlite3 FILE .recover` reads what"
-            " can still be read of the old one."
+            "To restore: stop the service, run `olympus memory restore /PATH/OF/A/BACKUP` (it keeps what is there now),"
+            f" and start again. Without a backup, {aside}: the service then starts with an empty database, and"
+            " `sqlite3 FILE .recover` reads what can still be read of the old one."
         )
-    return f"To restore: {aside}, copy {backups[-1]} to {path}, and start again."
+    return (
+        f"To restore: stop the service, run `olympus memory restore {backups[-1]}` (it keeps what is there now), and"
+        f" start again. By hand: {aside}, copy {backups[-1]} to {path}."
+    )

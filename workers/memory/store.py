@@ -9,7 +9,9 @@ from typing import Final
 from schemas.bodies import memory as bodies
 from workers.memory import applied, facts, kv
 from workers.memory.outcome import Outcome
+from workers.memory.prompt import HEADING, counted_addition, prompt_line
 from workers.memory.records import Records
+from workers.memory.sessions.tokens import ESTIMATE, Estimator, TokenCounter
 from workers.memory.text import check_texts
 from workers.memory.values import pack
 
@@ -24,8 +26,9 @@ class MemoryStore:
     got and changes nothing. Raises the errors of `schemas.errors` that the operation names.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, counter: TokenCounter | None = None) -> None:
         self._records = records
+        self._counter = counter or Estimator()
 
     # Key-value entries ------------------------------------------------------------------------------------------
 
@@ -109,6 +112,13 @@ class MemoryStore:
         """What is known as a system-prompt addition within its budget."""
         check_texts(request)
         now = self._records.now()
+        if request.model is not None:
+            candidates = await self._records.read(lambda connection: facts.prompt_candidates(connection, request, now))
+            lines = [f"\n{prompt_line(key, value)}" for key, value in candidates if value]
+            counted = await self._counter.count([HEADING, *lines], request.model)
+            if counted.by != ESTIMATE:
+                costs = dict(zip([HEADING, *lines], counted.counts, strict=True))
+                return counted_addition(request.max_tokens, candidates, costs, counted.by)
         return await self._records.read(lambda connection: facts.prompt_addition(connection, request, now))
 
     # Upkeep -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import secrets
@@ -41,10 +40,9 @@ from workers.models.control import (
     encode_line,
 )
 from workers.models.gguf_header import GgufHeader, UnusableFile, read_header
+from workers.models.parent import die_with_parent
 
 log = logging.getLogger("olympus.models.runner")
-
-_PR_SET_PDEATHSIG: Final = 1
 
 # Longer texts are tokenized in a thread: at some 5 MB/s they would hold up the heartbeats.
 _LONG_TEXT: Final = 64 * 1024
@@ -320,19 +318,11 @@ async def _read_commands() -> AsyncGenerator[LoadModel | DrainRunner, None]:
     return commands()
 
 
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when the service dies; end now if it has died already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit(1)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one runner until its service is done with it."""
     parser = argparse.ArgumentParser(prog="python -m workers.models.runner", description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process id of the model service")
-    _die_with_parent(parser.parse_args(argv).parent)
+    die_with_parent(parser.parse_args(argv).parent)
     # Whatever a library prints goes to stderr; stdout is the pipe to the service.
     pipe = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)

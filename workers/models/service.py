@@ -30,7 +30,9 @@ from schemas.bodies.model import (
     Models,
     ModelShow,
     ModelState,
+    ModelTokenize,
     ModelUnload,
+    TokenCounts,
 )
 from schemas.envelope import Headers
 from schemas.errors import BY_CODE, BadRequest, BusError, NotFound, NoWorker, Unprocessable, WorkerLost
@@ -39,6 +41,7 @@ from workers.models import scheduler as core
 from workers.models.catalogue import SHIPPED_ROOT, Catalogue, with_state
 from workers.models.control import DrainRunner, LoadModel, News, RunnerBusy, RunnerFailed, RunnerLoaded
 from workers.models.runner_process import RunnerProcess
+from workers.models.tokenizer_process import TokenizerProcess
 
 log = logging.getLogger("olympus.models")
 
@@ -92,11 +95,13 @@ class ModelService:
         self._events: asyncio.Queue[tuple[str, ModelEvent]] = asyncio.Queue()
         self._publisher: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._tokenizer = TokenizerProcess()
         self.worker = Worker("model", settings, capacity=CAPACITY)
         self.worker.handle("model.list", self.list)
         self.worker.handle("model.show", self.show)
         self.worker.handle("model.load", self.load)
         self.worker.handle("model.unload", self.unload)
+        self.worker.handle("model.tokenize", self.tokenize)
         self.worker.handle("model.generate", self.use)
         self.worker.handle("model.chat", self.use)
 
@@ -121,6 +126,7 @@ class ModelService:
         for process in processes:
             process.signal(signal.SIGTERM)
         await asyncio.gather(self.worker.stop(limit_s), self._wait_for(processes, limit_s))
+        await self._tokenizer.stop()
         for process in self._processes.values():
             process.signal(signal.SIGKILL)
         await self._wait_for(list(self._processes.values()), _LEAVE_S)
@@ -177,6 +183,13 @@ class ModelService:
         )
         return ModelState(model=request.model, state="available", took_s=took_s)
 
+    async def tokenize(self, request: ModelTokenize, call: Call) -> TokenCounts:
+        """Count tokens with the model's vocabulary alone: nothing is loaded for it and nothing evicted."""
+        name = self._name_of(request, call)
+        entry = await self._usable(name)
+        answer = await self._tokenizer.tokenize(name, entry.path, request.texts, with_tokens=request.with_tokens)
+        return TokenCounts(model=name, counts=answer.counts, tokens=answer.tokens)
+
     async def use(self, request: Generate | Chat, call: Call) -> Generation:
         """`model.generate` and `model.chat`: wait until the model is there, then pass the request on."""
         name = self._name_of(request, call)
@@ -205,7 +218,7 @@ class ModelService:
         finally:
             self._close_ticket(id)
 
-    def _name_of(self, request: Generate | Chat, call: Call) -> str:
+    def _name_of(self, request: Generate | Chat | ModelTokenize, call: Call) -> str:
         _, instance = split_instance(call.subject)
         if instance and instance != self.worker.instance:
             if request.model is not None and request.model != instance:

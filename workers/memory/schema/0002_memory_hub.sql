@@ -1,11 +1,11 @@
 -- Memories, documents, experiences, sessions and contexts; the chunks that search finds; what waits to be embedded and
 -- what waits to be published.
 
+-- The content of a memory or document is its last column: what stands behind a long one is slow to read.
 CREATE TABLE memories (
     sequence         INTEGER PRIMARY KEY AUTOINCREMENT,     -- order of adding
     ns               TEXT NOT NULL,
     id               TEXT NOT NULL,
-    content          TEXT NOT NULL,
     type             TEXT NOT NULL,
     tier             TEXT NOT NULL,                         -- short, medium, long
     importance       REAL NOT NULL,
@@ -13,6 +13,7 @@ CREATE TABLE memories (
     created_at       REAL NOT NULL,
     updated_at       REAL NOT NULL,
     last_accessed_at REAL NOT NULL,
+    decayed_at       REAL NOT NULL,                         -- the importance is that of this time
     at               REAL NOT NULL,
     version          INTEGER NOT NULL DEFAULT 1,
     parent_id        TEXT,
@@ -20,12 +21,23 @@ CREATE TABLE memories (
     speaker          TEXT,
     tags             TEXT NOT NULL DEFAULT '[]',            -- JSON
     metadata         BLOB NOT NULL,                         -- msgpack
+    content          TEXT NOT NULL,
     UNIQUE (ns, id)
 );
+CREATE INDEX memories_in_order ON memories (ns, sequence);
 CREATE INDEX memories_children ON memories (ns, parent_id, sequence) WHERE parent_id IS NOT NULL;
 CREATE INDEX memories_expiry ON memories (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX memories_tier ON memories (tier, sequence);
 CREATE INDEX memories_type ON memories (ns, type, sequence);
+
+-- The highest version of what is gone: what is created later starts above it, so that a version once seen never fits
+-- another thing of the same name.
+CREATE TABLE version_floors (
+    ns      TEXT NOT NULL,
+    kind    TEXT NOT NULL,                                  -- memory, document, context
+    version INTEGER NOT NULL,
+    PRIMARY KEY (ns, kind)
+) WITHOUT ROWID;
 
 CREATE TABLE memory_tags (
     ns  TEXT NOT NULL,
@@ -68,13 +80,15 @@ CREATE TABLE knowledge_base (
     ns         TEXT NOT NULL,
     doc_id     TEXT NOT NULL,
     title      TEXT NOT NULL,
-    content    TEXT NOT NULL,
+    characters INTEGER NOT NULL,                            -- of content
+    chunks     INTEGER NOT NULL,                            -- it was cut into
     version    INTEGER NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
     at         REAL NOT NULL,
     tags       TEXT NOT NULL DEFAULT '[]',                  -- JSON
     metadata   BLOB NOT NULL,                               -- msgpack
+    content    TEXT NOT NULL,
     PRIMARY KEY (ns, doc_id)
 );
 
@@ -106,7 +120,7 @@ CREATE TABLE sessions (
     session_id   TEXT NOT NULL,
     user_id      TEXT NOT NULL,
     type         TEXT NOT NULL,
-    state        TEXT NOT NULL,                             -- open, closed, expired
+    state        TEXT NOT NULL,                             -- open, closed, expired; deleting while its turns go
     turns        INTEGER NOT NULL DEFAULT 0,
     created_at   REAL NOT NULL,
     last_used_at REAL NOT NULL,
@@ -120,6 +134,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_user ON sessions (ns, user_id, last_used_at);
 CREATE INDEX sessions_by_use ON sessions (ns, last_used_at);
 CREATE INDEX sessions_expiry ON sessions (expires_at) WHERE state = 'open' AND expires_at IS NOT NULL;
+CREATE INDEX sessions_deleting ON sessions (ns, session_id) WHERE state = 'deleting';
 
 CREATE TABLE turns (
     ns         TEXT NOT NULL,
@@ -159,12 +174,15 @@ CREATE TABLE suggestions (
     reason        TEXT NOT NULL,
     confidence    REAL NOT NULL,
     evidence      BLOB NOT NULL,                            -- msgpack
+    evidence_from TEXT,                                     -- the session that the evidence was said in
     fingerprint   BLOB NOT NULL,                            -- what makes two suggestions the same
     made_at       REAL NOT NULL,
     dismissed_at  REAL,
     UNIQUE (ns, fingerprint)
 );
 CREATE INDEX suggestions_by_time ON suggestions (ns, made_at);
+CREATE INDEX suggestions_by_session ON suggestions (ns, session_id, made_at);
+CREATE INDEX suggestions_by_evidence ON suggestions (ns, evidence_from) WHERE evidence_from IS NOT NULL;
 
 -- Users ('' for everybody) for whom the proactive monitor is switched.
 CREATE TABLE suggestion_switches (

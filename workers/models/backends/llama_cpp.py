@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
 import os
 import queue
 import threading
@@ -26,7 +25,7 @@ from typing import Any, Final, Literal
 
 from schemas.errors import BusError, Internal
 from workers.models.backends.backend import Chunk, LoadFailed, LoadOptions, Options, Outcome
-from workers.models.backends.llama_library import LogRouter, load_library
+from workers.models.backends.llama_library import load_library, log_router, reason_of_failure, tokenize
 from workers.models.stopping import TextAssembler
 
 # Tokens of one decode. Prompts are read in pieces of this size, ...
@@ -124,14 +123,7 @@ class LlamaCpp:
 
     def tokenize(self, text: str, *, with_special: bool) -> list[int]:
         """Token ids of `text`, nothing added. With `with_special`, the text of a control token becomes that token."""
-        encoded = text.encode("utf-8", "replace")
-        room = len(encoded) + 8
-        tokens = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), tokens, room, False, with_special)
-        if count < 0:
-            tokens = (self._lib.llama_token * -count)()
-            count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), tokens, -count, False, with_special)
-        return list(tokens[:count])
+        return tokenize(self._lib, self._vocab, text, with_special=with_special)
 
     def begin(self, tokens: list[int]) -> list[int]:
         """`tokens` with the begin-of-text token in front, if the model wants one and it is not there yet."""
@@ -391,13 +383,13 @@ def load(path: Path, options: LoadOptions) -> LlamaCpp:
     Blocks; call it in the thread of the loop that will use the model.
     """
     library = load_library()
-    router = _log_router(library)
+    router = log_router(library)
     router.errors = []
     parameters = library.llama_model_default_params()
     parameters.n_gpu_layers = options.gpu_layers
     model = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
-        raise LoadFailed(_reason(router.errors, "llama.cpp gave no reason"))
+        raise LoadFailed(reason_of_failure(router.errors, "llama.cpp gave no reason"))
     if library.llama_model_has_encoder(model) or not library.llama_model_has_decoder(model):
         library.llama_model_free(model)
         raise LoadFailed("this kind of model does not continue text (it has an encoder or no decoder)")
@@ -406,7 +398,7 @@ def load(path: Path, options: LoadOptions) -> LlamaCpp:
     if not context:
         library.llama_model_free(model)
         raise LoadFailed(
-            _reason(router.errors, "llama.cpp could not make a context")
+            reason_of_failure(router.errors, "llama.cpp could not make a context")
             + f" (context of {options.context_tokens} tokens for each of {options.parallel} sequences)"
         )
     return LlamaCpp(library, model, context, options, is_cache_common=bool(parameters.kv_unified))
@@ -415,14 +407,8 @@ def load(path: Path, options: LoadOptions) -> LlamaCpp:
 def prepare() -> None:
     """Import and initialise llama.cpp ahead of a load. Raises LibraryMissing."""
     library = load_library()
-    _log_router(library)
+    log_router(library)
     library.llama_backend_init()
-
-
-@functools.lru_cache(maxsize=1)
-def _log_router(library: Any) -> LogRouter:
-    """The process's one router: llama.cpp keeps a single log callback, which must not be freed."""
-    return LogRouter(library)
 
 
 def _context_parameters(library: Any, options: LoadOptions, model_parameters: int) -> Any:
@@ -442,12 +428,6 @@ def _context_parameters(library: Any, options: LoadOptions, model_parameters: in
         parameters.n_ubatch = SMALL_MODEL_PIECE_TOKENS
         parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return parameters
-
-
-def _reason(errors: list[str], fallback: str) -> str:
-    """The line of llama.cpp's log that says what is wrong, without the function name in front of it."""
-    telling = [line for line in errors if "error loading model" in line] or errors
-    return telling[0].partition(": ")[2] or telling[0] if telling else fallback
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

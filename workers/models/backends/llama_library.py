@@ -8,6 +8,7 @@ empty module of that name, with the right search path, in its place for the time
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.machinery
 import importlib.util
 import logging
@@ -68,3 +69,27 @@ class LogRouter:
             self.errors = [*self.errors[-7:], line]
         if line:
             log.debug(line)
+
+
+@functools.lru_cache(maxsize=1)
+def log_router(library: Any) -> LogRouter:
+    """The process's one router: llama.cpp keeps a single log callback, which must not be freed."""
+    return LogRouter(library)
+
+
+def reason_of_failure(errors: list[str], fallback: str) -> str:
+    """The line of llama.cpp's log that says what is wrong, without the function name in front of it."""
+    telling = [line for line in errors if "error loading model" in line] or errors
+    return telling[0].partition(": ")[2] or telling[0] if telling else fallback
+
+
+def tokenize(library: Any, vocab: Any, text: str, *, with_special: bool) -> list[int]:
+    """Token ids of `text`, nothing added. With `with_special`, the text of a control token becomes that token."""
+    encoded = text.encode("utf-8", "replace")
+    room = len(encoded) + 8
+    tokens = (library.llama_token * room)()
+    count = library.llama_tokenize(vocab, encoded, len(encoded), tokens, room, False, with_special)
+    if count < 0:
+        tokens = (library.llama_token * -count)()
+        count = library.llama_tokenize(vocab, encoded, len(encoded), tokens, -count, False, with_special)
+    return list(tokens[:count])

@@ -1,0 +1,422 @@
+"""`olympus memory add`, `list`, `show` and `forget`: single memories, documents and facts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from bus.cli import exits
+from bus.cli.action import Action
+from bus.cli.connection import run_with_client
+from bus.cli.durations import duration, instant
+from bus.cli.failures import UsageError, say
+from bus.cli.output import fit, number, plural, print_json, printable, table, terminal_width, write_line
+from bus.client import Client
+from schemas.bodies.items import (
+    DocGet,
+    DocInfo,
+    DocPut,
+    ExperienceGet,
+    Memories,
+    Memory,
+    MemoryAdd,
+    MemoryAdded,
+    MemoryChildren,
+    MemoryDelete,
+    MemoryDeleted,
+    MemoryGet,
+    MemoryList,
+    MemoryRelated,
+    RelatedMemories,
+)
+from schemas.bodies.memory import Fact, Forget, Forgotten, KvGet, Recall, Remember
+from schemas.bodies.sessions import ContextGet, SessionGet, SessionHistory
+from schemas.errors import BusError, NotFound
+
+_NS: Final = "memory"
+
+# Children and relations that `show` lists; the rest is counted.
+_SHOWN_MAX: Final = 10
+
+
+# add --------------------------------------------------------------------------------------------------------------
+
+
+def _configure_add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="TEXT", help="what to keep; '-' reads it from stdin, @FILE from a file")
+    parser.add_argument("--ns", help="namespace (memory; kb for a document, user for a fact)")
+    parser.add_argument("--type", help="what sort of memory it is, any word")
+    parser.add_argument("--tier", choices=("short", "medium", "long"), help="how long it is meant to last")
+    parser.add_argument("--importance", type=float, metavar="0..1", help="how much it matters")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="repeatable")
+    parser.add_argument("--speaker", metavar="NAME", help="who said it")
+    parser.add_argument("--parent", metavar="ID", help="the memory it belongs under")
+    parser.add_argument("--ttl", type=duration, metavar="TIME", help="forget it after this long (90s, 2h, 30d)")
+    parser.add_argument(
+        "--at", type=instant, metavar="TIME", help="when it was said or happened (2h ago as 2h, or ISO)"
+    )
+    parser.add_argument("--meta", action="append", default=[], metavar="KEY=VALUE", help="metadata; repeatable")
+    parser.add_argument("--id", metavar="ID", help="a name of your own for it")
+    parser.add_argument("--replace", action="store_true", help="overwrite what has that id")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--document", action="store_true", help="keep it as a document, found piece by piece")
+    shape.add_argument("--fact", metavar="KEY", help="keep it as the fact KEY")
+    parser.add_argument("--title", default="", help="of a document")
+    parser.add_argument("--json", action="store_true", help="print the whole reply")
+
+
+def _run_add(args: argparse.Namespace) -> int:
+    text, file = _read_text(args.text)
+    if args.fact is not None:
+        return _send(args, "memory.remember", Remember(**_given(args, "ns"), key=args.fact, value=text), "key")
+    if args.document:
+        return _send(args, "memory.doc.put", _document(args, text, file), "doc_id")
+    optional = _given(args, "ns", "type", "tier", "importance", "speaker", "at", "id")
+    memory = MemoryAdd(
+        **optional,
+        content=text,
+        tags=args.tag,
+        parent_id=args.parent,
+        ttl_s=args.ttl,
+        metadata=_metadata(args.meta),
+        replace=args.replace,
+    )
+    return _send(args, "memory.add", memory, "id")
+
+
+def _document(args: argparse.Namespace, text: str, file: Path | None) -> DocPut:
+    _refuse(args, "a document", "type", "tier", "importance", "speaker", "parent", "ttl")
+    doc_id = args.id or (file.name if file is not None else None)
+    if doc_id is None:
+        raise UsageError("a document that comes from no file needs an --id")
+    return DocPut(
+        **_given(args, "ns", "at"),
+        doc_id=doc_id,
+        content=text,
+        title=args.title or (file.name if file is not None else ""),
+        tags=args.tag,
+        metadata=_metadata(args.meta),
+        if_version=None if args.replace else 0,
+    )
+
+
+def _send(args: argparse.Namespace, subject: str, body: msgspec.Struct, id_field: str) -> int:
+    async def ask(client: Client) -> int:
+        reply: MemoryAdded | DocInfo | Fact = await client.request(subject, body)
+        if args.json:
+            print_json(reply, indent=2)
+        else:
+            write_line(getattr(reply, id_field))
+        return exits.OK
+
+    return run_with_client(args, ask)
+
+
+def _read_text(word: str) -> tuple[str, Path | None]:
+    if word == "-":
+        return _decoded(sys.stdin.buffer.read(), "stdin"), None
+    if not word.startswith("@"):
+        return word, None
+    path = Path(word[1:])
+    try:
+        return _decoded(path.read_bytes(), str(path)), path
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from error
+
+
+def _metadata(pairs: Sequence[str]) -> dict[str, Any]:
+    metadata = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--meta {pair!r} is not KEY=VALUE")
+        try:
+            metadata[key] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            metadata[key] = value
+    return metadata
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given: the others keep the operation's own defaults."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UsageError(f"{what} has no --{name}")
+
+
+# list -------------------------------------------------------------------------------------------------------------
+
+
+def _configure_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ns", default=_NS, help="namespace")
+    parser.add_argument("--type", help="only of this type")
+    parser.add_argument("--tier", choices=("short", "medium", "long"), help="only of this tier")
+    parser.add_argument("--tag", help="only with this tag")
+    parser.add_argument("--parent", metavar="ID", help="only those under this memory")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="how many (50)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    request = MemoryList(
+        ns=args.ns, type=args.type, tier=args.tier, tag=args.tag, parent_id=args.parent, limit=args.limit
+    )
+
+    async def ask(client: Client) -> int:
+        page: Memories = await client.request("memory.list", request)
+        if args.json:
+            for memory in page.memories:
+                print_json(memory)
+            return exits.OK
+        rows = [
+            (one.id, day_and_time(one.at), one.tier, f"{one.importance:.2f}", _one_line(one.content))
+            for one in page.memories
+        ]
+        width = terminal_width()
+        for line in table(("ID", "AT", "TIER", "IMPORTANCE", "CONTENT"), rows):
+            write_line(fit(line, width))
+        if page.next_after is not None:
+            say(f"there are more; --limit N shows up to 1000, or: olympus req memory.list after={page.next_after}")
+        return exits.OK
+
+    return run_with_client(args, ask)
+
+
+# show -------------------------------------------------------------------------------------------------------------
+
+
+class _Shown(NamedTuple):
+    subject: str
+    ns: str
+    id_field: str
+    request: type[Any]
+
+
+_KINDS: Final = {
+    "memory": _Shown("memory.get", "memory", "id", MemoryGet),
+    "document": _Shown("memory.doc.get", "kb", "doc_id", DocGet),
+    "session": _Shown("memory.session.get", "session", "session_id", SessionGet),
+    "context": _Shown("memory.context.get", "context", "context_id", ContextGet),
+    "experience": _Shown("memory.experience.get", "experience", "exp_id", ExperienceGet),
+    "fact": _Shown("memory.recall", "user", "key", Recall),
+    "kv": _Shown("memory.kv.get", "kv", "key", KvGet),
+}
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="its id, or the key of a fact or entry")
+    parser.add_argument("--kind", choices=tuple(_KINDS), default="memory", help="what it is (memory)")
+    parser.add_argument("--ns", help="namespace (the usual one of its kind)")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    shown = _KINDS[args.kind]
+    ns = args.ns or shown.ns
+    request = shown.request(
+        **{shown.id_field: args.id, "ns": ns, **({"touch": False} if args.kind == "memory" else {})}
+    )
+
+    async def ask(client: Client) -> int:
+        found = await client.request(shown.subject, request)
+        beside: dict[str, Any] = {}
+        if args.kind == "memory":
+            beside = await _around(client, ns, args.id)
+        elif args.kind == "session":
+            history = SessionHistory(session_id=args.id, ns=ns, touch=False)
+            beside = {"history": (await client.request("memory.session.history", history)).turns}
+        if args.json:
+            print_json({**msgspec.structs.asdict(found), **beside}, indent=2)
+        else:
+            write_line("\n".join(_described(found, beside)))
+        return exits.OK
+
+    return run_with_client(args, ask)
+
+
+async def _around(client: Client, ns: str, memory_id: str) -> dict[str, Any]:
+    children: Memories = await client.request("memory.children", MemoryChildren(id=memory_id, ns=ns))
+    related: RelatedMemories = await client.request(
+        "memory.related", MemoryRelated(id=memory_id, ns=ns, direction="both")
+    )
+    return {"children": children.memories, "related": related.related}
+
+
+def _described(found: msgspec.Struct, beside: dict[str, Any]) -> list[str]:
+    """Fields by line, the long text last, then what stands around it."""
+    fields = msgspec.structs.asdict(found)
+    text = next((fields.pop(name) for name in ("content", "system_prompt") if fields.get(name)), None)
+    rows = [(name, _field(name, value)) for name, value in fields.items() if value not in (None, [], {}, "")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    if isinstance(text, str):
+        lines += ["", printable(text)]
+    children: list[Memory] = beside.get("children", [])
+    if children:
+        lines += ["", f"{number(len(children))} under it:"]
+        lines += [f"  {child.id}  {_one_line(child.content)}" for child in children[:_SHOWN_MAX]]
+    related = beside.get("related", [])
+    if related:
+        lines += ["", f"{number(len(related))} related:"]
+        lines += [
+            f"  {one.relation.source_id} -{one.relation.kind}-> {one.relation.target_id}  ({one.relation.strength:g})"
+            for one in related[:_SHOWN_MAX]
+        ]
+    for turn in beside.get("history", []):
+        lines += ["", f"{turn.number}  {day_and_time(turn.at)}  {turn.speaker or turn.role}:", printable(turn.content)]
+    return lines
+
+
+def _field(name: str, value: Any) -> str:
+    if isinstance(value, float) and (name == "at" or name.endswith("_at")):
+        return day_and_time(value)
+    if isinstance(value, str):
+        return printable(value)
+    return msgspec.json.encode(value, enc_hook=str).decode() if isinstance(value, dict | list) else str(value)
+
+
+# forget -----------------------------------------------------------------------------------------------------------
+
+
+def _configure_forget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help="memories, or with --fact keys of facts")
+    parser.add_argument("--fact", action="store_true", help="forget facts instead of memories")
+    parser.add_argument("--ns", help="namespace (memory; user for facts)")
+    parser.add_argument("--cascade", action="store_true", help="also everything under the memory")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _run_forget(args: argparse.Namespace) -> int:
+    if args.fact and args.cascade:
+        raise UsageError("nothing lies under a fact: --cascade is for memories")
+    if (len(args.ids) > 1 or args.cascade) and not args.yes:
+        what = plural(len(args.ids), "fact" if args.fact else "memory").replace("memorys", "memories")
+        confirm(f"Forget {what}{' and everything under' if args.cascade else ''}: {', '.join(args.ids)}")
+
+    async def ask(client: Client) -> int:
+        missing = 0
+        for name in args.ids:
+            try:
+                reply = await _forget(client, args, name)
+            except NotFound as error:
+                say(error.message)
+                missing += 1
+                continue
+            if args.json:
+                print_json(reply)
+            else:
+                write_line(f"{name}  forgotten{_how_many(reply)}")
+        return exits.FAILED if missing else exits.OK
+
+    return run_with_client(args, ask)
+
+
+async def _forget(client: Client, args: argparse.Namespace, name: str) -> MemoryDeleted | Forgotten:
+    if not args.fact:
+        deleted: MemoryDeleted = await client.request(
+            "memory.delete", MemoryDelete(**_given(args, "ns"), id=name, cascade=args.cascade)
+        )
+        return deleted
+    forgotten: Forgotten = await client.request("memory.forget", Forget(**_given(args, "ns"), key=name))
+    if not forgotten.forgotten:
+        raise NotFound(f"nothing is known as {name!r}")
+    return forgotten
+
+
+def _how_many(reply: MemoryDeleted | Forgotten) -> str:
+    below = reply.deleted - 1 if isinstance(reply, MemoryDeleted) else 0
+    return f", and {plural(below, 'memory').replace('memorys', 'memories')} under it" if below else ""
+
+
+# Shared -----------------------------------------------------------------------------------------------------------
+
+
+def confirm(question: str) -> None:
+    """Ask on the terminal; raises UsageError without one, Declined for anything but yes."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question}: add --yes, as there is no terminal to ask on")
+    print(f"{printable(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Declined("nothing was changed")
+
+
+class Declined(BusError):
+    """The person at the terminal said no. Never on the wire."""
+
+    code = "cancelled"
+
+
+def day_and_time(at: float) -> str:
+    """Local date and minute of an epoch instant."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text[:500].split()))
+
+
+ACTIONS: Final = (
+    Action(
+        "add",
+        "keep a memory, a document or a fact",
+        _configure_add,
+        _run_add,
+        """
+olympus memory add 'Ada keeps bees' --tag bees --importance 0.8
+olympus memory add 'the meeting moved to noon' --speaker Bob --at 2h --ttl 7d
+olympus memory add @notes.md --document --title Notes
+olympus memory add Porto --fact city
+fortune | olympus memory add - --type quote --meta source=fortune
+""",
+    ),
+    Action(
+        "list",
+        "list memories in the order they were added",
+        _configure_list,
+        _run_list,
+        """
+olympus memory list --tag bees
+olympus memory list --tier long --limit 1000 --json
+""",
+    ),
+    Action(
+        "show",
+        "show one memory with what lies under it and what it is related to",
+        _configure_show,
+        _run_show,
+        """
+olympus memory show mem-0190b8e2-5f7e-7c3a-9d57-5a8f0c1b2d3e
+olympus memory show notes.md --kind document
+olympus memory show city --kind fact
+""",
+    ),
+    Action(
+        "forget",
+        "forget memories or facts for good",
+        _configure_forget,
+        _run_forget,
+        """
+olympus memory forget mem-0190b8e2-5f7e-7c3a-9d57-5a8f0c1b2d3e
+olympus memory forget trip-to-porto --cascade
+olympus memory forget --fact city --yes
+""",
+    ),
+)

@@ -1,0 +1,115 @@
+"""The sign-in of this person: OLYMPUS_HOME/auth/session.json, renewed when its access token has run out."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bus.cli.failures import say
+from bus.client import Client
+from bus.private_file import write_private
+from bus.settings import Settings
+from schemas.bodies.accounts import Refresh, Tokens
+from schemas.errors import Unauthenticated
+
+# An access token is renewed this many seconds before its end, so that it lasts for the command.
+_MARGIN_S: Final = 30.0
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sign-in left. `renew_at` is epoch seconds by this machine's clock."""
+
+    user_id: str
+    access_token: str
+    refresh_token: str
+    renew_at: float
+
+    def __repr__(self) -> str:
+        return f"Session({self.user_id!r}, ...)"
+
+
+def session_path(settings: Settings) -> Path:
+    """Where it lies."""
+    return settings.path("auth", "session.json")
+
+
+def load(settings: Settings) -> Session | None:
+    """The sign-in of this home, None without one."""
+    try:
+        return msgspec.json.decode(session_path(settings).read_bytes(), type=Session)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        say(f"{session_path(settings)} cannot be used ({error}); sign in again with 'olympus auth login'")
+        return None
+
+
+def save(settings: Settings, tokens: Tokens) -> Session:
+    """Keep what a sign-in or its renewal answered."""
+    session = Session(
+        user_id=tokens.user_id,
+        access_token=tokens.access_token,
+        refresh_token=tokens.refresh_token,
+        renew_at=time.time() + max(tokens.expires_in_s - _MARGIN_S, tokens.expires_in_s / 2),
+    )
+    write_private(session_path(settings), msgspec.json.encode(session))
+    return session
+
+
+def forget(settings: Settings) -> None:
+    """Drop the sign-in of this home."""
+    session_path(settings).unlink(missing_ok=True)
+
+
+async def renewed(settings: Settings) -> Session | None:
+    """The sign-in of this home with an access token that is good now; None without one, or when it has ended."""
+    session = load(settings)
+    if session is None or session.renew_at > time.time():
+        return session
+    # One command at a time: a refresh token used twice would end the sign-in.
+    with await asyncio.to_thread(_locked, settings):
+        session = load(settings)
+        if session is None or session.renew_at > time.time():
+            return session
+        try:
+            async with Client(settings, name="olympus") as client:
+                tokens = await client.request("auth.refresh", Refresh(refresh_token=session.refresh_token))
+        except Unauthenticated as error:
+            forget(settings)
+            say(f"the sign-in of {session.user_id} has ended ({error.message}); 'olympus auth login' begins one")
+            return None
+        return save(settings, tokens)
+
+
+async def signed_in(settings: Settings) -> Settings:
+    """Settings whose requests carry the sign-in of this home, where requests need a token and none is set."""
+    if not settings.auth.required or settings.bus.token:
+        return settings
+    session = await renewed(settings)
+    if session is None:
+        return settings
+    return msgspec.structs.replace(settings, bus=msgspec.structs.replace(settings.bus, token=session.access_token))
+
+
+def _locked(settings: Settings) -> _Lock:
+    return _Lock(session_path(settings).with_name("session.lock"))
+
+
+class _Lock:
+    """Held from its making on, until the block is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __enter__(self) -> None:
+        """It is held already."""
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)

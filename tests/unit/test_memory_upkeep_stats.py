@@ -1,0 +1,84 @@
+"""Figures of a memory: what is counted, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.bodies.memory import KvSet, Remember
+from schemas.bodies.upkeep import NamespaceStats
+from schemas.envelope import new_id
+from workers.memory.migrations import load_migrations
+from workers.memory.records import Records
+from workers.memory.store import MemoryStore
+from workers.memory.upkeep import stats
+from workers.memory.upkeep.stats import Around, Figures
+
+
+async def around() -> Around:
+    """The parts beside the database."""
+    return Around(
+        vectors=7, encoder="mini", encoder_state="ready", vector_engine="edge", hot_tier="sqlite", degraded=["slow"]
+    )
+
+
+async def test_figures_tell_counts_sizes_and_states(tmp_path: Path) -> None:
+    """Counts by namespace and kind, what waits for its vector, and what the other parts say of themselves."""
+    records = await Records.open(tmp_path / "memory.db", readers=1, on_committed=lambda events: None)
+    try:
+        store = MemoryStore(records)
+        for ns, key in (("a", "1"), ("a", "2"), ("b", "1")):
+            await store.kv_set(KvSet(ns=ns, key=key, value=1), new_id())
+        await store.remember(Remember(key="city", value="Porto"), new_id())
+
+        told = await Figures(records, around).stats()
+
+        assert told.namespaces == [
+            NamespaceStats(ns="a", kind="kv", count=2),
+            NamespaceStats(ns="b", kind="kv", count=1),
+            NamespaceStats(ns="user", kind="fact", count=1),
+        ]
+        assert (told.waiting, told.vectors, told.encoder, told.encoder_state) == (1, 7, "mini", "ready")
+        assert (told.vector_engine, told.hot_tier, told.degraded) == ("edge", "sqlite", ["slow"])
+        assert told.schema_version == load_migrations()[-1].number
+        assert told.database_bytes > 0
+    finally:
+        await records.close()
+
+
+async def test_counts_are_kept_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A screen that asks again and again does not make the database count again and again."""
+    at = 100.0
+    monkeypatch.setattr(stats.time, "monotonic", lambda: at)
+    records = await Records.open(tmp_path / "memory.db", readers=1, on_committed=lambda events: None)
+    try:
+        figures = Figures(records, around)
+        assert (await figures.stats()).namespaces == []
+        await MemoryStore(records).kv_set(KvSet(key="a", value=1), new_id())
+
+        at += stats.KEPT_S
+        assert (await figures.stats()).namespaces == []
+        at += 0.1
+        assert len((await figures.stats()).namespaces) == 1
+        await MemoryStore(records).kv_set(KvSet(ns="b", key="a", value=1), new_id())
+        await figures.forget()
+        assert len((await figures.stats()).namespaces) == 2
+    finally:
+        await records.close()
+
+
+async def test_counting_reads_indexes_and_no_values(tmp_path: Path) -> None:
+    """However large the values are: every table is counted along an index that begins with the namespace."""
+    records = await Records.open(tmp_path / "memory.db", readers=1, on_committed=lambda events: None)
+    try:
+        for table in stats._TABLES.values():
+            plan = await records.read(
+                lambda raw, table=table: raw.execute(  # type: ignore[misc]
+                    f"EXPLAIN QUERY PLAN SELECT ns, count(*) FROM {table} GROUP BY ns ORDER BY ns"
+                ).fetchall()
+            )
+            assert "TEMP B-TREE" not in str(plan), table
+            assert "COVERING INDEX" in str(plan) or table == "relations", (table, plan)
+    finally:
+        await records.close()

@@ -1,0 +1,137 @@
+"""Users: the statements behind `auth.user.*`, each inside a transaction that its caller owns. Passwords come hashed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Final, NamedTuple
+
+from schemas.bodies.accounts import AuthRevoked, User, UserDeleted, UserUpdate
+from schemas.errors import Conflict, Forbidden, NotFound
+from workers.memory.accounts import families
+from workers.memory.outcome import Event, Outcome
+
+# Names that stand for something else: whoever holds the secret of the home.
+RESERVED: Final = frozenset({"local"})
+
+# What somebody who signs up may do, in namespaces of their own.
+USER_SCOPES: Final = ("memory:read", "memory:write", "model:read", "model:use", "trust:read")
+
+
+class Account(NamedTuple):
+    """One row of `users`."""
+
+    name: str
+    password_hash: str
+    scopes: tuple[str, ...]
+    namespaces: tuple[str, ...]
+    is_disabled: bool
+
+
+def own_namespaces(name: str) -> tuple[str, ...]:
+    """The namespaces that belong to one user."""
+    return (f"user.{name}", f"user.{name}.*")
+
+
+def find(connection: sqlite3.Connection, name: str) -> Account | None:
+    """The account called `name`."""
+    row = connection.execute(
+        "SELECT name, password_hash, scopes, namespaces, is_disabled FROM users WHERE name = ?", (name,)
+    ).fetchone()
+    if row is None:
+        return None
+    return Account(row[0], row[1], tuple(json.loads(row[2])), tuple(json.loads(row[3])), bool(row[4]))
+
+
+def add(connection: sqlite3.Connection, account: Account, now: float) -> Outcome:
+    """Add a user. Raises Conflict where the name is taken, Forbidden where it is reserved."""
+    if account.name in RESERVED:
+        raise Forbidden(f"the name {account.name!r} is reserved", field="user_id")
+    try:
+        connection.execute(
+            "INSERT INTO users (name, password_hash, scopes, namespaces, is_disabled, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                account.name,
+                account.password_hash,
+                json.dumps(account.scopes),
+                json.dumps(account.namespaces),
+                account.is_disabled,
+                now,
+                now,
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise Conflict(f"there is a user {account.name!r} already", user_id=account.name) from error
+    return Outcome(show(connection, account.name, now), [])
+
+
+def update(connection: sqlite3.Connection, request: UserUpdate, password_hash: str | None, now: float) -> Outcome:
+    """Change what is given. A new password and disabling revoke every token of the user. Raises NotFound."""
+    _require(connection, request.user_id)
+    changes: dict[str, object] = {"updated_at": now}
+    if password_hash is not None:
+        changes["password_hash"] = password_hash
+    if request.scopes is not None:
+        changes["scopes"] = json.dumps(request.scopes)
+    if request.namespaces is not None:
+        changes["namespaces"] = json.dumps(request.namespaces)
+    if request.disabled is not None:
+        changes["is_disabled"] = request.disabled
+    assignments = ", ".join(f"{column} = ?" for column in changes)
+    connection.execute(f"UPDATE users SET {assignments} WHERE name = ?", (*changes.values(), request.user_id))
+    reason = "password changed" if password_hash is not None else "disabled" if request.disabled else ""
+    if reason:
+        families.revoke_all(connection, request.user_id, reason, now)
+    # Access tokens are believed for a while without asking, with the scopes of then.
+    event = Event("auth.revoked", AuthRevoked(user_id=request.user_id, reason=reason or "rights changed"))
+    return Outcome(show(connection, request.user_id, now), [event])
+
+
+def set_password_hash(connection: sqlite3.Connection, name: str, password_hash: str) -> Outcome:
+    """Keep the same password under newer parameters."""
+    connection.execute("UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
+    return Outcome(None, [])
+
+
+def delete(connection: sqlite3.Connection, name: str) -> Outcome:
+    """Delete a user with all tokens; what the user stored stays."""
+    deleted = connection.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount > 0
+    events = [Event("auth.revoked", AuthRevoked(user_id=name, reason="deleted"))] if deleted else []
+    return Outcome(UserDeleted(user_id=name, deleted=deleted), events)
+
+
+def show(connection: sqlite3.Connection, name: str, now: float) -> User:
+    """What an admin sees of a user. Raises NotFound."""
+    _require(connection, name)
+    return next(user for user in _shown(connection, "WHERE name = ?", (name,), now))
+
+
+def list_users(connection: sqlite3.Connection, now: float) -> list[User]:
+    """Every user, by name."""
+    return _shown(connection, "ORDER BY name", (), now)
+
+
+def _require(connection: sqlite3.Connection, name: str) -> None:
+    if connection.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone() is None:
+        raise NotFound(f"there is no user {name!r}", user_id=name)
+
+
+def _shown(connection: sqlite3.Connection, rest: str, values: tuple[str, ...], now: float) -> list[User]:
+    rows = connection.execute(
+        f"SELECT name, scopes, namespaces, is_disabled, created_at, updated_at FROM users {rest}", values
+    ).fetchall()
+    return [
+        User(
+            user_id=name,
+            scopes=json.loads(scopes),
+            namespaces=json.loads(namespaces),
+            disabled=bool(is_disabled),
+            created_at=created_at,
+            updated_at=updated_at,
+            last_sign_in_at=families.last_sign_in(connection, name),
+            failed_sign_ins=families.failures_since_success(connection, name),
+            sessions=families.count_live(connection, name, now),
+        )
+        for name, scopes, namespaces, is_disabled, created_at, updated_at in rows
+    ]

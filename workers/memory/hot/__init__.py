@@ -1,0 +1,1 @@
+"""The hot tier: copies and counters that may vanish at any time. Start reading at tier.py."""

@@ -1,0 +1,1 @@
+"""Memories with their relations, groups and life cycle; documents; experiences."""

@@ -1,0 +1,1 @@
+"""Search: what matters for a query, from words, meaning and evidence. Start reading at pipeline.py."""

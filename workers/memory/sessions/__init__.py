@@ -1,0 +1,1 @@
+"""Sessions of users, what their models are shown of them, and what is noticed in them."""

@@ -1,0 +1,166 @@
+"""Suggestions and the switches of the monitor: statements inside a transaction that the caller owns."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from typing import Any, Final
+
+import msgspec
+
+from schemas.bodies import sessions as bodies
+from schemas.errors import NotFound
+from workers.memory.outcome import Event, Outcome
+from workers.memory.sessions.proactive_policy import Idea
+
+# Stands in the switches for everybody.
+EVERYBODY: Final = ""
+
+_COLUMNS: Final = (
+    "suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at"
+)
+
+_decode_evidence: Final = msgspec.msgpack.Decoder(list[bodies.Evidence]).decode
+
+
+def make(
+    connection: sqlite3.Connection, session: bodies.Session, ideas: list[Idea], per_hour: int, now: float
+) -> Outcome:
+    """Keep the ideas that were never kept before, surest first, within what an hour of this session allows."""
+    made_lately = connection.execute(
+        "SELECT count(*) FROM suggestions WHERE ns = ? AND session_id = ? AND made_at > ?",
+        (session.ns, session.session_id, now - 3600.0),
+    ).fetchone()[0]
+    made: list[bodies.Suggestion] = []
+    for idea in sorted(ideas, key=lambda idea: -idea.confidence):
+        if made_lately + len(made) >= per_hour:
+            break
+        suggestion = _insert(connection, session, idea, now)
+        if suggestion is not None:
+            made.append(suggestion)
+    return Outcome(made, [Event("memory.suggestion.made", suggestion) for suggestion in made])
+
+
+def list_made(connection: sqlite3.Connection, request: bodies.SuggestList, *, is_enabled: bool) -> bodies.Suggestions:
+    """Newest first."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM suggestions WHERE ns = :ns"
+        " AND (:user_id IS NULL OR user_id = :user_id) AND (:session_id IS NULL OR session_id = :session_id)"
+        " AND (:all OR dismissed_at IS NULL) ORDER BY made_at DESC, suggestion_id LIMIT :limit",
+        {
+            "ns": request.ns,
+            "user_id": request.user_id,
+            "session_id": request.session_id,
+            "all": request.include_dismissed,
+            "limit": request.limit,
+        },
+    )
+    return bodies.Suggestions(
+        suggestions=[_suggestion(row) for row in rows],
+        is_on=is_enabled and is_switched_on(connection, request.ns, request.user_id),
+    )
+
+
+def dismiss(connection: sqlite3.Connection, request: bodies.SuggestDismiss, now: float) -> Outcome:
+    """Take it off the list; it stays known, so it is not made again. Raises NotFound."""
+    where = (request.ns, request.suggestion_id)
+    row = connection.execute(
+        "SELECT dismissed_at FROM suggestions WHERE ns = ? AND suggestion_id = ?", where
+    ).fetchone()
+    if row is None:
+        raise NotFound(
+            f"there is no suggestion {request.suggestion_id!r} in namespace {request.ns!r}",
+            ns=request.ns,
+            suggestion_id=request.suggestion_id,
+        )
+    connection.execute(
+        "UPDATE suggestions SET dismissed_at = ? WHERE ns = ? AND suggestion_id = ? AND dismissed_at IS NULL",
+        (now, *where),
+    )
+    return Outcome(bodies.SuggestionDismissed(suggestion_id=request.suggestion_id, dismissed=row[0] is None), [])
+
+
+def switch(connection: sqlite3.Connection, request: bodies.SuggestSwitch, *, is_enabled: bool) -> Outcome:
+    """Keep the switch; the reply says what holds now for whom it is about."""
+    connection.execute(
+        "INSERT INTO suggestion_switches (ns, user_id, is_on) VALUES (?, ?, ?)"
+        " ON CONFLICT (ns, user_id) DO UPDATE SET is_on = excluded.is_on",
+        (request.ns, request.user_id or EVERYBODY, request.is_on),
+    )
+    is_on = is_enabled and is_switched_on(connection, request.ns, request.user_id)
+    return Outcome(bodies.SuggestSwitched(is_on=is_on, user_id=request.user_id), [])
+
+
+def is_switched_on(connection: sqlite3.Connection, ns: str, user_id: str | None) -> bool:
+    """False where the monitor was switched off for everybody or for this user; None asks about everybody."""
+    row = connection.execute(
+        "SELECT min(is_on) FROM suggestion_switches WHERE ns = ? AND user_id IN (?, ?)",
+        (ns, EVERYBODY, user_id or EVERYBODY),
+    ).fetchone()
+    return row[0] is None or bool(row[0])
+
+
+def remove_of_session(connection: sqlite3.Connection, ns: str, session_id: str) -> None:
+    """Delete what was suggested in a session and what rests on it: who deletes a session wants its words gone."""
+    connection.execute("DELETE FROM suggestions WHERE ns = ? AND session_id = ?", (ns, session_id))
+    connection.execute("DELETE FROM suggestions WHERE ns = ? AND evidence_from = ?", (ns, session_id))
+
+
+def _insert(
+    connection: sqlite3.Connection, session: bodies.Session, idea: Idea, now: float
+) -> bodies.Suggestion | None:
+    fingerprint = _fingerprint(session, idea)
+    suggestion = bodies.Suggestion(
+        suggestion_id=f"sug-{fingerprint.hex()}",
+        ns=session.ns,
+        kind=idea.kind,
+        text=idea.text,
+        reason=idea.reason,
+        evidence=idea.evidence,
+        confidence=idea.confidence,
+        made_at=now,
+        user_id=session.user_id,
+        session_id=session.session_id,
+    )
+    cursor = connection.execute(
+        "INSERT OR IGNORE INTO suggestions (suggestion_id, ns, user_id, session_id, kind, text, reason, confidence,"
+        " evidence, evidence_from, fingerprint, made_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            suggestion.suggestion_id,
+            session.ns,
+            session.user_id,
+            session.session_id,
+            idea.kind,
+            idea.text,
+            idea.reason,
+            idea.confidence,
+            msgspec.msgpack.encode(idea.evidence),
+            idea.evidence_from,
+            fingerprint,
+            now,
+        ),
+    )
+    return suggestion if cursor.rowcount == 1 else None
+
+
+def _fingerprint(session: bodies.Session, idea: Idea) -> bytes:
+    """What makes two suggestions the same: to whom, of which kind, about what; not when, nor in which session."""
+    same = "\0".join((session.ns, session.user_id, idea.kind, " ".join(idea.about.lower().split())))
+    return hashlib.blake2b(same.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _suggestion(row: tuple[Any, ...]) -> bodies.Suggestion:
+    suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at = row
+    return bodies.Suggestion(
+        suggestion_id=suggestion_id,
+        ns=ns,
+        kind=kind,
+        text=text,
+        reason=reason,
+        evidence=_decode_evidence(evidence),
+        confidence=confidence,
+        made_at=made_at,
+        user_id=user_id,
+        session_id=session_id,
+        dismissed_at=dismissed_at,
+    )

@@ -1,0 +1,1 @@
+"""Upkeep of the memory: export and import, backup and restore, figures, clean-up. Start reading at handlers.py."""

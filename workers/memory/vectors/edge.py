@@ -1,0 +1,442 @@
+"""The embedded vector index: Qdrant's own engine in this process, its files in a folder per model.
+
+    vectors/<model>/current      the name of the folder that counts
+    vectors/<model>/<number>/    one state of the index: the engine's files
+
+Up to OPTIMISE_POINTS every search compares the query with all points of the namespace and is exact. Past that a copy of
+the folder gets a graph (HNSW) built in a process of its own, what was written meanwhile is written to the copy as well,
+and the copy takes the place of the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from workers.memory.vectors.index import COMPONENT_BYTES, UPSERT_POINTS, Point, components, place, slug
+from workers.memory.vectors.unavailable import IndexUnavailable
+
+if TYPE_CHECKING:
+    from qdrant_edge import EdgeConfig, EdgeShard, Filter
+
+log = logging.getLogger("olympus.memory")
+
+T = TypeVar("T")
+
+# Points outside the graph, at which it is built anew: a full scan of 20,000 takes 1.1 ms, the graph over 100,000 0.6 ms.
+OPTIMISE_POINTS: Final = 20_000
+
+# The graph is built anew only for this share of what it has, so that a growing index is not built over and over.
+_OPTIMISE_SHARE: Final = 0.25
+
+# Points written between two looks at how many are outside the graph.
+_LOOK_EVERY_POINTS: Final = 2_000
+
+# Edges per point and candidates while the graph is built: Qdrant's own defaults. With them and _SEARCH_EF candidates
+# per search, 98 % of the 50 nearest of 100,000 sentences are found in 0.8 ms; see docs/adr/0009.
+_EDGES: Final = 16
+_BUILD_EF: Final = 100
+_SEARCH_EF: Final = 192
+
+# KiB of vectors that a filter leaves, below which they are compared one by one instead of through the graph: 4,000
+# points of 384 components.
+_FULL_SCAN_KIB: Final = 3_000
+
+# Bytes of a stored component.
+_HALF_BYTES: Final = 2
+
+_CURRENT: Final = "current"
+
+# What the engine says when another process has the folder open.
+_IN_USE: Final = "WouldBlock"
+
+
+class EdgeIndex:
+    """The index below `root`. Opens its files when first used; `close` ends it.
+
+    Every call of the engine blocks, and the long ones hold the interpreter as well, so they run in a thread of their
+    own, one at a time. `optimise_points` is a constant but for tests.
+    """
+
+    engine = "qdrant-edge"
+
+    def __init__(self, root: Path, model: str, dimension: int, *, optimise_points: int = OPTIMISE_POINTS) -> None:
+        self._root = root
+        self._folder = root / slug(model)
+        self._dimension = dimension
+        self._optimise_points = optimise_points
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vectors")
+        self._shard: EdgeShard | None = None
+        self._state = ""
+        self._written_since_look = 0
+        self._optimising: asyncio.Task[None] | None = None
+        # What was written while a copy is optimised: the point, or None for one that was removed.
+        self._written_meanwhile: dict[int, Point | None] | None = None
+
+    # What an index does ------------------------------------------------------------------------------------------
+
+    async def upsert(self, points: Sequence[Point]) -> None:
+        """Store points, in the place of those with the same ids."""
+        for point in points:
+            if len(point.vector) != self._dimension * COMPONENT_BYTES:
+                raise IndexUnavailable(
+                    f"vector of chunk {point.id} has {len(point.vector) // COMPONENT_BYTES} components,"
+                    f" the index of {self._folder.name} holds {self._dimension}"
+                )
+        for part in _parts(points, UPSERT_POINTS):
+            await self._run(lambda shard, part=part: self._upsert(shard, part))  # type: ignore[misc]
+        self._written_since_look += len(points)
+        if self._written_since_look >= min(_LOOK_EVERY_POINTS, self._optimise_points):
+            self._written_since_look = 0
+            await self._optimise_if_due()
+
+    async def remove(self, ids: Sequence[int]) -> None:
+        """Remove points; ids that are not there do no harm."""
+        if ids:
+            await self._run(lambda shard: self._remove(shard, list(ids)))
+
+    async def search(
+        self, vector: bytes, *, ns: str, kinds: Sequence[str] | None, limit: int
+    ) -> list[tuple[int, float]]:
+        """The nearest points of a namespace, and of `kinds` unless None: id and cosine, best first."""
+        if kinds is not None and not kinds:
+            return []
+        return await self._run(lambda shard: _search(shard, vector, _filter(ns, kinds), limit))
+
+    async def count(self) -> int:
+        """How many points there are."""
+        return await self._run(_count)
+
+    async def ids(self, *, after: int, limit: int) -> list[int]:
+        """Ids above `after` in ascending order, `limit` at most."""
+        return await self._run(lambda shard: _ids(shard, after, limit))
+
+    async def clear(self) -> None:
+        """Remove every point."""
+        await self._stop_optimising()
+        await self._in_thread(self._start_anew)
+
+    async def forget_model(self, model: str) -> None:
+        """Remove the whole index of another model; one that is not there does no harm."""
+        folder = self._root / slug(model)
+        if folder != self._folder:
+            await self._in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    async def close(self) -> None:
+        """Write everything out and close the files."""
+        await self._stop_optimising()
+        await self._in_thread(self._close)
+        self._thread.shutdown()
+
+    async def optimised(self) -> None:
+        """Return once no graph is being built."""
+        if self._optimising is not None:
+            await asyncio.wait({self._optimising})
+
+    # In the index's thread ---------------------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[EdgeShard], T]) -> T:
+        return await self._in_thread(lambda: work(self._opened()))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _guarded, work)
+
+    def _opened(self) -> EdgeShard:
+        if self._shard is None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._state = _read_current(self._folder)
+            self._remove_other_states()
+            self._shard = self._load() or self._create()
+        return self._shard
+
+    def _load(self) -> EdgeShard | None:
+        from qdrant_edge import EdgeShard
+
+        folder = self._folder / self._state
+        if not self._state or not folder.is_dir():
+            return None
+        try:
+            return EdgeShard.load(str(folder))
+        except Exception as error:
+            if _IN_USE in str(error):
+                raise IndexUnavailable(f"{folder} is in use by another process") from error
+            # The engine raises plain exceptions only. Vectors can be made anew from the chunks, and are: see outbox.py.
+            log.warning(
+                "vector index unusable, starting a new one",
+                extra={"action": "memory.vectors.unusable", "folder": str(folder), "reason": str(error)},
+            )
+            return None
+
+    def _create(self) -> EdgeShard:
+        from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
+
+        self._state = str(int(self._state or 0) + 1)
+        folder = self._folder / self._state
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        shard = EdgeShard.create(str(folder), _config(self._dimension, self._optimise_points))
+        for key in ("ns", "place"):
+            shard.update(UpdateOperation.create_field_index(key, PayloadSchemaType.Keyword))
+        _write_current(self._folder, self._state)
+        self._remove_other_states()
+        return shard
+
+    def _start_anew(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._state = _read_current(self._folder)
+        self._shard = self._create()
+
+    def _close(self) -> None:
+        if self._shard is not None:
+            self._shard.flush()
+            self._shard.close()
+            self._shard = None
+
+    def _remove_other_states(self) -> None:
+        for folder in self._folder.iterdir():
+            if folder.is_dir() and folder.name != self._state:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _upsert(self, shard: EdgeShard, points: Sequence[Point]) -> None:
+        if self._written_meanwhile is not None:
+            self._written_meanwhile.update((point.id, point) for point in points)
+        _upsert(shard, points)
+
+    def _remove(self, shard: EdgeShard, ids: list[int]) -> None:
+        if self._written_meanwhile is not None:
+            self._written_meanwhile.update(dict.fromkeys(ids))
+        _remove(shard, ids)
+
+    # Building the graph ------------------------------------------------------------------------------------------
+
+    async def _optimise_if_due(self) -> None:
+        if self._optimising is not None and not self._optimising.done():
+            return
+        points, inside = await self._run(_points_and_inside)
+        if points - inside >= max(self._optimise_points, _OPTIMISE_SHARE * inside):
+            self._optimising = asyncio.create_task(self._optimise(points), name="memory vectors graph")
+
+    async def _optimise(self, points: int) -> None:
+        started_at = asyncio.get_running_loop().time()
+        try:
+            copy = await self._in_thread(self._copy)
+            problem = await _optimise_in_child(copy)
+            if not problem:
+                await self._in_thread(lambda: self._take(copy))
+        except IndexUnavailable as error:
+            problem = str(error)
+        finally:
+            self._written_meanwhile = None
+        if problem:
+            # Searches stay exact and become slower; tried again after the next points.
+            log.warning(
+                "graph of vectors not built", extra={"action": "memory.vectors.not_optimised", "reason": problem}
+            )
+            return
+        took_s = round(asyncio.get_running_loop().time() - started_at, 1)
+        log.info(
+            "graph of vectors built", extra={"action": "memory.vectors.optimised", "points": points, "took_s": took_s}
+        )
+
+    def _copy(self) -> Path:
+        shard = self._opened()
+        shard.flush()
+        copy = self._folder / str(int(self._state) + 1)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self._folder / self._state, copy)
+        self._written_meanwhile = {}
+        return copy
+
+    def _take(self, copy: Path) -> None:
+        from qdrant_edge import EdgeShard
+
+        shard = EdgeShard.load(str(copy))
+        try:
+            written = self._written_meanwhile or {}
+            for part in _parts([point for point in written.values() if point is not None], UPSERT_POINTS):
+                _upsert(shard, part)
+            _remove(shard, [id for id, point in written.items() if point is None])
+            shard.flush()
+        except BaseException:
+            shard.close()
+            raise
+        before, self._shard = self._shard, shard
+        self._state = copy.name
+        _write_current(self._folder, self._state)
+        if before is not None:
+            before.close()
+        self._remove_other_states()
+
+    async def _stop_optimising(self) -> None:
+        if self._optimising is not None:
+            self._optimising.cancel()
+            await asyncio.wait({self._optimising})
+            self._optimising = None
+
+
+# The engine --------------------------------------------------------------------------------------------------------
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except ImportError as error:
+        raise IndexUnavailable(
+            f"the embedded vector index needs qdrant-edge-py, which is in the extra 'memory': {error}"
+        ) from error
+    except IndexUnavailable:
+        raise
+    except Exception as error:  # the engine raises nothing more special
+        raise IndexUnavailable(f"the embedded vector index failed: {error}") from error
+
+
+def _config(dimension: int, optimise_points: int) -> EdgeConfig:
+    from qdrant_edge import (
+        Distance,
+        EdgeConfig,
+        EdgeOptimizersConfig,
+        EdgeVectorParams,
+        HnswIndexConfig,
+        VectorStorageDatatype,
+    )
+
+    # The vectors have length 1, so their product is the cosine. Half precision finds the same nearest ones as single
+    # precision in two thirds of the time and half of the memory.
+    return EdgeConfig(
+        vectors=EdgeVectorParams(size=dimension, distance=Distance.Dot, datatype=VectorStorageDatatype.Float16),
+        hnsw_config=HnswIndexConfig(m=_EDGES, ef_construct=_BUILD_EF, full_scan_threshold=_FULL_SCAN_KIB),
+        optimizers=EdgeOptimizersConfig(indexing_threshold=optimise_points * dimension * _HALF_BYTES // 1024),
+    )
+
+
+def _filter(ns: str, kinds: Sequence[str] | None) -> Filter:
+    from qdrant_edge import FieldCondition, Filter, MatchAny, MatchValue
+
+    if kinds is None:
+        return Filter(must=[FieldCondition("ns", MatchValue(ns))])
+    return Filter(must=[FieldCondition("place", MatchAny([place(ns, kind) for kind in kinds]))])
+
+
+def _search(shard: EdgeShard, vector: bytes, wanted: Filter, limit: int) -> list[tuple[int, float]]:
+    from qdrant_edge import Query, SearchParams, SearchRequest
+
+    found = shard.search(
+        SearchRequest(
+            query=Query.Nearest(components(vector)),
+            limit=limit,
+            filter=wanted,
+            params=SearchParams(hnsw_ef=_SEARCH_EF),
+            with_payload=False,
+        )
+    )
+    return [(_int_id(point.id), point.score) for point in found]
+
+
+def _upsert(shard: EdgeShard, points: Sequence[Point]) -> None:
+    from qdrant_edge import Point as EdgePoint
+    from qdrant_edge import UpdateOperation
+
+    shard.update(
+        UpdateOperation.upsert_points(
+            [
+                EdgePoint(point.id, components(point.vector), {"ns": point.ns, "place": place(point.ns, point.kind)})
+                for point in points
+            ]
+        )
+    )
+
+
+def _remove(shard: EdgeShard, ids: list[int]) -> None:
+    from qdrant_edge import UpdateOperation
+
+    if ids:
+        shard.update(UpdateOperation.delete_points(list(ids)))
+
+
+def _count(shard: EdgeShard) -> int:
+    from qdrant_edge import CountRequest
+
+    return shard.count(CountRequest(exact=True))
+
+
+def _ids(shard: EdgeShard, after: int, limit: int) -> list[int]:
+    from qdrant_edge import ScrollRequest
+
+    records, _ = shard.scroll(ScrollRequest(offset=after + 1, limit=limit, with_payload=False, with_vector=False))
+    return [_int_id(record.id) for record in records]
+
+
+def _points_and_inside(shard: EdgeShard) -> tuple[int, int]:
+    info = shard.info()
+    return info.points_count, info.indexed_vectors_count
+
+
+def _int_id(id: object) -> int:
+    assert isinstance(id, int)
+    return id
+
+
+async def _optimise_in_child(folder: Path) -> str:
+    """Build the graph in the copy; what went wrong, or "" when nothing did."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "workers.memory.vectors.edge_optimise",
+        str(folder),
+        "--parent",
+        str(os.getpid()),
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        start_new_session=True,
+    )
+    try:
+        _, said = await process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    lines = said.decode(errors="replace").strip().splitlines()
+    return "" if process.returncode == 0 else f"status {process.returncode}: {lines[-1] if lines else 'no word'}"
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def _read_current(folder: Path) -> str:
+    try:
+        name = (folder / _CURRENT).read_text().strip()
+    except FileNotFoundError:
+        return ""
+    return name if name.isdecimal() else ""
+
+
+def _write_current(folder: Path, name: str) -> None:
+    """Make `name` the folder that counts, whole or not at all."""
+    new = folder / f"{_CURRENT}.new"
+    with new.open("w") as file:
+        file.write(name)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(folder / _CURRENT)
+
+
+def _parts(points: Iterable[Point], size: int) -> Iterable[list[Point]]:
+    remaining = iter(points)
+    while part := list(islice(remaining, size)):
+        yield part

@@ -1,0 +1,394 @@
+"""Texts to vectors, made in a process of their own that starts when first needed and ends when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from workers.memory.vectors.frames import (
+    LENGTH_BYTES,
+    Encode,
+    EncoderOptions,
+    Failed,
+    Ready,
+    Unusable,
+    Vectors,
+    decode_said,
+    frame,
+)
+from workers.memory.vectors.index import COMPONENT_BYTES
+from workers.memory.vectors.model_files import EncoderModel
+from workers.memory.vectors.unavailable import EncoderUnavailable
+
+log = logging.getLogger("olympus.memory")
+
+State = Literal["idle", "loading", "ready", "unusable"]
+
+# Seconds a query waits for the encoder to load, 0.4 s for the default model. Search goes on without meaning then, while
+# the loading continues; only the very first start of a model takes longer.
+QUERY_WAIT_S: Final = 2.0
+
+# Query vectors kept, least recently used first out: 1.5 KB each.
+RECENT_QUERIES: Final = 1_024
+
+# Seconds before an encoder that cannot be loaded is tried again: somebody may install what is missing.
+UNUSABLE_S: Final = 30.0
+
+# Seconds before an encoder that died is started again: at once, then twice as long with every death in a row.
+_BACKOFF_S: Final = 0.2
+_BACKOFF_MAX_S: Final = 10.0
+
+# Seconds the process has to leave once its stdin ends.
+_LEAVE_S: Final = 2.0
+
+
+class Encoder(Protocol):
+    """Makes vectors. name: of the model, kept with each vector. dimension: components of a vector."""
+
+    name: str
+    dimension: int
+
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+        """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable.
+
+        A query goes ahead of other texts and does not wait long for a model that is still loading.
+        """
+        ...
+
+
+class QueryCache(Protocol):
+    """A place for query vectors outside this process, for instance a space of the hot tier. Never raises."""
+
+    async def get(self, key: str) -> bytes | None:
+        """What was set, None when it is not there."""
+        ...
+
+    async def set(self, key: str, value: bytes) -> None:
+        """Keep the value for a while."""
+        ...
+
+
+class ProcessEncoder:
+    """Encodes in a child process. `close` ends it.
+
+    model: whose files. cache: folder of prepared models. threads: 0 for all cores. idle_s: seconds without work after
+    which the process ends; -1 keeps it. The process is started again when it dies, and what was in it is done again,
+    once.
+    """
+
+    def __init__(
+        self,
+        model: EncoderModel,
+        cache: Path,
+        *,
+        threads: int,
+        idle_s: float,
+        queries: QueryCache | None = None,
+    ) -> None:
+        self.name = model.name
+        self.dimension = model.dimension
+        self._options = EncoderOptions(
+            folder=str(model.folder),
+            sha256=model.sha256,
+            dimension=model.dimension,
+            cache=str(cache),
+            threads=threads,
+        )
+        self._idle_s = idle_s
+        self._queries = queries
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._child: _Child | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._deaths = 0
+        self._not_before = 0.0
+        self._why_not = ""
+        self._is_closed = False
+
+    @property
+    def state(self) -> State:
+        """idle: no process. loading, ready: there is one. unusable: it cannot be had now; see `problem`."""
+        child = self._child
+        if child is not None and not child.has_ended:
+            return "ready" if child.is_ready else "loading"
+        return "unusable" if self.problem else "idle"
+
+    @property
+    def problem(self) -> str:
+        """Why there are no vectors now, "" when nothing is known to be wrong."""
+        return self._why_not if asyncio.get_running_loop().time() < self._not_before else ""
+
+    async def load(self) -> None:
+        """Return once the model is loaded. Raises EncoderUnavailable."""
+        await self._ready_child(None)
+        self._rest()
+
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+        """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable."""
+        if not is_query:
+            return await self._encode(texts, is_query=False)
+        known = {text: await self._find_recent(text) for text in texts}
+        unknown = [text for text, vector in known.items() if vector is None]
+        if unknown:
+            made = dict(zip(unknown, await self._encode(unknown, is_query=True), strict=True))
+            known.update(made)
+            for text, vector in made.items():
+                await self._keep_recent(text, vector)
+        return [found for text in texts if (found := known[text]) is not None]
+
+    async def close(self) -> None:
+        """End the process; what is being encoded raises EncoderUnavailable."""
+        self._is_closed = True
+        self._end_child()
+        for task in list(self._leaving):
+            await task
+
+    # The process -------------------------------------------------------------------------------------------------
+
+    async def _encode(self, texts: Sequence[str], *, is_query: bool) -> list[bytes]:
+        if not texts:
+            return []
+        try:
+            return await self._encode_once(texts, is_query)
+        except _Ended:
+            # The next process gets the same texts. If they are what ended this one, the caller hears of it.
+            try:
+                return await self._encode_once(texts, is_query)
+            except _Ended as error:
+                raise EncoderUnavailable(str(error)) from error
+
+    async def _encode_once(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
+        child = await self._ready_child(QUERY_WAIT_S if is_query else None)
+        self._be_busy()
+        try:
+            vectors = await child.encode(texts, is_query)
+        finally:
+            self._rest()
+        self._deaths = 0
+        return vectors
+
+    async def _ready_child(self, wait_s: float | None) -> _Child:
+        child = self._started_child()
+        try:
+            async with asyncio.timeout(wait_s):
+                await asyncio.shield(child.ready)
+        except TimeoutError as error:
+            raise EncoderUnavailable("the encoder is still loading") from error
+        return child
+
+    def _started_child(self) -> _Child:
+        if self._is_closed:
+            raise EncoderUnavailable("the encoder is closed")
+        if self._child is None or self._child.has_ended:
+            if asyncio.get_running_loop().time() < self._not_before:
+                raise EncoderUnavailable(self._why_not)
+            self._child = _Child(self._options, self._on_ready, self._on_end)
+        return self._child
+
+    def _on_ready(self, ready: Ready) -> None:
+        self._why_not = ""
+        log.info(
+            "encoder loaded",
+            extra={
+                "action": "memory.encoder.loaded",
+                "model": self.name,
+                "backend": ready.backend,
+                "load_s": round(ready.load_s, 2),
+                "prepared": ready.prepared,
+            },
+        )
+
+    def _on_end(self, child: _Child, how: str, unusable: str) -> None:
+        if child is not self._child:
+            return
+        now = asyncio.get_running_loop().time()
+        if unusable:
+            self._why_not, self._not_before = unusable, now + UNUSABLE_S
+        else:
+            self._deaths += 1
+            self._why_not = f"the encoder process ended: {how}"
+            wait_s = _BACKOFF_S * 2.0 ** min(self._deaths - 2, 16) if self._deaths > 1 else 0.0
+            self._not_before = now + min(_BACKOFF_MAX_S, wait_s)
+        log.warning("encoder ended", extra={"action": "memory.encoder.ended", "reason": self._why_not})
+
+    def _be_busy(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def _rest(self) -> None:
+        self._be_busy()
+        if self._idle_s >= 0 and self._child is not None and not self._child.is_busy:
+            self._idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_child)
+
+    def _end_child(self) -> None:
+        self._be_busy()
+        child, self._child = self._child, None
+        if child is not None:
+            leaving = asyncio.ensure_future(child.end())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    # Queries asked before ----------------------------------------------------------------------------------------
+
+    async def _find_recent(self, text: str) -> bytes | None:
+        vector = self._recent.get(text)
+        if vector is not None:
+            self._recent.move_to_end(text)
+        elif self._queries is not None:
+            vector = await self._queries.get(self._key(text))
+            if vector is not None and len(vector) != self.dimension * COMPONENT_BYTES:
+                vector = None
+        return vector
+
+    async def _keep_recent(self, text: str, vector: bytes) -> None:
+        self._recent[text] = vector
+        if len(self._recent) > RECENT_QUERIES:
+            self._recent.popitem(last=False)
+        if self._queries is not None:
+            await self._queries.set(self._key(text), vector)
+
+    def _key(self, text: str) -> str:
+        return f"vector:{self.name}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+class _Ended(Exception):
+    """The process ended with work in it."""
+
+
+_OnReady = Callable[[Ready], None]
+_OnEnd = Callable[["_Child", str, str], None]
+
+
+class _Child:
+    """One process and what it was asked. Calls `on_end` once, with its cause and why it is unusable, if it says so."""
+
+    def __init__(self, options: EncoderOptions, on_ready: _OnReady, on_end: _OnEnd) -> None:
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.has_ended = False
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._ids = count(1)
+        self._options = options
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._unusable = ""
+        self._process: Process | None = None
+        self._life = loop.create_task(self._live(), name="memory encoder")
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._asked)
+
+    async def encode(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
+        """Raises _Ended, and EncoderUnavailable for texts that the process could not encode."""
+        stdin = self._process.stdin if self._process is not None else None
+        if stdin is None or stdin.is_closing() or self.has_ended:
+            raise _Ended("the encoder process ended")
+        id = next(self._ids)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[id] = answer
+        try:
+            stdin.write(frame(Encode(id=id, is_query=is_query, texts=list(texts))))
+            vectors = await answer
+        finally:
+            del self._asked[id]
+        size = self._options.dimension * COMPONENT_BYTES
+        return [vectors[at : at + size] for at in range(0, len(vectors), size)]
+
+    async def end(self) -> None:
+        """Close its stdin and wait until it is gone; kill it when it does not leave."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        done, _ = await asyncio.wait({self._life}, timeout=_LEAVE_S)
+        if not done:
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
+            await asyncio.wait({self._life})
+
+    async def _live(self) -> None:
+        how = ""
+        try:
+            how = await self._talk()
+        except OSError as error:
+            how = f"could not be started: {error.strerror or error}"
+        finally:
+            self._give_up(how)
+
+    async def _talk(self) -> str:
+        # A session of its own: Ctrl-C in a terminal and honcho's group signals reach the service, which then decides.
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "workers.memory.vectors.encoder_process",
+            "--parent",
+            str(os.getpid()),
+            stdin=PIPE,
+            stdout=PIPE,
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(frame(self._options))
+        try:
+            await self._listen(process.stdout)
+        except (asyncio.IncompleteReadError, msgspec.DecodeError, ConnectionError) as error:
+            if not isinstance(error, asyncio.IncompleteReadError):
+                process.kill()
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
+        status = await process.wait()
+        return f"signal {-status}" if status < 0 else f"status {status}"
+
+    async def _listen(self, words: asyncio.StreamReader) -> None:
+        while True:
+            length = int.from_bytes(await words.readexactly(LENGTH_BYTES), "big")
+            match decode_said(await words.readexactly(length)):
+                case Ready() as ready:
+                    if not self.ready.done():
+                        self.ready.set_result(None)
+                    self._on_ready(ready)
+                case Vectors(id=id, vectors=vectors):
+                    self._answer(id, vectors)
+                case Failed(id=id, reason=reason):
+                    self._answer(id, EncoderUnavailable(f"texts could not be encoded: {reason}"))
+                case Unusable(reason=reason):
+                    self._unusable = reason
+
+    def _answer(self, id: int, answer: bytes | Exception) -> None:
+        asked = self._asked.get(id)
+        if asked is None or asked.done():
+            return
+        if isinstance(answer, bytes):
+            asked.set_result(answer)
+        else:
+            asked.set_exception(answer)
+
+    def _give_up(self, how: str) -> None:
+        self.has_ended = True
+        self._on_end(self, how, self._unusable)
+        if not self.ready.done():
+            error = (
+                EncoderUnavailable(self._unusable) if self._unusable else _Ended(f"the encoder process ended: {how}")
+            )
+            self.ready.set_exception(error)
+            # Nobody may wait for it any more.
+            self.ready.exception()
+        for id in list(self._asked):
+            self._answer(id, _Ended(f"the encoder process ended: {how}"))

@@ -1,0 +1,95 @@
+"""Runs a prepared encoder: texts to vectors through the tokenizer and onnxruntime. Encoder process only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from workers.memory.vectors.bert import Floats
+
+# Padded tokens run at once. Larger batches are no faster, and whoever comes next waits for the whole of one: 60 ms.
+BATCH_TOKENS: Final = 1_024
+
+# Characters of a text that are looked at: 256 tokens of the longest words are no more. Bounds the work on huge texts.
+_MAX_CHARACTERS: Final = 32_768
+
+# Tokens of a text where the model's files do not say.
+_DEFAULT_TOKENS: Final = 256
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    """What counts of `sentence_bert_config.json`."""
+
+    max_seq_length: int = _DEFAULT_TOKENS
+
+
+class OnnxModel:
+    """A loaded encoder. `encode` may be called from several threads at once.
+
+    model: a graph of `graph.build_graph`, as a file or as its bytes. folder: where its tokenizer is. threads: 0 for all
+    cores.
+    """
+
+    def __init__(self, model: Path | bytes, folder: Path, *, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores from the service that waits for them.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Plans of memory are kept per shape, and every batch has another one: 20 MB for nothing.
+        options.enable_mem_pattern = False
+        # Errors only.
+        options.log_severity_level = 3
+        source = model if isinstance(model, bytes) else str(model)
+        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(_max_tokens(folder))
+        self._tokenizer.no_padding()
+        self.dimension: int = self._session.get_outputs()[0].shape[1]
+
+    def encode(self, texts: Sequence[str], *, one_by_one: bool = False) -> Floats:
+        """Vectors of length 1, (texts, dimension), in the order of the texts.
+
+        The scale of each 8-bit multiplication is taken from the whole batch, so a text's vector depends a little on its
+        neighbours (cosine 0.99). `one_by_one` avoids that: the same text always has the same vector.
+        """
+        encodings = self._tokenizer.encode_batch_fast([text[:_MAX_CHARACTERS] for text in texts])
+        tokens = [encoding.ids for encoding in encodings]
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        for rows in _batches([len(ids) for ids in tokens], 1 if one_by_one else BATCH_TOKENS):
+            vectors[rows] = self._run([tokens[row] for row in rows])
+        return vectors
+
+    def _run(self, tokens: Sequence[Sequence[int]]) -> Floats:
+        lengths = np.array([len(ids) for ids in tokens], np.int32)
+        padded: NDArray[np.int64] = np.zeros((len(tokens), int(lengths.max())), np.int64)
+        for row, ids in enumerate(tokens):
+            padded[row, : len(ids)] = ids
+        vectors: Floats = self._session.run(None, {"ids": padded, "lengths": lengths})[0]
+        return vectors
+
+
+def _batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Rows of similar length, the shortest first, each batch of `most_tokens` once padded, or of one row."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[row] * (len(batch) + 1) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _max_tokens(folder: Path) -> int:
+    limits = folder / "sentence_bert_config.json"
+    return (
+        msgspec.json.decode(limits.read_bytes(), type=_Limits).max_seq_length if limits.is_file() else _DEFAULT_TOKENS
+    )

@@ -1,0 +1,17 @@
+"""The error for vectors that cannot be had now: search goes on without them, and what waits to be embedded waits."""
+
+from __future__ import annotations
+
+from schemas.errors import Internal
+
+
+class VectorsUnavailable(Internal):
+    """The encoder or the index cannot be used now; the message says why and what helps, and holds no secret."""
+
+
+class EncoderUnavailable(VectorsUnavailable):
+    """No vector can be made: the model is missing, still loading, or its process keeps dying."""
+
+
+class IndexUnavailable(VectorsUnavailable):
+    """No vector can be stored or found: the engine is missing, its files are unusable, its server does not answer."""

@@ -1,0 +1,201 @@
+"""The vectors of one memory: its encoder, its index and the pump between them, opened when something needs them.
+
+    settings --> model files --> ProcessEncoder --+
+                                                  +--> OutboxPump
+                 EdgeIndex or QdrantIndex --------+
+
+Start reading at outbox.py. Where the model's files are missing, search goes on with words and says so, and the orders wait in the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final, Self
+
+from bus.settings import Settings
+from schemas.bodies.upkeep import MemoryVerify, Rebuilt, UpkeepProgress, Verified
+from schemas.errors import BusError
+from workers.memory.records import Records
+from workers.memory.upkeep.reporting import Report, Tell, told
+from workers.memory.vectors import agreement
+from workers.memory.vectors.edge import EdgeIndex
+from workers.memory.vectors.encoder import Encoder, ProcessEncoder
+from workers.memory.vectors.index import VectorIndex
+from workers.memory.vectors.model_files import find_model
+from workers.memory.vectors.outbox import OutboxPump
+from workers.memory.vectors.qdrant import QdrantIndex, client_factory
+from workers.memory.vectors.unavailable import EncoderUnavailable, VectorsUnavailable
+
+log = logging.getLogger("olympus.memory")
+
+# Seconds before the files of a model that was not found are looked for again: somebody may install them.
+LOOK_AGAIN_S: Final = 10.0
+
+# Seconds between two looks at how far a rebuild is.
+_WATCH_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class VectorState:
+    """count: vectors in the index. encoder: the model's name. degraded: what does not work, "" when all does."""
+
+    count: int
+    encoder: str
+    encoder_state: str
+    engine: str
+    degraded: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    encoder: ProcessEncoder
+    index: VectorIndex
+    pump: OutboxPump
+
+
+class Vectors:
+    """Encoder, index and pump. `open` makes one, `tend_forever` does their work, `close` ends them."""
+
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self._settings = settings
+        self._records = records
+        self._open: _Open | None = None
+        self._missing = ""
+
+    @classmethod
+    async def open(cls, settings: Settings, records: Records) -> Self:
+        """The vectors of `records`. Loads no model and opens no index yet; succeeds without a model too."""
+        vectors = cls(settings, records)
+        await vectors._look_for_model()
+        return vectors
+
+    async def close(self) -> None:
+        """End the encoder's process and give back what the index holds open."""
+        if self._open is not None:
+            await self._open.encoder.close()
+            await self._open.index.close()
+
+    def encoder(self) -> Encoder | None:
+        """The encoder, loaded when first used; None while its files are missing."""
+        return self._open.encoder if self._open is not None else None
+
+    def loaded_encoder(self) -> Encoder | None:
+        """The encoder if it is loaded already."""
+        opened = self._open
+        return opened.encoder if opened is not None and opened.encoder.state == "ready" else None
+
+    def index(self) -> VectorIndex | None:
+        """The index, None while there is no model that its vectors could be of."""
+        if self._open is None:
+            return None
+        self._open.pump.index_is_used()
+        return self._open.index
+
+    def wake(self) -> None:
+        """Something was committed."""
+        if self._open is not None:
+            self._open.pump.wake()
+
+    async def forget(self) -> None:
+        """The database was replaced."""
+        if self._open is not None:
+            self._open.pump.begin_anew()
+
+    async def tend_forever(self) -> None:
+        """Work through the outbox until cancelled; without a model, look for one."""
+        while self._open is None:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            await self._look_for_model()
+        async with asyncio.TaskGroup() as tasks:
+            if self._settings.memory.encoder_preload:
+                tasks.create_task(self._preload(self._open.encoder))
+            await self._open.pump.run_forever()
+
+    async def state(self) -> VectorState:
+        """How the vectors are."""
+        engine = "qdrant" if self._settings.memory.qdrant_url else EdgeIndex.engine
+        opened = self._open
+        if opened is None:
+            return VectorState(0, self._settings.memory.encoder, "unusable", engine, self._missing)
+        # Counted in the table, so that a look does not open the index.
+        total, waiting = await agreement.counts(self._records)
+        degraded = opened.encoder.problem or opened.pump.problem
+        return VectorState(total - waiting, opened.encoder.name, opened.encoder.state, engine, degraded)
+
+    async def verify(self, request: MemoryVerify, tell: Tell) -> Verified:
+        """Compare index and table. Raises EncoderUnavailable, IndexUnavailable."""
+        opened = self._required()
+
+        async def compare(report: Report) -> Verified:
+            # The pump stands still meanwhile: between its two steps index and table differ.
+            async with opened.pump.storing:
+                return await agreement.compare(
+                    self._records, opened.index, opened.encoder.name, is_repaired=request.repair, report=report
+                )
+
+        verified = await told(compare, tell)
+        opened.pump.wake()
+        return verified
+
+    async def rebuild(self, tell: Tell) -> Rebuilt:
+        """Empty the index and make every vector anew. Raises EncoderUnavailable, IndexUnavailable."""
+        opened = self._required()
+        began = time.monotonic()
+
+        async def order(report: Report) -> None:
+            async with opened.pump.storing:
+                await agreement.order_everything(self._records, opened.index, report)
+
+        await told(order, tell)
+        opened.pump.wake()
+        total, waiting = await agreement.counts(self._records)
+        first = waiting
+        while waiting:
+            if opened.pump.problem:
+                raise VectorsUnavailable(
+                    f"{waiting} of {total} chunks still wait, and it goes on when it can: {opened.pump.problem}"
+                )
+            await asyncio.sleep(_WATCH_S)
+            total, waiting = await agreement.counts(self._records)
+            done, passed_s = first - waiting, time.monotonic() - began
+            eta_s = passed_s * waiting / done if done > 0 else None
+            await tell(UpkeepProgress(stage="encode", done=total - waiting, total=total, eta_s=eta_s))
+        return Rebuilt(chunks=total, took_s=time.monotonic() - began)
+
+    async def _look_for_model(self) -> None:
+        memory = self._settings.memory
+        cache = self._settings.path("cache", "encoder")
+        try:
+            model = await asyncio.to_thread(find_model, memory.encoder, cache)
+        except EncoderUnavailable as error:
+            if error.message != self._missing:
+                log.warning(
+                    "no vectors, search by words only",
+                    extra={"action": "memory.vectors.unavailable", "reason": error.message},
+                )
+            self._missing = error.message
+            return
+        self._missing = ""
+        encoder = ProcessEncoder(model, cache, threads=memory.encoder_threads, idle_s=memory.encoder_idle_s)
+        index: VectorIndex
+        if memory.qdrant_url:
+            connect = client_factory(memory.qdrant_url, memory.qdrant_api_key)
+            index = QdrantIndex(connect, model.name, model.dimension, prefix=memory.qdrant_prefix)
+        else:
+            root = self._settings.path(memory.path).with_name("vectors")
+            index = EdgeIndex(root, model.name, model.dimension)
+        self._open = _Open(encoder, index, OutboxPump(self._records, encoder, index))
+
+    async def _preload(self, encoder: ProcessEncoder) -> None:
+        try:
+            await encoder.load()
+        except BusError as error:
+            log.warning("encoder not loaded", extra={"action": "memory.encoder.failed", "reason": error.message})
+
+    def _required(self) -> _Open:
+        if self._open is None:
+            raise EncoderUnavailable(self._missing)
+        return self._open
