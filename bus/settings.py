@@ -184,7 +184,9 @@ class MemorySettings(Section, frozen=True, kw_only=True):
     ] = 128
     cycle_interval_s: Annotated[
         float,
-        Meta(ge=1, le=DAY_S, description="seconds between two looks for memories to age; a pass falls on every full hour"),
+        Meta(
+            ge=1, le=DAY_S, description="seconds between two looks for memories to age; a pass falls on every full hour"
+        ),
     ] = 3600.0
     session_ttl_s: Annotated[
         float,

@@ -13,8 +13,10 @@ import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from pydoc_data import topics
 from typing import Final
 
 # The bench reads the tree it stands in, wherever it is called from.
@@ -26,6 +28,8 @@ from bench_bus_parts import load
 from bench_bus_parts.processes import Process, ProcessFailed, Stage, ended_by_signals, free_port
 from bus.client import Client
 from bus.settings import Settings, load_settings
+from workers.memory.vectors.encoder import Encoder, ProcessEncoder
+from workers.memory.vectors.model_files import find_model
 
 Figures = dict[str, float]
 
@@ -187,6 +191,18 @@ async def _encoder_rate(house: House, texts: Sequence[str]) -> float:
         began = time.perf_counter()
         await encoder.encode(texts)
         return len(texts) / (time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def opened_encoder(settings: Settings) -> AsyncIterator[Encoder]:
+    """The same encoder as the service's, in a process of its own, loaded."""
+    cache = settings.path("cache", "encoder")
+    encoder = ProcessEncoder(find_model(settings.memory.encoder, cache), cache, threads=0, idle_s=-1)
+    try:
+        await encoder.load()
+        yield encoder
+    finally:
+        await encoder.close()
 
 
 async def search(house: House, client: Client, plan: Plan) -> Figures:

@@ -52,10 +52,11 @@ async def _measure(conversations: Sequence[Conversation], overrides: dict[str, s
     dense = Scores(DENSE)
     ours = {mode: Scores(name) for mode, name in MODES.items()}
     with tempfile.TemporaryDirectory(prefix="bench_recall-") as folder:
-        async with opened(load_settings(overrides=overrides), Path(folder)) as product:
+        async with opened(load_settings(overrides={**overrides, "home": folder})) as product:
             for conversation in conversations:
                 print(f"{conversation.id}: {len(conversation.turns)} turns ...", file=sys.stderr)
                 await product.ingest(conversation)
+            await product.embedded()
             for conversation in conversations:
                 finders = {form: bm25(conversation, form, deepest) for form in FORMS}
                 for question, evidence in conversation.asked():

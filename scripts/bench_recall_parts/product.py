@@ -1,67 +1,56 @@
-"""The memory as it is: sessions of turns in its database, vectors in its index, found by its own search."""
+"""The memory as it is: sessions of turns in its database, vectors by its own pump, found by its own search."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
-from bench_recall_parts.collection import Conversation
+from bench_recall_parts.collection import Conversation, Turn
 from bus.settings import Settings
 from schemas.bodies.search import Mode, Search
 from schemas.bodies.sessions import NewTurn, SessionAppend, SessionCreate
 from workers.memory.records import Records
+from workers.memory.search.candidates import waiting
 from workers.memory.search.pipeline import Searcher
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.sessions.tokens import BusTokenCounter
-from workers.memory.vectors.edge import EdgeIndex
-from workers.memory.vectors.encoder import ProcessEncoder
-from workers.memory.vectors.index import Point, VectorIndex
-from workers.memory.vectors.model_files import DEFAULT_MODEL, find_model
+from workers.memory.vectors.encoder import Encoder
+from workers.memory.vectors.index import VectorIndex
+from workers.memory.vectors.unavailable import EncoderUnavailable
+from workers.memory.vectors.vectors import Vectors
 
-# Turns appended, and chunks encoded, at once.
+# Turns appended at once.
 BATCH: Final = 500
+
+# Seconds between two looks at whether everything is embedded.
+LOOK_EVERY_S: Final = 0.1
 
 # Seconds between the last turn and the questions.
 ASKED_AFTER_S: Final = 86_400.0
 
 
-class Remembered:
-    """Vectors of texts, made once. An `Encoder` whose queries cost nothing at search time, so that search alone is timed."""
-
-    def __init__(self, encoder: ProcessEncoder) -> None:
-        self.name = encoder.name
-        self.dimension = encoder.dimension
-        self._encoder = encoder
-        self._known: dict[str, bytes] = {}
-
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
-        """Vectors in the order of the texts."""
-        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
-        for first in range(0, len(unknown), BATCH):
-            part = unknown[first : first + BATCH]
-            self._known.update(zip(part, await self._encoder.encode(part), strict=True))
-        return [self._known[text] for text in texts]
-
-
 class Product:
     """The parts of the memory that search needs."""
 
-    def __init__(self, records: Records, encoder: Remembered, index: VectorIndex, settings: Settings) -> None:
+    def __init__(
+        self, records: Records, vectors: Vectors, encoder: Encoder, index: VectorIndex, settings: Settings
+    ) -> None:
         self._records = records
+        self._vectors = vectors
         self._encoder = encoder
         self._index = index
-        self._searcher = Searcher(records, lambda: encoder, lambda: index, settings.search)
+        self._searcher = Searcher(records, vectors.encoder, vectors.index, settings.search)
         counter = BusTokenCounter(_no_bus)
         self._sessions = Sessions(records, counter, ttl_s=settings.memory.session_ttl_s, on_turns=_heard)
         self._turns: dict[tuple[str, str], str] = {}
 
     async def ingest(self, conversation: Conversation) -> None:
-        """Append the turns, session by session, and embed them."""
+        """Append the turns, session by session."""
         ns = conversation.id
         numbers: dict[str, int] = {}
         for name, turns in conversation.sessions():
@@ -69,21 +58,20 @@ class Product:
                 await self._sessions.create(SessionCreate(session_id=name, ns=ns), uuid.uuid4().bytes)
             for first in range(0, len(turns), BATCH):
                 part = turns[first : first + BATCH]
-                new = [
-                    NewTurn(
-                        role="user" if turn.speaker else "document",
-                        content=turn.content,
-                        speaker=turn.speaker,
-                        at=turn.at,
-                    )
-                    for turn in part
-                ]
-                await self._sessions.append(SessionAppend(session_id=name, turns=new, ns=ns), uuid.uuid4().bytes)
-                for number, turn in enumerate(part, numbers.get(name, 0) + 1):
+                request = SessionAppend(session_id=name, turns=[_new(turn) for turn in part], ns=ns)
+                await self._sessions.append(request, uuid.uuid4().bytes)
+                begun = numbers.get(name, 0)
+                for number, turn in enumerate(part, begun + 1):
                     self._turns[ns, f"{name}/{number}"] = turn.id
-                numbers[name] = numbers.get(name, 0) + len(part)
-        await self._embed(ns)
-        await self._encoder.encode([question.question for question, _ in conversation.asked()])
+                numbers[name] = begun + len(part)
+
+    async def embedded(self) -> None:
+        """Return once every turn has its vector. Raises EncoderUnavailable."""
+        while await self._records.read(lambda connection: waiting(connection, 1)):
+            state = await self._vectors.state()
+            if state.degraded:
+                raise EncoderUnavailable(state.degraded)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def find(self, conversation: Conversation, question: str, mode: Mode, count: int) -> tuple[list[str], float]:
         """The ids of the best turns, and the seconds it took beside the encoding."""
@@ -95,6 +83,8 @@ class Product:
             mode=mode,
             now=None if end is None else end + ASKED_AFTER_S,
         )
+        # The encoder remembers a query, so the search itself gets the vector at once.
+        await self._encoder.encode([question], is_query=True)
         began = time.perf_counter()
         reply = await self._searcher.search(request)
         took_s = time.perf_counter() - began
@@ -103,7 +93,7 @@ class Product:
 
     async def nearest(self, conversation: Conversation, question: str, count: int) -> tuple[list[str], float]:
         """The turns nearest in meaning, by the vector index alone."""
-        (vector,) = await self._encoder.encode([question])
+        (vector,) = await self._encoder.encode([question], is_query=True)
         began = time.perf_counter()
         found = await self._index.search(vector, ns=conversation.id, kinds=None, limit=2 * count)
         took_s = time.perf_counter() - began
@@ -111,30 +101,39 @@ class Product:
         turns = dict.fromkeys(self._turns[conversation.id, sources[chunk]] for chunk, _ in found)
         return list(turns)[:count], took_s
 
-    async def _embed(self, ns: str) -> None:
-        chunks = await self._records.read(
-            lambda connection: connection.execute("SELECT id, text, kind FROM chunks WHERE ns = ?", (ns,)).fetchall()
-        )
-        vectors = await self._encoder.encode([text for _, text, _ in chunks])
-        await self._index.upsert(
-            [Point(chunk, vector, ns, kind) for (chunk, _, kind), vector in zip(chunks, vectors, strict=True)]
-        )
-
 
 @asynccontextmanager
-async def opened(settings: Settings, folder: Path) -> AsyncIterator[Product]:
-    """The product in an empty folder. Raises EncoderUnavailable."""
-    model = find_model(DEFAULT_MODEL)
-    records = await Records.open(folder / "memory.db", readers=settings.memory.readers, on_committed=_committed)
-    encoder = ProcessEncoder(model, folder / "encoder", threads=0, idle_s=-1)
-    index = EdgeIndex(folder / "vectors", model.name, model.dimension)
+async def opened(settings: Settings) -> AsyncIterator[Product]:
+    """The product in the empty folder `settings.home`. Raises EncoderUnavailable."""
+    opened_vectors: list[Vectors] = []
+
+    def on_committed(_: Sequence[Any]) -> None:
+        for vectors in opened_vectors:
+            vectors.wake()
+
+    records = await Records.open(
+        settings.path(settings.memory.path), readers=settings.memory.readers, on_committed=on_committed
+    )
     try:
-        await encoder.load()
-        yield Product(records, Remembered(encoder), index, settings)
+        vectors = await Vectors.open(settings, records)
+        opened_vectors.append(vectors)
+        encoder, index = vectors.encoder(), vectors.index()
+        if encoder is None or index is None:
+            raise EncoderUnavailable((await vectors.state()).degraded)
+        pump = asyncio.create_task(vectors.tend_forever())
+        try:
+            yield Product(records, vectors, encoder, index, settings)
+        finally:
+            pump.cancel()
+            await asyncio.wait([pump])
+            await vectors.close()
     finally:
-        await encoder.close()
-        await index.close()
         await records.close()
+
+
+def _new(turn: Turn) -> NewTurn:
+    """A turn; what nobody says has the role of the machinery, so that no speaker is made up."""
+    return NewTurn(role="user" if turn.speaker else "system", content=turn.content, speaker=turn.speaker, at=turn.at)
 
 
 def _sources(connection: sqlite3.Connection, chunks: Sequence[int]) -> dict[int, str]:
@@ -148,7 +147,3 @@ async def _no_bus(*_: Any, **__: Any) -> Any:
 
 def _heard(ns: str, session_id: str) -> None:
     """Nobody watches the sessions of the bench."""
-
-
-def _committed(events: Sequence[Any]) -> None:
-    """Nobody hears the events of the bench."""

@@ -57,10 +57,10 @@ from workers.memory.accounts.accounts import Accounts
 from workers.memory.accounts.handlers import register as register_accounts
 from workers.memory.clock import Now
 from workers.memory.event_outbox import EventOutbox
+from workers.memory.handlers import register as register_store
 from workers.memory.hot.sqlite_tier import SqliteTier
 from workers.memory.outcome import Event
 from workers.memory.records import Records
-from workers.memory.service import register as register_store
 from workers.memory.store import MemoryStore
 
 Serve = Callable[..., AbstractAsyncContextManager[Settings]]

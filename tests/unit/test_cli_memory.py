@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.cli import app, exits
+from bus.cli import progress as progress_module
 from bus.cli.action import action_parsers
 from bus.cli.completion import vocabulary
 from bus.cli.memory_export import _at_line
@@ -258,6 +261,32 @@ def test_no_bar_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixtur
         progress.show("copy", 1, 2)
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only work that takes long gets one, and what is printed next begins on a clean line."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            raise io.UnsupportedOperation("fileno")
+
+    clock = itertools.count(0.0, 0.6)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    with Progress() as progress:
+        progress.show("copy", 1, 4)
+        assert terminal.getvalue() == ""
+        progress.show("copy", 2, 4)
+        progress.show("copy", 4, 4)
+
+    first, *_, last = terminal.getvalue().strip("\r").split("\r")
+    assert "50 %" in first and "100 %" in terminal.getvalue()
+    assert last.strip() == ""
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Internal, TooLarge
-from workers.memory.hot import entries
+from workers.memory.hot import entries, hot_file
 from workers.memory.hot.sqlite_tier import USE_PRECISION_S, SqliteTier
 from workers.memory.hot.tier import SPACES
 from workers.memory.sqlite_errors import UnusableDatabase
@@ -59,6 +59,15 @@ def rows(path: Path, statement: str) -> list[tuple[object, ...]]:
         return connection.execute(statement).fetchall()
     finally:
         connection.close()
+
+
+def overwrite(path: Path, start: int, content: bytes) -> None:
+    """Put bytes into a file, made where it is not."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(content)
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
@@ -140,8 +149,7 @@ async def test_damaged_file_is_moved_aside_and_made_anew(
     path: Path, clock: Clock, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The service starts, says so, and keeps the file for whoever wants to look."""
-    path.parent.mkdir()
-    path.write_bytes(content)
+    overwrite(path, 0, content)
 
     with caplog.at_level(logging.WARNING, "olympus.memory"):
         async with opened(path, clock, usual_families=["nlu_results:"]) as tier:
@@ -156,18 +164,17 @@ async def test_damaged_file_is_moved_aside_and_made_anew(
 
 
 async def test_file_damaged_while_in_use_is_made_anew(
-    path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A damaged page costs the cache, not the service."""
+    # So that pages are read from the file and not from memory.
+    monkeypatch.setattr(hot_file, "WRITER_CACHE_KIB", 64)
     async with opened(path, clock) as tier:
         for number in range(300):
             await tier.set("cache", f"k:{number}", b"x" * 4_000, ttl_s=None)
-    size = path.stat().st_size
     async with opened(path, clock) as tier:
         await tier.set("auth", "k", b"v", ttl_s=None)
-        with path.open("r+b") as file:
-            file.seek(4_096)
-            file.write(b"\xa5" * (size - 4_096))
+        overwrite(path, 4_096, b"\xa5" * MIB)
 
         with caplog.at_level(logging.WARNING, "olympus.memory"):
             for number in range(300):

@@ -446,6 +446,19 @@ async def test_another_text_under_the_same_chunk_is_embedded_anew(tmp_path: Path
         assert await two.ask("SELECT chunk_id, action FROM outbox") == [(1, "remove"), (1, "embed")]
 
 
+async def test_what_is_known_of_the_index_is_not_the_backups(tmp_path: Path) -> None:
+    """The index was not restored, so the model it was made with is the present one."""
+    state = "INSERT OR REPLACE INTO service_state VALUES ('vectors.model', CAST('{}' AS BLOB))"
+    async with opened(tmp_path) as memory:
+        await memory.tell(state.format("old"))
+        await memory.backup("monday")
+        await memory.tell(state.format("new"))
+
+        await memory.restore("monday")
+
+        assert await memory.ask("SELECT value FROM service_state") == [(b"new",)]
+
+
 async def test_who_may_sign_in_does_not_go_back(tmp_path: Path) -> None:
     """A password or a token revoked since the backup must not work again; into a memory without users they come."""
     user = "INSERT INTO users VALUES ('{}', '{}', '[]', '[]', 0, 0, 0)"
@@ -614,6 +627,7 @@ async def test_a_damaged_database_is_restored_without_the_service(tmp_path: Path
     """The service refuses it; after the restore it starts, and the damaged file is kept."""
     async with opened(tmp_path) as memory:
         await memory.set(a="old")
+        await memory.tell(chunk(1, "text"), "UPDATE chunks SET vector_model = 'm'", "DELETE FROM outbox")
         await memory.backup("monday")
     path = tmp_path / "memory" / "memory.db"
     path.write_bytes(b"damaged " * 4_000)
@@ -626,6 +640,10 @@ async def test_a_damaged_database_is_restored_without_the_service(tmp_path: Path
     assert sha256_of(restored.kept_as) == hashlib.sha256(b"damaged " * 4_000).hexdigest()
     async with opened(tmp_path) as memory:
         assert await memory.get("a") == "old"
+        # Nobody knows what the index holds, so it is emptied and filled anew.
+        assert await memory.ask("SELECT vector_model FROM chunks") == [(None,)]
+        assert await memory.ask("SELECT chunk_id, action FROM outbox") == [(1, "embed")]
+        assert await memory.ask("SELECT value FROM service_state WHERE key = 'vectors.model'") == [(b"\xa7unknown",)]
 
 
 async def test_a_sound_database_is_compared_also_without_the_service(tmp_path: Path) -> None:

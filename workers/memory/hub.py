@@ -203,4 +203,6 @@ class Warnings:
         try:
             await self._client.publish("error.memory.warning", report)
         except BusError as error:
-            log.warning("warning not published", extra={"action": "memory.warning.unpublished", "reason": error.message})
+            log.warning(
+                "warning not published", extra={"action": "memory.warning.unpublished", "reason": error.message}
+            )

@@ -39,7 +39,9 @@ def explain(error: sqlite3.Error, path: Path) -> BusError:
     if is_busy(error):
         return Overloaded(f"{name} is locked by another process; nothing was written", reason=reason)
     if is_damaged(error):
-        return Internal(f"{name} is damaged: stop the service and restore a backup with `olympus memory restore`", reason=reason)
+        return Internal(
+            f"{name} is damaged: stop the service and restore a backup with `olympus memory restore`", reason=reason
+        )
     if is_unwritable(error):
         return Internal(f"{name} cannot be written: check the permissions of the file and its folder", reason=reason)
     match primary_code(error):

@@ -123,12 +123,10 @@ def decode(stored: bytes) -> Any:
 
     Raises TooLarge for what would become too many values.
     """
-    if stored.startswith(_IS_MSGPACK):
-        return unpack(stored[1:])
     check_values(stored, "json")
     try:
-        return msgspec.json.decode(stored)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return unpack(stored[1:]) if stored.startswith(_IS_MSGPACK) else msgspec.json.decode(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
         text = stored.decode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 from workers.memory.chunks import Piece
@@ -47,6 +48,20 @@ def cut(text: str) -> list[Piece]:
             break
         visible = _VISIBLE.search(text, end if is_paragraph else _overlap_start(text, start, end))
     return pieces
+
+
+def titled(pieces: Sequence[Piece], title: str) -> Sequence[Piece]:
+    """The pieces of a document, found by its title too: it stands before the text of the first one.
+
+    The ranges stay those of the content.
+    """
+    title = title.strip()
+    if not title:
+        return pieces
+    if not pieces:
+        return [Piece(title, 0, 0)]
+    first = pieces[0]
+    return [Piece(f"{title}\n{first.text}", first.start, first.end), *pieces[1:]]
 
 
 def _limit(text: str) -> int:

@@ -10,6 +10,7 @@ from schemas.bodies.items import DocDelete, DocDeleted, DocGet, DocInfo, DocList
 from schemas.errors import Conflict, NotFound
 from workers.memory import chunks
 from workers.memory.chunks import Piece
+from workers.memory.items.chunking import titled
 from workers.memory.items.drafts import check_size, pieces_of, time_of
 from workers.memory.items.floors import floor, raise_floor
 from workers.memory.items.rows import OVERHEAD_BYTES, Page, encode_tags, tags_of
@@ -35,7 +36,7 @@ class Documents:
         metadata = pack(request.metadata, max_bytes=max_bytes, field="metadata")
         texts = (request.ns, request.doc_id, request.title, request.content)
         check_size(texts, len(tags) + len(metadata), max_bytes)
-        ready = _Ready(request, tags, metadata, await pieces_of(request.content))
+        ready = _Ready(request, tags, metadata, titled(await pieces_of(request.content), request.title))
         return await self._records.write_once(
             "memory.doc.put", request_id, DocInfo, lambda connection, now: _put(connection, ready, now)
         )
@@ -115,8 +116,6 @@ def _put(connection: sqlite3.Connection, ready: _Ready, now: float) -> Outcome:
             pieces=ready.pieces,
             at=at,
             stream=request.doc_id,
-            # Each of its pieces says what the document is about, though its title stands in none of them.
-            speaker=request.title or None,
         )
     row = connection.execute(
         f"SELECT {_INFO} FROM knowledge_base WHERE ns = ? AND doc_id = ?", (request.ns, request.doc_id)

@@ -96,13 +96,13 @@ def time_of(metadata: Mapping[str, Any]) -> float | None:
     for key in ("time", "timestamp"):
         at = _epoch(metadata.get(key))
         if at is not None and 0 <= at <= LATEST_AT:
-            return at
+            return float(at)
     return None
 
 
 def _epoch(value: Any) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return value
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value.strip())

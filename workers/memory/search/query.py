@@ -22,6 +22,12 @@ STOP_WORDS: Final = frozenset(
     " whom whose why will with would you your yours".split()
 )
 
+# Words that ask for whatever there is and not for a topic: "what happened last week?"
+GENERIC_WORDS: Final = frozenset(
+    "all anything discuss discussed everything happen happened happening happens hear heard know latest mention mentioned"
+    " new news remember said say says something talk talked talking tell thing things think thought told".split()
+)
+
 # Names of speakers whose words are remembered; cutting one takes 80 microseconds.
 KEPT_NAMES: Final = 4_096
 
@@ -52,14 +58,14 @@ class Term(NamedTuple):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """A query, understood. `terms`: what to look for; `is_about_words`: False where only function words were left."""
+    """A query, understood. terms: what to look for. topics: the stems of those that say what it is about."""
 
     text: str
     terms: list[Term]
     phrases: list[str]
     times: list[Span]
     asks_when: bool
-    is_about_words: bool
+    topics: frozenset[str]
 
 
 class Tokenizer:
@@ -103,6 +109,7 @@ class Tokenizer:
 def understand(text: str, reference: float, tokenizer: Tokenizer) -> Query:
     """`text`, asked at `reference` (epoch seconds), understood. A text without any word gives no terms."""
     words = tokenizer.words(text)
+    times = find_times(text, reference)
     # The stop words stay where there is nothing else to look for.
     content = [word for word in words if word.plain not in STOP_WORDS]
     terms = {}
@@ -120,10 +127,18 @@ def understand(text: str, reference: float, tokenizer: Tokenizer) -> Query:
         text=text,
         terms=list(terms.values())[:TERMS_MAX],
         phrases=phrases,
-        times=find_times(text, reference),
+        times=times,
         asks_when=bool(_ASKS_WHEN.search(text)),
-        is_about_words=bool(content),
+        topics=_topics(text, times, content, tokenizer),
     )
+
+
+def _topics(text: str, times: list[Span], content: list[Word], tokenizer: Tokenizer) -> frozenset[str]:
+    """The stems of the words that are left without the times and without words that name no topic."""
+    for span in times:
+        text = text[: span.start] + " " * (span.end - span.start) + text[span.end :]
+    left = {word.stem for word in tokenizer.words(text)} if times else {word.stem for word in content}
+    return frozenset(word.stem for word in content if word.plain not in GENERIC_WORDS and word.stem in left)
 
 
 def _names(text: str) -> frozenset[str]:

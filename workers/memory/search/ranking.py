@@ -285,6 +285,19 @@ def above_floor(hits: list[Ranked], relevance: Relevance, settings: SearchSettin
     ]
 
 
+def with_evidence(hits: list[Ranked], query: Query, found: Found, settings: SearchSettings) -> list[Ranked]:
+    """The hits that fit what the query names, where it names no topic: its times and speakers, each of which must fit.
+
+    A query that names nothing at all gets them all.
+    """
+    if query.times:
+        least = settings.time_weight * max(span.confidence for span in query.times) / 2
+        hits = [hit for hit in hits if hit.shares.get("time", 0.0) >= least]
+    if found.speakers:
+        hits = [hit for hit in hits if "speaker" in hit.shares]
+    return hits
+
+
 def _order(hit: Ranked) -> tuple[float, int]:
     return (-hit.score, -hit.row.id)
 

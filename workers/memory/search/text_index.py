@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from workers.memory.search.query import ROLES, Query, Term
+from workers.memory.search.query import ROLES, Term
 
 # Up to this many chunks the word of the namespace goes into every look-up. Past it that costs 0.4 to 1 ms per word where
 # the namespace holds most of the chunks (100,000 measured), so there the others' chunks are read along and left out.
@@ -58,12 +58,12 @@ class TextIndex:
         self._counts: dict[str, _Counted] = {}
         self._shares: dict[str, tuple[float, float]] = {}
 
-    def find(self, connection: sqlite3.Connection, ns: str, query: Query, only: Iterable[Term] | None = None) -> Found:
-        """The chunks of `ns` with words of `query`; or with the terms `only`. Others' chunks may be among them."""
+    def find(self, connection: sqlite3.Connection, ns: str, terms: Iterable[Term]) -> Found:
+        """The chunks of `ns` with any of the terms. Chunks of other namespaces may be among them."""
         total = connection.execute("SELECT max(id) FROM chunks").fetchone()[0] or 0
         scope = f'scope:"{ns.encode().hex()}" AND '
         is_scoped = total <= SMALL_STORE_CHUNKS or self._share(connection, ns, total) < LARGE_SHARE
-        counted = [(self._count(connection, term), term) for term in (query.terms if only is None else only)]
+        counted = [(self._count(connection, term), term) for term in terms]
         speakers = [
             term.label
             for count, term in counted

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any, Final
 
 from workers.memory import chunks
-from workers.memory.items.chunking import cut
+from workers.memory.items.chunking import cut, titled
 from workers.memory.sessions import turns
 from workers.memory.upkeep.kinds import Data, DocumentData, FactData, MemoryData, TurnData
 
@@ -17,7 +17,7 @@ _REMOVED_AT_ONCE: Final = 1_000
 def derived(data: Data) -> dict[str, Any]:
     """Columns that say again what others say, and are not exported."""
     if isinstance(data, DocumentData):
-        return {"characters": len(data.content), "chunks": len(cut(data.content))}
+        return {"characters": len(data.content), "chunks": len(titled(cut(data.content), data.title))}
     return {}
 
 
@@ -33,9 +33,8 @@ def put(connection: sqlite3.Connection, ns: str, data: Data) -> None:
                 ns=ns,
                 kind="document",
                 source_id=data.doc_id,
-                pieces=cut(data.content),
+                pieces=titled(cut(data.content), data.title),
                 stream=data.doc_id,
-                speaker=data.title or None,
                 at=data.at,
             )
         case MemoryData():

@@ -12,12 +12,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from schemas.errors import NotFound, Unprocessable
 from workers.memory.migrations import Migration, migrate, version_of
 from workers.memory.sqlite_errors import UnusableDatabase
 from workers.memory.upkeep import copying
 from workers.memory.upkeep.backup import first_damage
 from workers.memory.upkeep.reporting import Report
+from workers.memory.vectors.agreement import MODEL_KEY
 
 # First bytes of every SQLite database (https://sqlite.org/fileformat2.html, section 1.3).
 _MAGIC: Final = b"SQLite format 3\x00"
@@ -28,11 +31,14 @@ _VERSIONED: Final = {"kv": "key", "memories": "id", "knowledge_base": "doc_id", 
 # Who may sign in, and what they hold. Going back in these would revive passwords and tokens that were revoked since.
 _SIGN_IN: Final = ("users", "token_families", "tokens", "sign_ins")
 
-# The same chunk in both databases: its vector can stay.
+# The same chunk in both databases, in all that its vector is made of: that can stay.
 _IS_SAME_CHUNK: Final = (
     "mine.id = other.id AND mine.ns = other.ns AND mine.kind = other.kind AND mine.text = other.text"
-    " AND mine.speaker IS other.speaker"
+    " AND mine.speaker IS other.speaker AND mine.at = other.at"
 )
+
+# An encoder that no vector is of: the index is emptied and filled anew.
+_UNKNOWN_MODEL: Final = "unknown"
 
 
 def stage(backup: Path, staged: Path, migrations: tuple[Migration, ...], report: Report) -> None:
@@ -74,7 +80,7 @@ def reconcile(staged: Path, present: Path | None) -> list[str]:
             _keep_vectors(connection)
             _keep_sign_in(connection)
         else:
-            connection.execute("UPDATE chunks SET vector_model = NULL")
+            _distrust_vectors(connection)
         connection.execute(
             "INSERT INTO outbox (chunk_id, action)"
             " SELECT id, 'embed' FROM chunks WHERE vector_model IS NULL ORDER BY id"
@@ -197,6 +203,9 @@ def _keep_versions(connection: sqlite3.Connection) -> None:
 
 def _keep_vectors(connection: sqlite3.Connection) -> None:
     """Order the index to drop the vectors of chunks that are not, or no longer, what they were."""
+    # The index is the present one's, and so is what the service knows of it.
+    connection.execute("DELETE FROM main.service_state")
+    connection.execute("INSERT INTO main.service_state SELECT * FROM present.service_state")
     connection.execute(
         "INSERT INTO main.outbox (chunk_id, action)"
         " SELECT chunk_id, 'remove' FROM present.outbox WHERE action = 'remove'"
@@ -206,6 +215,15 @@ def _keep_vectors(connection: sqlite3.Connection) -> None:
     connection.execute(
         "UPDATE main.chunks AS mine SET vector_model ="
         f" (SELECT other.vector_model FROM present.chunks AS other WHERE {_IS_SAME_CHUNK})"
+    )
+
+
+def _distrust_vectors(connection: sqlite3.Connection) -> None:
+    """What the index holds cannot be told from what it should hold."""
+    connection.execute("UPDATE chunks SET vector_model = NULL")
+    connection.execute(
+        "INSERT INTO service_state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (MODEL_KEY, msgspec.msgpack.encode(_UNKNOWN_MODEL)),
     )
 
 

@@ -30,7 +30,7 @@ PAGE_CHUNKS: Final = 2_000
 REPORTED_IDS: Final = 100
 
 # Key in `service_state`: the model that the orders in the outbox were written for.
-_MODEL_KEY: Final = "vectors.model"
+MODEL_KEY: Final = "vectors.model"
 
 # Past every id.
 _END: Final = (1 << 63) - 1
@@ -162,14 +162,14 @@ def _counts(connection: sqlite3.Connection) -> Counts:
 
 
 def _read_model(connection: sqlite3.Connection) -> str | None:
-    row = connection.execute("SELECT value FROM service_state WHERE key = ?", (_MODEL_KEY,)).fetchone()
+    row = connection.execute("SELECT value FROM service_state WHERE key = ?", (MODEL_KEY,)).fetchone()
     return None if row is None else msgspec.msgpack.decode(row[0], type=str)
 
 
 def _write_model(connection: sqlite3.Connection, model: str) -> Outcome:
     connection.execute(
         "INSERT INTO service_state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        (_MODEL_KEY, msgspec.msgpack.encode(model)),
+        (MODEL_KEY, msgspec.msgpack.encode(model)),
     )
     return Outcome(None, [])
 

@@ -167,15 +167,18 @@ class QdrantIndex:
                 return error.status_code in _PASSING
             return isinstance(error, ResponseHandlingException)
 
-        if self._client is None:
-            self._client = self._make_client()
+        client = self._client = self._client or self._make_client()
+
+        async def attempt() -> T:
+            return await call(client)
+
         try:
             return await tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception(is_passing),
                 wait=tenacity.wait_random_exponential(multiplier=0.05, max=_WAIT_MAX_S),
                 stop=tenacity.stop_after_attempt(_ATTEMPTS),
                 reraise=True,
-            )(call, self._client)
+            )(attempt)
         except ApiException as error:
             if isinstance(error, UnexpectedResponse) and error.status_code == _NOT_FOUND:
                 # Somebody removed the collection; the next call makes it again.

@@ -1,0 +1,199 @@
+"""The embedded index beside its contract: its files, its graph, and what it does when either is unusable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vectors_bench import random_vectors, unit, until
+from workers.memory.vectors import edge
+from workers.memory.vectors.edge import EdgeIndex
+from workers.memory.vectors.index import Point
+from workers.memory.vectors.unavailable import IndexUnavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stores points for ever, and says after each call how many there are.
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from workers.memory.vectors.edge import EdgeIndex
+from workers.memory.vectors.index import Point
+from tests.vectors_bench import random_vectors
+
+async def main():
+    index = EdgeIndex(Path(sys.argv[1]), "m", 8)
+    vectors = random_vectors(50, 8)
+    for first in range(1, 10_000_000, 50):
+        await index.upsert([Point(first + n, vector, "n", "memory") for n, vector in enumerate(vectors)])
+        print(first + 49, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def points(count: int, dimension: int = 8) -> list[Point]:
+    return [Point(id, vector, "n", "memory") for id, vector in enumerate(random_vectors(count, dimension), 1)]
+
+
+def write_and_be_killed(folder: Path) -> int:
+    """How many points a process had stored for sure when it was killed."""
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        try:
+            stored = [int(writer.stdout.readline()) for _ in range(10)][-1]
+        finally:
+            os.kill(writer.pid, signal.SIGKILL)
+        return max([stored, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+
+
+def states(folder: Path) -> set[str]:
+    """Folders of states there are."""
+    return {path.name for path in (folder / "m").iterdir() if path.is_dir()}
+
+
+async def test_nothing_is_opened_before_the_first_call(tmp_path: Path) -> None:
+    """An idle service holds no index."""
+    index = EdgeIndex(tmp_path / "vectors", "m", 2)
+    await index.close()
+    assert not (tmp_path / "vectors").exists()
+
+
+async def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
+    """Whatever a call returned for is there after kill -9, three times over."""
+    for _ in range(3):
+        stored = write_and_be_killed(tmp_path)
+        index = EdgeIndex(tmp_path, "m", 8)
+        assert await index.count() >= stored
+        assert await index.ids(after=stored - 5, limit=5) == list(range(stored - 4, stored + 1))
+        await index.close()
+
+
+async def test_graph_is_built_on_a_copy_that_takes_over(tmp_path: Path) -> None:
+    """The original goes, and the copy has what was written while the graph was built."""
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=300)
+    before = points(300)
+    await index.upsert(before)
+    assert states(tmp_path) >= {"1"}
+    late = [Point(1_000, before[0].vector, "late", "turn")]
+    await index.upsert(late)
+    await index.remove([5])
+    await index.optimised()
+
+    assert states(tmp_path) == {"2"}
+    assert (tmp_path / "m" / "current").read_text() == "2"
+    assert await index.count() == 300
+    assert [id for id, _ in await index.search(late[0].vector, ns="late", kinds=None, limit=1)] == [1_000]
+    found = await index.search(before[4].vector, ns="n", kinds=None, limit=5)
+    assert 5 not in [id for id, _ in found]
+    await index.close()
+
+    again = EdgeIndex(tmp_path, "m", 8, optimise_points=300)
+    assert await again.count() == 300
+    await again.close()
+
+
+async def test_graph_that_cannot_be_built_leaves_the_index_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches stay exact; what was written is there."""
+
+    async def fail(folder: Path) -> str:
+        return "status 1: no space left"
+
+    monkeypatch.setattr(edge, "_optimise_in_child", fail)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100)
+    await index.upsert(points(100))
+    await index.optimised()
+
+    assert await index.count() == 100
+    assert (tmp_path / "m" / "current").read_text() == "1"
+    await index.upsert(points(120)[100:])
+    assert await index.count() == 120
+    await index.close()
+
+
+async def test_clearing_ends_a_graph_in_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy made before the clearing never comes back."""
+    started = asyncio.Event()
+
+    async def hang(folder: Path) -> str:
+        started.set()
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr(edge, "_optimise_in_child", hang)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100)
+    await index.upsert(points(100))
+    await asyncio.wait_for(started.wait(), 10)
+
+    await index.clear()
+
+    assert await index.count() == 0
+    assert len(states(tmp_path)) == 1
+    await index.close()
+
+
+async def test_child_that_builds_the_graph_ends_with_the_index(tmp_path: Path) -> None:
+    """Closing kills it and leaves the original."""
+    index = EdgeIndex(tmp_path, "m", 64, optimise_points=3_000)
+    await index.upsert(points(3_000, 64))
+    await until(lambda: "2" in states(tmp_path), "the copy is made")
+    await index.close()
+
+    again = EdgeIndex(tmp_path, "m", 64)
+    assert await again.count() == 3_000
+    assert len(states(tmp_path)) == 1
+    await again.close()
+
+
+@pytest.mark.parametrize("damage", ["config", "segments", "current"])
+async def test_unusable_files_give_way_to_an_empty_index(tmp_path: Path, damage: str) -> None:
+    """Vectors can be made anew; a service that refuses to start because of them helps nobody."""
+    index = EdgeIndex(tmp_path, "m", 8)
+    await index.upsert(points(30))
+    await index.close()
+    folder = tmp_path / "m" / "1"
+    match damage:
+        case "config":
+            (folder / "edge_config.json").write_text("{")
+        case "segments":
+            for file in folder.glob("segments/*/segment.json"):
+                file.write_text("nonsense")
+        case "current":
+            (tmp_path / "m" / "current").write_text("../../etc")
+
+    again = EdgeIndex(tmp_path, "m", 8)
+    assert await again.count() == 0
+    await again.upsert(points(5))
+    assert await again.count() == 5
+    await again.close()
+
+
+async def test_index_in_use_elsewhere_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Two services on one folder: the second says why it has none."""
+    first = EdgeIndex(tmp_path, "m", 8)
+    await first.upsert(points(10))
+    script = WRITER.replace("10_000_000", "100")
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    second = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "is in use by another process" in second.stderr
+    assert await first.count() == 10
+    await first.close()
+
+
+async def test_missing_engine_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra that brings it stands in the message."""
+    monkeypatch.setitem(sys.modules, "qdrant_edge", None)
+    index = EdgeIndex(tmp_path, "m", 2)
+    with pytest.raises(IndexUnavailable, match=r"qdrant-edge-py.*extra 'memory'"):
+        await index.search(unit(1, 0), ns="n", kinds=None, limit=1)
+    await index.close()

@@ -1,0 +1,197 @@
+"""The pump from outbox to index: complete, in pages, through failures of either side, and again after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.vectors_bench import FakeEncoder, FakeIndex, Store, opened_store, until
+from workers.memory.vectors import outbox
+from workers.memory.vectors.outbox import embedded_text
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are tried again at once."""
+    monkeypatch.setattr(outbox, "RETRY_S", 0.005)
+    monkeypatch.setattr(outbox, "RETRY_MAX_S", 0.01)
+
+
+async def check_agreement(store: Store, encoder: FakeEncoder, index: FakeIndex) -> None:
+    """Every chunk has the vector of its text, and there is no other."""
+    rows = await store.rows("SELECT id, text, ns, kind, vector_model FROM chunks")
+    assert {id for id, *_ in rows} == set(index.points)
+    for id, text, ns, kind, model in rows:
+        assert index.points[id] == (id, encoder.vector(text), ns, kind)
+        assert model == encoder.name
+
+
+async def test_chunks_reach_the_index_and_removed_ones_leave_it(tmp_path: Path) -> None:
+    """In the order of their writes, woken by commits."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index):
+        first = await store.put("a", "one", "two")
+        await store.put("b", "three", ns="m", kind="turn")
+        await store.settled()
+        await check_agreement(store, encoder, index)
+
+        await store.put("a", "changed")
+        await store.remove("b", ns="m", kind="turn")
+        await store.settled()
+
+        await check_agreement(store, encoder, index)
+        assert not set(first) & set(index.points)
+
+
+async def test_pages_are_encoded_ahead_of_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder always has the next page already."""
+    monkeypatch.setattr(outbox, "PAGE_CHUNKS", 10)
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.may_go_on.clear()
+    async with opened_store(tmp_path) as store:
+        await store.put("a", *(f"text {number}" for number in range(35)))
+        async with store.pumping(encoder, index):
+            await until(lambda: len(encoder.calls) == 2, "two pages are with the encoder")
+            assert not index.points
+            encoder.may_go_on.set()
+            await store.settled()
+            assert [len(call) for call in encoder.calls] == [10, 10, 10, 5]
+            await check_agreement(store, encoder, index)
+
+
+async def test_chunk_removed_while_it_is_encoded_leaves_nothing(tmp_path: Path) -> None:
+    """Its vector comes and goes again."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.may_go_on.clear()
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index):
+        await store.put("a", "soon gone")
+        await until(lambda: bool(encoder.calls), "the text is with the encoder")
+        await store.remove("a")
+        encoder.may_go_on.set()
+        await store.settled()
+        assert not index.points
+
+
+async def test_nothing_is_lost_while_the_encoder_is_away(tmp_path: Path) -> None:
+    """It waits, says why, and goes on by itself."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.fails_with = "the model is missing"
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index) as pump:
+        await store.put("a", "one")
+        await until(lambda: pump.problem == "the model is missing", "the pump says what is wrong")
+        await store.put("b", "two")
+        encoder.fails_with = ""
+        await store.settled()
+        await until(lambda: pump.problem == "", "the pump says that all is well")
+        await check_agreement(store, encoder, index)
+
+
+async def test_index_that_comes_back_empty_is_filled_again(tmp_path: Path) -> None:
+    """A server that was replaced while it was away: what it had lost is made anew."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index) as pump:
+        await store.put("a", *(f"text {number}" for number in range(20)))
+        await store.settled()
+        index.fails_with = "connection refused"
+        await store.put("b", "another")
+        await until(lambda: pump.problem == "connection refused", "the pump says what is wrong")
+        index.points.clear()
+        index.fails_with = ""
+        await until(lambda: len(index.points) == 21, "everything is in the index again")
+        await store.settled()
+        await check_agreement(store, encoder, index)
+
+
+async def test_crash_between_storing_and_ticking_off_repeats_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The points are stored twice with the same ids, which changes nothing."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        ids = await store.put("a", "one", "two")
+        ticked_off = asyncio.Event()
+
+        def crash(connection, rows, model):  # type: ignore[no-untyped-def]
+            ticked_off.set()
+            raise asyncio.CancelledError
+
+        with monkeypatch.context() as crashing:
+            crashing.setattr(outbox, "_tick_off", crash)
+            async with store.pumping(encoder, index):
+                await asyncio.wait_for(ticked_off.wait(), 10)
+        assert set(index.points) == set(ids)
+        assert not await store.is_settled()
+
+        async with store.pumping(encoder, index):
+            await store.settled()
+        assert index.upserted == ids * 2
+        await check_agreement(store, encoder, index)
+
+
+async def test_changed_encoder_makes_every_vector_anew(tmp_path: Path) -> None:
+    """The old index is removed, chunks that still waited are encoded once."""
+    old, index = FakeEncoder("old"), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(old, index):
+            await store.put("a", *(f"text {number}" for number in range(30)))
+            await store.settled()
+        await store.put("b", "waited meanwhile")
+        new, new_index = FakeEncoder("new", dimension=4), FakeIndex(4)
+        async with store.pumping(new, new_index):
+            await until(lambda: len(new_index.points) == 31, "every chunk has a new vector")
+            await store.settled()
+            await check_agreement(store, new, new_index)
+        assert sum(map(len, new.calls)) == 31
+        assert new_index.forgotten == ["old"]
+
+
+async def test_idle_pump_opens_neither_encoder_nor_index(tmp_path: Path) -> None:
+    """A service at rest costs nothing."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", "one")
+            await store.settled()
+        encoder.calls.clear()
+        index.fails_with = "was opened"
+        async with store.pumping(encoder, index) as pump:
+            pump.wake()
+            await store.execute("SELECT 1")
+            assert (pump.problem, encoder.calls) == ("", [])
+
+
+async def test_index_that_lost_its_files_is_noticed_by_the_first_search(tmp_path: Path) -> None:
+    """Although nothing is written."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", "one", "two")
+            await store.settled()
+        index.points.clear()
+        async with store.pumping(encoder, index) as pump:
+            pump.index_is_used()
+            await until(lambda: len(index.points) == 2, "the vectors are back")
+
+
+async def test_order_overtaken_by_another_database_is_not_ticked_off(tmp_path: Path) -> None:
+    """A restored database may bear the same numbers for other texts."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.may_go_on.clear()
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index) as pump:
+        (id,) = await store.put("a", "before")
+        await until(lambda: bool(encoder.calls), "the text is with the encoder")
+        await store.execute("UPDATE chunks SET text = 'after' WHERE id = ?", id)
+        pump.begin_anew()
+        encoder.may_go_on.set()
+        await store.settled()
+        await check_agreement(store, encoder, index)
+
+
+def test_who_spoke_and_when_is_encoded_with_what_was_said() -> None:
+    """Text without a speaker stays as it is."""
+    at = datetime(2024, 5, 3, 23, 30).timestamp()
+    assert embedded_text("The train leaves at 7.", "Ana", at) == "2024-05-03 Ana: The train leaves at 7."
+    assert embedded_text("The train leaves at 7.", None, at) == "The train leaves at 7."
