@@ -61,7 +61,7 @@ class Conversation(msgspec.Struct, frozen=True):
         for question in self.questions:
             evidence = known.intersection(question.evidence)
             if evidence:
-                yield question, evidence
+                yield question, frozenset(evidence)
 
     def end(self) -> float | None:
         """When the last turn was said, epoch seconds: questions are asked after it."""

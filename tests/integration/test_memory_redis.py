@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from bus.settings import load_settings
-from schemas.bodies.memory import CacheFlush, CacheGet, CacheSet
+from bus.client import Client
+from bus.settings import Settings, load_settings
+from schemas.bodies.memory import CacheFlush, CacheGet, CacheSet, CacheStats
 from tests.redis_process import RedisProcess, until
 from workers.memory.clock import SteadyClock
 from workers.memory.hot.cache import Cache
 from workers.memory.hot.opening import FILE_NAME, open_hot_tier
 from workers.memory.hot.read_through import ReadThrough
 from workers.memory.hot.tier import SPACES, HotTier
+from workers.memory.service import service
 
 redis = pytest.importorskip("redis.asyncio", reason="the package redis is not installed")
 from workers.memory.hot.redis_tier import RedisTier  # noqa: E402 - needs the package
+
+Serve = Callable[..., AbstractAsyncContextManager[Settings]]
 
 TIMEOUT_S = 0.3
 
@@ -189,6 +194,39 @@ async def test_broken_connections_alone_are_no_loss(tmp_path: Path) -> None:
                 assert await it.tier.get("cache", "a:1") == b"1"
 
             assert it.told == []
+
+
+async def test_loss_is_published_and_shown_over_the_bus(serve_broker: Serve) -> None:
+    """The cache answers throughout; the warning, the figures and the health say where it is."""
+    with RedisProcess() as server:
+        async with serve_broker() as found:
+            settings = msgspec.structs.replace(
+                found, memory=msgspec.structs.replace(found.memory, redis_url=server.url, redis_timeout_s=TIMEOUT_S)
+            )
+            async with (
+                service(settings) as worker,
+                Client(settings, name="test") as client,
+                client.subscribe("error.memory.*") as warnings,
+            ):
+                await worker.start(10)
+                await client.request("memory.cache.set", CacheSet(key="k", value=[1, None], type="tool_responses"))
+                async with looking_at(server, 0) as other:
+                    assert await other.get("tool_responses:k") == b"[1,null]"
+                    assert (await client.request("memory.cache.stats", CacheStats())).tier == "redis"
+                server.kill()
+
+                await client.request("memory.cache.set", CacheSet(key="k", value=2, type="tool_responses"))
+                entry = await client.request("memory.cache.get", CacheGet(key="k", type="tool_responses"))
+                figures = await client.request("memory.cache.stats", CacheStats())
+                stats = await client.request("memory.stats")
+                async with asyncio.timeout(10):
+                    warning = await anext(aiter(warnings))
+
+                assert (entry.hit, entry.value, figures.tier, stats.hot_tier) == (True, 2, "sqlite", "sqlite")
+                assert any("Redis cannot be used" in reason for reason in stats.degraded)
+                assert warning.subject == "error.memory.warning"
+                assert "hot tier is on SQLite: Redis cannot be used" in warning.body.message
+                await worker.stop()
 
 
 # Nothing stale ----------------------------------------------------------------------------------------------------

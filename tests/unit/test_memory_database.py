@@ -14,8 +14,9 @@ import pytest
 
 from schemas.errors import Conflict, Internal
 from workers.memory.connection import Connection
-from workers.memory.database import MAX_BATCH, Database, Event, Outcome, changed
+from workers.memory.database import MAX_BATCH, Database
 from workers.memory.migrations import Migration, load_migrations
+from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.sqlite_errors import UnusableDatabase
 
 PROBE = Migration(

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.bodies import items as bodies
 from schemas.errors import BadRequest, Conflict, NotFound, TooLarge, Unprocessable
-from tests.items_bench import START_S, Bench, bench
+from tests.items_bench import START_S, bench
 
 # Text that means something to SQL, to FTS5, to LIKE or to C.
 HOSTILE = [
@@ -431,9 +431,3 @@ async def test_everything_survives_closing_and_opening(tmp_path: Path) -> None:
         await at.open()
 
         assert await at.get("m") == before
-
-
-def test_bench_is_used() -> None:
-    """The bench of these tests starts on a full hour, which the life cycle's tests rely on."""
-    assert START_S % 3_600 == 0
-    assert Bench

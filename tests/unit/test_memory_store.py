@@ -31,7 +31,7 @@ from schemas.bodies.memory import (
 from schemas.errors import BadRequest, Conflict, NotFound, TooLarge
 from workers.memory import applied
 from workers.memory.clock import SteadyClock
-from workers.memory.database import Outcome
+from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 

@@ -192,6 +192,6 @@ async def test_order_overtaken_by_another_database_is_not_ticked_off(tmp_path: P
 
 def test_who_spoke_and_when_is_encoded_with_what_was_said() -> None:
     """Text without a speaker stays as it is."""
-    at = datetime(2024, 5, 3, 23, 30).timestamp()
+    at = datetime(2024, 5, 3, 23, 30).astimezone().timestamp()
     assert embedded_text("The train leaves at 7.", "Ana", at) == "2024-05-03 Ana: The train leaves at 7."
     assert embedded_text("The train leaves at 7.", None, at) == "The train leaves at 7."

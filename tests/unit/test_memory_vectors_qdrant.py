@@ -113,7 +113,7 @@ async def test_refused_connection_is_unavailable_with_its_reason() -> None:
         index.clear(),
     )
     for call in calls:
-        with pytest.raises(IndexUnavailable, match="the Qdrant server failed: .*connection"):
+        with pytest.raises(IndexUnavailable, match=r"the Qdrant server failed: .*connection"):
             await call
     await index.close()
 
@@ -157,7 +157,7 @@ async def test_collection_of_other_vectors_is_refused() -> None:
     """It belongs to something else; a setting gives another name."""
     async with server(healthy) as (url, _):
         index = QdrantIndex(client_factory(url, ""), "m", 3, prefix="test")
-        with pytest.raises(IndexUnavailable, match="test-m holds other vectors than 3 .*memory.qdrant_prefix"):
+        with pytest.raises(IndexUnavailable, match=r"test-m holds other vectors than 3 .*memory.qdrant_prefix"):
             await index.count()
         await index.close()
 
@@ -202,6 +202,6 @@ async def test_collection_removed_by_somebody_is_made_again() -> None:
 async def test_address_that_is_none_is_refused(url: str) -> None:
     """With an example of one."""
     index = index_at(url)
-    with pytest.raises(IndexUnavailable, match="memory.qdrant_url is not an address like http://127.0.0.1:6333"):
+    with pytest.raises(IndexUnavailable, match=r"memory.qdrant_url is not an address like http://127.0.0.1:6333"):
         await index.count()
     await index.close()

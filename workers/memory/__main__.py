@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from bus.logs import configure_logging
-from bus.settings import leave_misconfigured, settings_of_process
+from bus.settings import SettingsError, leave_misconfigured, settings_of_process
 from bus.transport import install_fast_loop
 from workers.memory.service import serve
 from workers.memory.sqlite_errors import UnusableDatabase
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     install_fast_loop()
     try:
         asyncio.run(serve(settings))
-    except UnusableDatabase as error:
+    except (UnusableDatabase, SettingsError) as error:
         leave_misconfigured(str(error))
 
 

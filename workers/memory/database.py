@@ -15,12 +15,10 @@ from workers.memory.batch import Job, Once, run
 from workers.memory.clock import Now
 from workers.memory.connection import Connection, connect
 from workers.memory.migrations import Migration, load_migrations, prepare
-from workers.memory.outcome import Event, Outcome, Write, changed
+from workers.memory.outcome import Event, Outcome, Write
 from workers.memory.sqlite_errors import UnusableDatabase, explain, is_busy, refusal
 
 T = TypeVar("T")
-
-__all__ = ["MAX_BATCH", "Database", "Event", "Outcome", "Write", "changed"]
 
 # Writes committed together, at most, unless the settings say otherwise. A sync costs the same for one and for many; a
 # longer batch would only let the first of them wait for the last.

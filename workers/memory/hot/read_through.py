@@ -79,7 +79,7 @@ class ReadThrough(Generic[T]):
             record = await load()
             if record is not None and self._untrusted_until is None:
                 # A task of its own: a caller that gives up must not leave a copy half stored behind an invalidation.
-                await self._start(self._store(key, record, self._enter(key), invalidations))
+                await asyncio.shield(self._start(self._store(key, record, self._enter(key), invalidations)))
             return record
         finally:
             self._leave(key, busy)

@@ -116,11 +116,16 @@ def prepare(connection: sqlite3.Connection, filters: Filters) -> None:
 
 def allowed(connection: sqlite3.Connection, asked: Condition) -> frozenset[int] | None:
     """The chunks that fulfil the condition; None where they are more than ALLOWED_MAX."""
+    chunks = newest(connection, asked, ALLOWED_MAX + 1)
+    return None if len(chunks) > ALLOWED_MAX else frozenset(chunks)
+
+
+def newest(connection: sqlite3.Connection, asked: Condition, limit: int) -> list[int]:
+    """The newest chunks that fulfil the condition."""
     rows = connection.execute(
-        f"SELECT c.id FROM chunks c{_SOURCES} WHERE {asked.where} ORDER BY c.id DESC LIMIT ?",
-        (*asked.values, ALLOWED_MAX + 1),
-    ).fetchall()
-    return None if len(rows) > ALLOWED_MAX else frozenset(chunk for (chunk,) in rows)
+        f"SELECT c.id FROM chunks c{_SOURCES} WHERE {asked.where} ORDER BY c.id DESC LIMIT ?", (*asked.values, limit)
+    )
+    return [chunk for (chunk,) in rows]
 
 
 def in_time(connection: sqlite3.Connection, ns: str, span: Span, limit: int) -> list[int]:

@@ -86,6 +86,8 @@ class Weighing:
     def _seeds(self, count: int) -> Collection[int]:
         """The chunks that are best by themselves; all that may be hits where they are few."""
         only = self._case.only
+        if self._case.request.mode == "symbolic" and self._asked.is_filter and not self._case.found.masks:
+            return candidates.newest(self._connection, self._asked, count)
         return only if only is not None and len(only) <= count else self._relevance.seeds(count, only)
 
     def _evidence(self) -> list[int]:
