@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import os
 import signal
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -50,6 +52,31 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be skipped: {reason}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A thread that a test leaves running fails the run: the interpreter would wait for it for ever."""
+    left = _threads_left()
+    if left and not exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends without waiting for threads that were left running, and names them."""
+    left = _threads_left()
+    session = config.pluginmanager.get_plugin("session")
+    if left and session is not None:
+        print(f"threads left running by a test: {', '.join(left)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(session.exitstatus))
+
+
+def _threads_left() -> list[str]:
+    alive = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    return [thread.name for thread in alive if not thread.daemon]
 
 
 @pytest.fixture

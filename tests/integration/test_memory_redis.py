@@ -225,7 +225,7 @@ async def test_loss_is_published_and_shown_over_the_bus(serve_broker: Serve) -> 
                 assert (entry.hit, entry.value, figures.tier, stats.hot_tier) == (True, 2, "sqlite", "sqlite")
                 assert any("Redis cannot be used" in reason for reason in stats.degraded)
                 assert warning.subject == "error.memory.warning"
-                assert "hot tier is on SQLite: Redis cannot be used" in warning.body.message
+                assert "hot tier is on SQLite: Redis cannot be used" in warning.body["message"]
                 await worker.stop()
 
 

@@ -337,7 +337,7 @@ async def test_filters_let_through_what_fulfils_them_all(
 ) -> None:
     """In every mode; symbolic needs no query."""
     async with opened(tmp_path, replace(SearchSettings(), candidates=10)) as hub:
-        given = {
+        given: dict[str, dict[str, Any]] = {
             "note": {"type": "note"},
             "long": {"tier": "long"},
             "tags a": {"tags": ["a"]},

@@ -19,6 +19,10 @@ def labels(text: str) -> list[str]:
     return [term.label for term in read(text).terms]
 
 
+def topics(text: str) -> list[str]:
+    return [term.label for term in read(text).terms if term.is_topic]
+
+
 def test_function_words_are_left_out_where_others_are_left() -> None:
     """They stand in every text."""
     assert labels("Where is the key of the shed?") == ["key", "shed"]
@@ -27,7 +31,7 @@ def test_function_words_are_left_out_where_others_are_left() -> None:
 def test_query_of_function_words_keeps_them() -> None:
     """There is nothing else to look for."""
     assert labels("who are you") == ["who", "are", "you"]
-    assert read("who are you").topics == frozenset()
+    assert topics("who are you") == []
 
 
 def test_words_of_one_stem_are_looked_for_once() -> None:
@@ -59,8 +63,8 @@ def test_question_for_a_time_is_recognised() -> None:
 
 def test_topic_is_what_remains_without_times_and_generic_words() -> None:
     """ "What happened last week?" has none."""
-    assert read("What happened last week?").topics == frozenset()
-    assert read("What happened to the roof last week?").topics == frozenset({"roof"})
+    assert topics("What happened last week?") == []
+    assert topics("What happened to the roof last week?") == ["roof"]
 
 
 def test_words_are_bounded() -> None:

@@ -49,23 +49,27 @@ class Word(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Something to look for in the full-text index: `match` is a quoted FTS5 string, `label` what a person reads."""
+    """Something to look for in the full-text index: `match` is a quoted FTS5 string, `label` what a person reads.
+
+    is_name: it seems to name somebody or something. is_topic: it says what the query is about, unlike the words of a
+    time and words such as "happened".
+    """
 
     label: str
     match: str
     stem: str
     is_name: bool
+    is_topic: bool
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """A query, understood. terms: what to look for. topics: the stems of those that say what it is about."""
+    """A query, understood. terms: what to look for."""
 
     text: str
     terms: list[Term]
     phrases: list[str]
     times: list[Span]
     asks_when: bool
-    topics: frozenset[str]
 
 
 class Tokenizer:
@@ -114,22 +118,22 @@ def understand(text: str, reference: float, tokenizer: Tokenizer) -> Query:
     content = [word for word in words if word.plain not in STOP_WORDS]
     terms = {}
     names = _names(text)
+    topics = _topics(text, times, content, tokenizer)
     for word in content or words:
         if word.stem not in terms:
-            terms[word.stem] = Term(word.plain, f'"{word.plain}"', word.stem, word.plain in names)
+            terms[word.stem] = Term(word.plain, f'"{word.plain}"', word.stem, word.plain in names, word.stem in topics)
     phrases = [phrase for phrase in (" ".join((one or two).split()) for one, two in _QUOTED.findall(text)) if phrase]
     for phrase in phrases:
         cut = tokenizer.words(phrase)
         if len(cut) > 1:
             match = '"' + " ".join(word.plain for word in cut) + '"'
-            terms[match] = Term(f'"{phrase}"', match, match, False)
+            terms[match] = Term(f'"{phrase}"', match, match, False, True)
     return Query(
         text=text,
         terms=list(terms.values())[:TERMS_MAX],
         phrases=phrases,
         times=times,
         asks_when=bool(_ASKS_WHEN.search(text)),
-        topics=_topics(text, times, content, tokenizer),
     )
 
 

@@ -67,8 +67,8 @@ class Row(NamedTuple):
 class Ranked(NamedTuple):
     """A candidate with its shares by signal; the score is their sum. notes: what a signal saw, where there is more to say.
 
-    The floors are held against the others: the part of all the query's words that its window covers, also of those
-    that no chunk holds; its own cosine, 0 where it is not among the nearest; and the cosine of its window.
+    The floors are held against the others: the part of the query's topics, by rarity, that its window holds, of all that
+    it has; its own cosine, 0 where it is not among the nearest; and the cosine of its window.
     """
 
     row: Row
@@ -104,12 +104,13 @@ class Relevance:
         self._settings = settings
         self._total = sum(found.weights) or 1.0
         self._coverages: dict[int, float] = {0: 0.0}
+        self._topics = sum(1 << bit for bit, term in enumerate(found.terms) if term.is_topic)
+        self._all_topics = self.coverage_of(self._topics) * self._total + found.missing or 1.0
         self._unknown = min(dense.values()) - UNKNOWN_BELOW_LAST if dense else 0.0
 
-    @property
-    def known_part(self) -> float:
-        """The part of the query's words, by rarity, that anything holds at all."""
-        return self._total / (self._total + self.found.missing)
+    def topics_in(self, mask: int) -> float:
+        """The part of the query's topics, by rarity, that are in `mask`; of all of them."""
+        return self.coverage_of(mask & self._topics) * self._total / self._all_topics
 
     def coverage_of(self, mask: int) -> float:
         """The part of the query's words, by rarity, that are in `mask`; of those that anything holds."""
@@ -144,8 +145,8 @@ class Relevance:
         ]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
 
-    def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float]:
-        """Coverage over the chunk's window, and cosine averaged over it, never below 0."""
+    def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:
+        """Coverage over the chunk's window; cosine averaged over it, never below 0; and the terms it holds."""
         # Runs some hundred times in a query, so its look-ups are spelled out: half the time of a loop over a list.
         settings = self._settings
         near_weight, far_weight = settings.neighbour_near, settings.neighbour_far
@@ -185,7 +186,7 @@ class Relevance:
             own |= near
         if far & ~own:
             coverage += far_weight * self.coverage_of(far & ~own)
-        return coverage, max(0.0, total / weights)
+        return coverage, max(0.0, total / weights), own | far
 
 
 def narrow(
@@ -194,7 +195,7 @@ def narrow(
     """The best candidates by words and meaning, before anything of theirs is read."""
     valued = []
     for chunk in candidates:
-        coverage, meaning = relevance.window(chunk, neighbours)
+        coverage, meaning, _ = relevance.window(chunk, neighbours)
         valued.append((settings.text_weight * coverage + settings.dense_weight * meaning, chunk))
     return [chunk for _, chunk in heapq.nlargest(count, valued)]
 
@@ -213,7 +214,7 @@ def rank(
     words = frozenset(term.stem for term in relevance.found.terms)
     ranked = []
     for row in rows:
-        coverage, meaning = relevance.window(row.id, neighbours, follows_question=row.follows_question)
+        coverage, meaning, held = relevance.window(row.id, neighbours, follows_question=row.follows_question)
         shares = {
             "text": settings.text_weight * coverage,
             "dense": settings.dense_weight * meaning,
@@ -241,7 +242,7 @@ def rank(
                 score=sum(shares.values()),
                 shares=shares,
                 notes=notes,
-                covered=coverage * relevance.known_part,
+                covered=relevance.topics_in(held),
                 cosine=relevance.dense.get(row.id, 0.0),
                 meaning=meaning,
             )

@@ -19,6 +19,10 @@ SMALL_STORE_CHUNKS: Final = 20_000
 SHARE_SAMPLE: Final = 128
 LARGE_SHARE: Final = 0.5
 
+# A small store says little of how rare a word is: it is taken to have at least so many chunks. Otherwise a word that all
+# of a handful of memories hold would weigh nothing beside one that none holds.
+LEAST_CHUNKS: Final = 1_000
+
 # Counts of words in more chunks than this take over 0.1 ms and hardly change; they are kept for so many seconds.
 COMMON_WORD_CHUNKS: Final = 2_000
 KEEP_COUNTS_S: Final = 60.0
@@ -30,7 +34,7 @@ class Found(NamedTuple):
 
     terms, weights: what was looked for, and the weight of each: how rare it is (the inverse document frequency of
     BM25, log(1 + (N - n + 0.5) / (n + 0.5)); Robertson and Zaragoza, 2009, section 3.4.1) for N chunks in the store.
-    masks: chunk id -> bit i set where it holds term i; groups: mask -> the chunks that have it. missing: weight of the terms that none holds.
+    masks: chunk id -> bit i set where it holds term i; groups: mask -> the chunks that have it. missing: weight of the topics that none holds.
     speakers: words of the query that are somebody's name here.
     """
 
@@ -76,9 +80,9 @@ class TextIndex:
         missing = 0.0
         left = self._budget
         for count, term in sorted(content, key=lambda entry: entry[0]):
-            weight = math.log(1 + (max(total, count) - count + 0.5) / (count + 0.5))
+            weight = math.log(1 + (max(total, LEAST_CHUNKS) - count + 0.5) / (count + 0.5))
             if not count:
-                missing += weight
+                missing += weight * term.is_topic
                 continue
             # In a scope the count is only an upper bound, and reading a few rows of a common word is cheap.
             if left <= 0 or (not is_scoped and count > left and found.terms):
@@ -88,7 +92,7 @@ class TextIndex:
                 (f"{scope if is_scoped else ''}text:{term.match}", left),
             ).fetchall()
             if not rows and is_scoped:
-                missing += weight
+                missing += weight * term.is_topic
                 continue
             left -= len(rows)
             bit = 1 << len(found.terms)

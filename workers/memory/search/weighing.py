@@ -64,8 +64,8 @@ class Weighing:
         self._relevance = Relevance(settings, case.found, case.cosines)
         self._links = Neighbours()
         self._asked = candidates.condition(case.request.ns, case.request.filters, case.now)
-        speakers = {term.stem for term in case.query.terms if term.label in case.found.speakers}
-        self._has_topic = bool(case.query.topics - speakers) and case.request.mode != "symbolic"
+        has_topic = any(term.is_topic and term.label not in case.found.speakers for term in case.query.terms)
+        self._has_topic = has_topic and case.request.mode != "symbolic"
 
     def hits(self) -> list[SearchHit]:
         """The best hits."""
