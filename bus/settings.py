@@ -170,7 +170,10 @@ class MemorySettings(Section, frozen=True, kw_only=True):
     readers: Annotated[int, Meta(ge=1, le=64, description="connections that read while one writes")] = 2
     redis_url: Annotated[
         str,
-        Meta(description="server for caches, copies and counters, redis://HOST:PORT or unix:///PATH; empty for SQLite"),
+        Meta(
+            description="server for caches, marks and counters, redis://HOST:PORT or unix:///PATH; empty for SQLite"
+            " (docs/hot-tier.md)"
+        ),
     ] = ""
     redis_timeout_s: Annotated[
         float, Meta(ge=0.01, le=60, description="seconds Redis may take for one request before SQLite takes over")
@@ -252,7 +255,7 @@ class SearchSettings(Section, frozen=True, kw_only=True):
             le=100,
             description="share of the score that closeness in meaning gives, over the chunk and its neighbours",
         ),
-    ] = 1.2
+    ] = 1.6
     speaker_weight: Annotated[
         float, Meta(ge=0, le=100, description="share of the score for a chunk said by whom the query names")
     ] = 0.15
@@ -307,8 +310,8 @@ class SearchSettings(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=1, description="cosine to the query that a hit must reach, where none holds enough words either"),
     ] = 0.33
-    nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 200
-    candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 60
+    nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 100
+    candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 40
     postings: Annotated[
         int,
         Meta(

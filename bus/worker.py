@@ -123,7 +123,8 @@ class _Served:
             return self.from_msgpack(_EMPTY_MAP if len(body) == 1 and bytes(body) == NIL else body)
         except msgspec.ValidationError as error:
             text, _, path = str(error).partition(" - at `")
-            field = path.rstrip("`").removeprefix("$.") or "body"
+            # A path is `$.a.b[...]`, or `key` in `$.a.b` where a map's key is wrong.
+            field = path.rstrip("`").rpartition("$")[2].removeprefix(".") or "body"
             where = f" (field {field!r})" if path else ""
             raise BadRequest(f"{message.subject}: {text}{where}", field=field) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

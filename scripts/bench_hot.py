@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Measure the hot tier on SQLite and on Redis beside the bare Redis library, in one run. See docs/hot-tier.md."""
+"""Measure the hot tier on SQLite and on Redis beside the bare Redis library and what it stands before, in one run.
+
+See docs/hot-tier.md.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -15,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # The bench reads the tree it stands in, wherever it is called from.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,9 +29,16 @@ import uvloop
 from bench_bus_parts import load
 from bench_bus_parts.processes import ProcessFailed, Stage, ended_by_signals
 from bus.settings import SettingsError, load_settings
+from schemas.bodies import sessions as bodies
 from workers.memory.clock import SteadyClock
 from workers.memory.hot.opening import open_hot_tier
 from workers.memory.hot.tier import HotTier
+from workers.memory.records import Records
+from workers.memory.sessions.sessions import Sessions
+from workers.memory.sessions.tokens import Estimator
+from workers.memory.vectors.encoder import ProcessEncoder
+from workers.memory.vectors.model_files import find_model
+from workers.memory.vectors.unavailable import EncoderUnavailable
 
 Figures = dict[str, float]
 Call = Callable[[], Awaitable[object]]
@@ -39,6 +50,9 @@ IN_FLIGHT: Final = 64
 VALUE_BYTES: Final = 200
 KEYS: Final = 1_000
 
+# Turns of the session that is read.
+HISTORY_TURNS: Final = 20
+
 # Longest wait for redis-server, seconds.
 LISTENS_WITHIN_S: Final = 10.0
 
@@ -48,12 +62,10 @@ EPILOG = """examples:
 exit codes: 0 measured, 1 a process failed, 2 wrong arguments"""
 
 
-class Subject:
-    """One thing that is measured: a get, a set and a counter, each a call on the next key."""
+class Subject(NamedTuple):
+    """One thing that is measured: its calls by name."""
 
-    def __init__(self, get: Callable[[str], Awaitable[object]], store: Callable[[str], Awaitable[object]]) -> None:
-        keys = itertools.cycle(f"bench:{number}" for number in range(KEYS))
-        self.calls: dict[str, Call] = {"set": lambda: store(next(keys)), "get": lambda: get(next(keys))}
+    calls: dict[str, Call]
 
 
 async def measure(subjects: dict[str, Subject], rounds: int, seconds: float) -> Figures:
@@ -69,19 +81,14 @@ async def measure(subjects: dict[str, Subject], rounds: int, seconds: float) -> 
     return {key: statistics.median(values) for key, values in samples.items()}
 
 
-def with_ratios(figures: Figures, subjects: Sequence[str]) -> Figures:
+def with_ratios(figures: Figures) -> Figures:
     """The figures, and those of the bare library set in relation to ours: above 1 ours is faster."""
     ratios: Figures = {}
-    for name in subjects:
-        if name == "bare" or "bare" not in subjects:
-            continue
-        for operation in ("set", "get"):
-            ratios[f"{name}_{operation}_p50_ratio_to_bare"] = (
-                figures[f"bare_{operation}_us"] / figures[f"{name}_{operation}_us"]
-            )
-            ratios[f"{name}_{operation}_rate_ratio_to_bare"] = (
-                figures[f"{name}_{operation}_per_s"] / figures[f"bare_{operation}_per_s"]
-            )
+    for name, operation in itertools.product(("sqlite", "redis"), ("set", "get")):
+        ours, bare = f"{name}_{operation}", f"bare_{operation}"
+        if f"{ours}_us" in figures and f"{bare}_us" in figures:
+            ratios[f"{ours}_p50_ratio_to_bare"] = figures[f"{bare}_us"] / figures[f"{ours}_us"]
+            ratios[f"{ours}_rate_ratio_to_bare"] = figures[f"{ours}_per_s"] / figures[f"{bare}_per_s"]
     return {**figures, **ratios}
 
 
@@ -89,10 +96,14 @@ def with_ratios(figures: Figures, subjects: Sequence[str]) -> Figures:
 async def opened(home: Path, redis_url: str) -> AsyncIterator[HotTier]:
     """A tier with its upkeep running."""
     settings = load_settings(overrides={"home": str(home), "memory.redis_url": redis_url})
-    tier = await open_hot_tier(settings, now=SteadyClock(), on_lost=_fail)
+    told: list[str] = []
+    tier = await open_hot_tier(settings, now=SteadyClock(), on_lost=told.append)
     tending = asyncio.create_task(tier.tend_forever())
     try:
         yield tier
+        if told:
+            # What was measured is then SQLite under the name of Redis.
+            raise ProcessFailed(told[0])
     finally:
         tending.cancel()
         with suppress(asyncio.CancelledError):
@@ -116,16 +127,55 @@ async def bench(stage: Stage, rounds: int, seconds: float) -> Figures:
             subjects["bare"] = _bare(await stack.enter_async_context(_library(url)), value)
         for name, tier in tiers.items():
             subjects[name] = _of_tier(tier, value)
+        subjects["records"] = await stack.enter_async_context(_records(stage.home / "records"))
+        try:
+            subjects["encoder"] = await stack.enter_async_context(_encoder(stage.home / "encoder"))
+        except EncoderUnavailable as error:
+            _say(f"no vectors are measured: {error.message}")
         figures = await measure(subjects, rounds, seconds)
-    return with_ratios(figures, list(subjects))
+    return with_ratios(figures)
 
 
 def _of_tier(tier: HotTier, value: bytes) -> Subject:
-    return Subject(lambda key: tier.get("cache", key), lambda key: tier.set("cache", key, value, ttl_s=60))
+    return _of(lambda key: tier.get("cache", key), lambda key: tier.set("cache", key, value, ttl_s=60))
 
 
 def _bare(client: Any, value: bytes) -> Subject:
-    return Subject(client.get, lambda key: client.set(key, value, px=60_000))
+    return _of(client.get, lambda key: client.set(key, value, px=60_000))
+
+
+def _of(get: Callable[[str], Awaitable[object]], store: Callable[[str], Awaitable[object]]) -> Subject:
+    keys = itertools.cycle(f"bench:{number}" for number in range(KEYS))
+    return Subject({"set": lambda: store(next(keys)), "get": lambda: get(next(keys))})
+
+
+@asynccontextmanager
+async def _records(home: Path) -> AsyncIterator[Subject]:
+    """A session and its latest turns, read from the database: what a copy of them in the tier would save."""
+    records = await Records.open(home / "memory.db", readers=2, on_committed=lambda events: None)
+    try:
+        sessions = Sessions(records, Estimator(), ttl_s=3_600, on_turns=lambda ns, session_id: None)
+        await sessions.create(bodies.SessionCreate(session_id="s", metadata={"note": "x" * 200}), os.urandom(16))
+        turns = [bodies.NewTurn(role="user", content="the kettle is on the stove " * 10)] * HISTORY_TURNS
+        await sessions.append(bodies.SessionAppend(session_id="s", turns=turns), os.urandom(16))
+        get = bodies.SessionGet(session_id="s")
+        history = bodies.SessionHistory(session_id="s", limit=HISTORY_TURNS, touch=False)
+        yield Subject({"session": lambda: sessions.get(get), "history": lambda: sessions.history(history)})
+    finally:
+        await records.close()
+
+
+@asynccontextmanager
+async def _encoder(cache: Path) -> AsyncIterator[Subject]:
+    """A query that nobody asked before, encoded: what its vector in the tier saves. Raises EncoderUnavailable."""
+    model = find_model(load_settings().memory.encoder, cache)
+    encoder = ProcessEncoder(model, cache, threads=0, idle_s=-1)
+    try:
+        await encoder.load()
+        numbers = itertools.count()
+        yield Subject({"query": lambda: encoder.encode([f"where is kettle {next(numbers)}"], is_query=True)})
+    finally:
+        await encoder.close()
 
 
 @asynccontextmanager
@@ -149,10 +199,6 @@ async def _start_redis(stage: Stage, program: str, socket: Path) -> str:
             raise ProcessFailed("redis-server does not come up")
         await asyncio.sleep(0.01)
     return f"unix://{socket}"
-
-
-def _fail(reason: str) -> None:
-    raise ProcessFailed(reason)
 
 
 def _say(line: str) -> None:

@@ -42,6 +42,9 @@ IN_FLIGHT: Final = 64
 BATCH_ITEMS: Final = 500
 QUERIES_PER_ROUND: Final = 100
 
+# Texts of one round of the ingestion at least: fewer take no longer than the looks at how far it is.
+SHARE_TEXTS: Final = 2_500
+
 # Bytes of the values and of the echoed bodies.
 VALUE_BYTES: Final = 100
 
@@ -165,32 +168,53 @@ def _commits_per_s(path: Path, value: bytes, seconds: float) -> float:
 
 
 async def ingest(house: House, client: Client, plan: Plan) -> Figures:
-    """Texts a second from the first `memory.add_many` until every text has its vector, beside the encoder alone."""
+    """Texts a second from the first `memory.add_many` until every text has its vector, beside the encoder alone.
+
+    In shares, and the encoder alone encodes a part of each share before it and another after it.
+    """
     texts = _texts(plan.memories)
-    raw = await _encoder_rate(house, texts[: max(500, plan.memories // 20)])
-    began = time.perf_counter()
-    for start in range(0, len(texts), BATCH_ITEMS):
-        items = [{"content": text} for text in texts[start : start + BATCH_ITEMS]]
-        await client.request("memory.add_many", {"items": items, "ns": "bench"}, timeout_s=120)
-    stored_s = time.perf_counter() - began
-    while (await client.request("memory.stats")).waiting:  # noqa: ASYNC110 - another process counts
-        await asyncio.sleep(0.1)
-    rate = len(texts) / (time.perf_counter() - began)
+    size = -(-len(texts) // max(1, min(plan.rounds, len(texts) // SHARE_TEXTS)))
+    samples: dict[str, list[float]] = {name: [] for name in ("stored", "raw", "ingested", "ratio")}
+    async with opened_encoder(house.settings) as encoder:
+        await encoder.encode(texts[:64])
+        await _ingested(client, texts[:1])
+        for start in range(0, len(texts), size):
+            share = texts[start : start + size]
+            part = min(SHARE_TEXTS, len(share) // 2)
+            before = await _encoded_s(encoder, share[:part])
+            stored_s, ingested_s = await _ingested(client, share)
+            after = await _encoded_s(encoder, share[-part:])
+            raw = 2 * part / (before + after)
+            samples["stored"].append(len(share) / stored_s)
+            samples["raw"].append(raw)
+            samples["ingested"].append(len(share) / ingested_s)
+            samples["ratio"].append(len(share) / ingested_s / raw)
+    stored, raw, ingested, ratio = (statistics.median(values) for values in samples.values())
     return {
         "memories": float(len(texts)),
-        "stored_per_s": len(texts) / stored_s,
+        "stored_per_s": stored,
         "encoder_texts_per_s": raw,
-        "ingested_per_s": rate,
-        "ingest_to_encoder_ratio": rate / raw,
+        "ingested_per_s": ingested,
+        "ingest_to_encoder_ratio": ratio,
     }
 
 
-async def _encoder_rate(house: House, texts: Sequence[str]) -> float:
-    async with opened_encoder(house.settings) as encoder:
-        await encoder.encode(texts[:32])
-        began = time.perf_counter()
-        await encoder.encode(texts)
-        return len(texts) / (time.perf_counter() - began)
+async def _ingested(client: Client, texts: Sequence[str], ns: str = "bench") -> tuple[float, float]:
+    """Seconds until every text is stored, and until it has its vector too."""
+    began = time.perf_counter()
+    for start in range(0, len(texts), BATCH_ITEMS):
+        items = [{"content": text} for text in texts[start : start + BATCH_ITEMS]]
+        await client.request("memory.add_many", {"items": items, "ns": ns}, timeout_s=120)
+    stored_s = time.perf_counter() - began
+    while (await client.request("memory.stats")).waiting:  # noqa: ASYNC110 - another process counts
+        await asyncio.sleep(0.05)
+    return stored_s, time.perf_counter() - began
+
+
+async def _encoded_s(encoder: Encoder, texts: Sequence[str]) -> float:
+    began = time.perf_counter()
+    await encoder.encode(texts)
+    return time.perf_counter() - began
 
 
 @asynccontextmanager
@@ -233,6 +257,27 @@ async def search(house: House, client: Client, plan: Plan) -> Figures:
     }
 
 
+async def busy(house: House, client: Client, plan: Plan) -> Figures:
+    """Time of `memory.search` over the bus, each query new, while texts are ingested."""
+    texts = _texts(2 * SHARE_TEXTS)
+    queries = iter(_queries(texts, 100_000))
+    await client.request("memory.search", {"query": "warm up", "ns": "busy"}, timeout_s=60)
+    ingesting = asyncio.create_task(_ingested(client, texts, ns="busy"))
+    taken: list[float] = []
+    while not ingesting.done():
+        began = time.perf_counter()
+        await client.request("memory.search", {"query": next(queries), "ns": "busy"})
+        taken.append((time.perf_counter() - began) * 1e3)
+        # Some ten a second, so that the searches themselves are not the load.
+        await asyncio.sleep(0.1)
+    await ingesting
+    taken.sort()
+    return {
+        "search_while_ingesting_p50_ms": load.quantile(taken, 0.5),
+        "search_while_ingesting_p95_ms": load.quantile(taken, 0.95),
+    }
+
+
 def _texts(count: int) -> list[str]:
     """Made-up sentences of 8 to 24 words that Python's own reference uses, as often as it uses them."""
     words = re.findall(r"[A-Za-z]{2,}", " ".join(topics.topics.values()))
@@ -259,6 +304,7 @@ CASES: Final[dict[str, Callable[[House, Client, Plan], Awaitable[Figures]]]] = {
     "writes": writes,
     "ingest": ingest,
     "search": search,
+    "busy": busy,
 }
 
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pytest
+
+from workers.memory.hot.tier import HotTier, Space
 
 # How long anything that must happen may take before a test says what was missing.
 SOON_S = 15.0
@@ -85,3 +87,8 @@ async def until(condition: Callable[[], object], what: str) -> None:
         if time.monotonic() > deadline:
             pytest.fail(f"did not happen within {SOON_S:g} s: {what}")
         await asyncio.sleep(0.005)
+
+
+async def values_of(tier: HotTier, space: Space, keys: Iterable[str]) -> list[bytes | None]:
+    """The values in the order of their keys."""
+    return [await tier.get(space, key) for key in keys]

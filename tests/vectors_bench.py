@@ -278,9 +278,9 @@ def tiny_model(folder: Path, seed: int = 1, **changes: object) -> Path:
     for name, content in {
         "config.json": {**TINY, "vocab_size": len(words), **changes},
         "modules.json": [
-            {"path": "", "type": "sentence_transformers.models.Transformer"},
-            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
         ],
         "sentence_bert_config.json": {"max_seq_length": TINY_TOKENS},
         "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},

@@ -39,4 +39,7 @@ Namespace = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0
 Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=10 * 366 * 86_400)]
 PageSize = Annotated[int, Meta(ge=1, le=1_000)]
+# Up to 2**53: what JSON carries exactly everywhere (RFC 8259, section 6), and SQLite and sums of two of them hold.
+Whole = Annotated[int, Meta(ge=0, le=2**53)]
+Ordinal = Annotated[int, Meta(ge=1, le=2**53)]
 Unit = Annotated[float, Meta(ge=0, le=1)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from schemas.bodies.base import Key, Namespace, PageSize, PositiveSeconds, Reply, Request, Unit
+from schemas.bodies.base import Key, Namespace, Ordinal, PageSize, PositiveSeconds, Reply, Request, Unit, Whole
 
 Tier = Literal["short", "medium", "long"]
 MemoryType = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -91,7 +91,7 @@ class MemoryUpdate(Request, frozen=True, kw_only=True):
     speaker: Name | None = None
     at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
     clear: list[Literal["parent_id", "expires_at", "speaker"]] = []
-    if_version: Annotated[int, Meta(ge=1)] | None = None
+    if_version: Ordinal | None = None
 
 
 class MemoryDelete(Request, frozen=True, kw_only=True):
@@ -111,7 +111,7 @@ class MemoryList(Request, frozen=True, kw_only=True):
     tag: Tag | None = None
     parent_id: Key | None = None
     limit: PageSize = 100
-    after: int | None = None
+    after: Whole | None = None
 
 
 class MemoryChildren(Request, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class MemoryChildren(Request, frozen=True, kw_only=True):
     id: Key
     ns: Namespace = "memory"
     limit: PageSize | None = None
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Whole = 0
     sort_field: Literal["added", "created_at", "at", "importance", "last_accessed_at"] = "added"
     sort_order: Literal["asc", "desc"] = "asc"
     recursive: bool = False
@@ -155,7 +155,7 @@ class MemoryRelated(Request, frozen=True, kw_only=True):
     direction: Literal["out", "in", "both"] = "out"
     depth: Annotated[int, Meta(ge=1, le=8)] = 1
     limit: PageSize = 100
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Whole = 0
 
 
 class MemoryReinforce(Request, frozen=True, kw_only=True):
@@ -283,32 +283,32 @@ class GroupCreate(Request, frozen=True, kw_only=True):
 
 
 class GroupAdd(Request, frozen=True, kw_only=True):
-    group_id: Annotated[int, Meta(ge=1)]
+    group_id: Ordinal
     memory_id: Key
     ns: Namespace = "memory"
 
 
 class GroupRemove(Request, frozen=True, kw_only=True):
-    group_id: Annotated[int, Meta(ge=1)]
+    group_id: Ordinal
     memory_id: Key
     ns: Namespace = "memory"
 
 
 class GroupMembers(Request, frozen=True, kw_only=True):
-    group_id: Annotated[int, Meta(ge=1)]
+    group_id: Ordinal
     ns: Namespace = "memory"
     limit: PageSize = 100
-    after: int | None = None
+    after: Whole | None = None
 
 
 class GroupList(Request, frozen=True, kw_only=True):
     ns: Namespace = "memory"
     limit: PageSize = 100
-    after: int | None = None
+    after: Whole | None = None
 
 
 class GroupDelete(Request, frozen=True, kw_only=True):
-    group_id: Annotated[int, Meta(ge=1)]
+    group_id: Ordinal
     ns: Namespace = "memory"
 
 
@@ -346,7 +346,7 @@ class DocPut(Request, frozen=True, kw_only=True):
     tags: Tags = []
     ns: Namespace = "kb"
     at: Annotated[float, Meta(ge=0, le=1e11)] | None = None
-    if_version: Annotated[int, Meta(ge=0)] | None = None
+    if_version: Whole | None = None
 
 
 class DocGet(Request, frozen=True, kw_only=True):
@@ -354,8 +354,8 @@ class DocGet(Request, frozen=True, kw_only=True):
 
     doc_id: Key
     ns: Namespace = "kb"
-    start: Annotated[int, Meta(ge=0)] = 0
-    length: Annotated[int, Meta(ge=1)] | None = None
+    start: Whole = 0
+    length: Ordinal | None = None
 
 
 class DocDelete(Request, frozen=True, kw_only=True):

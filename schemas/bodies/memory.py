@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from schemas.bodies.base import Key, Namespace, PageSize, PositiveSeconds, Reply, Request
-
-Version = Annotated[int, Meta(ge=0)]
+from schemas.bodies.base import Key, Namespace, PageSize, PositiveSeconds, Reply, Request, Whole
 
 
 class KvGet(Request, frozen=True, kw_only=True):
@@ -23,13 +21,13 @@ class KvSet(Request, frozen=True, kw_only=True):
     value: Any
     ns: Namespace = "kv"
     ttl_s: PositiveSeconds | None = None
-    if_version: Version | None = None
+    if_version: Whole | None = None
 
 
 class KvDelete(Request, frozen=True, kw_only=True):
     key: Key
     ns: Namespace = "kv"
-    if_version: Version | None = None
+    if_version: Whole | None = None
 
 
 class KvList(Request, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from schemas.bodies.base import Key, Namespace, PageSize, PositiveSeconds, Reply, Request
+from schemas.bodies.base import Key, Namespace, Ordinal, PageSize, PositiveSeconds, Reply, Request, Whole
 from schemas.bodies.items import Metadata, Name
 
 Role = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -59,7 +59,7 @@ class SessionHistory(Request, frozen=True, kw_only=True):
     session_id: Key
     ns: Namespace = "session"
     limit: PageSize = 50
-    before: Annotated[int, Meta(ge=1)] | None = None
+    before: Ordinal | None = None
     max_tokens: TokenBudget | None = None
     model: Name | None = None
     touch: bool = True
@@ -207,7 +207,7 @@ class ContextPut(Request, frozen=True, kw_only=True):
     user_id: Name | None = None
     metadata: Metadata = {}
     ttl_s: PositiveSeconds | None = None
-    if_version: Annotated[int, Meta(ge=0)] | None = None
+    if_version: Whole | None = None
 
 
 class ContextGet(Request, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ class Product:
     ) -> None:
         self._records = records
         self._vectors = vectors
-        self._encoder = encoder
+        self.encoder = encoder
         self._index = index
         self._searcher = Searcher(records, vectors.encoder, vectors.index, settings.search)
         counter = BusTokenCounter(_no_bus)
@@ -84,16 +84,15 @@ class Product:
             now=None if end is None else end + ASKED_AFTER_S,
         )
         # The encoder remembers a query, so the search itself gets the vector at once.
-        await self._encoder.encode([question], is_query=True)
+        await self.encoder.encode([question], is_query=True)
         began = time.perf_counter()
         reply = await self._searcher.search(request)
         took_s = time.perf_counter() - began
         turns = dict.fromkeys(self._turns[conversation.id, hit.id] for hit in reply.hits)
         return list(turns)[:count], took_s
 
-    async def nearest(self, conversation: Conversation, question: str, count: int) -> tuple[list[str], float]:
-        """The turns nearest in meaning, by the vector index alone."""
-        (vector,) = await self._encoder.encode([question], is_query=True)
+    async def nearest(self, conversation: Conversation, vector: bytes, count: int) -> tuple[list[str], float]:
+        """The turns nearest in meaning, by the vector index alone: its vectors know who spoke, and when."""
         began = time.perf_counter()
         found = await self._index.search(vector, ns=conversation.id, kinds=None, limit=2 * count)
         took_s = time.perf_counter() - began

@@ -165,9 +165,10 @@ def test_a_damaged_database_ends_the_process_with_status_78_and_instructions(set
 
 
 @asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(settings: Settings, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """The service as a process that has said it is ready."""
-    process = await asyncio.create_subprocess_exec(*service_command(settings), stderr=asyncio.subprocess.PIPE, cwd=ROOT)
+    command = [*service_command(settings), *flags]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, cwd=ROOT)
     try:
         assert process.stderr is not None
         async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""One vector index, four ways: embedded, embedded with its graph built, through the client of a server, and the fake."""
+"""One vector index, five ways: embedded, embedded with its graph built, a server, its client alone, and the fake."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.qdrant_server import QdrantServer
 from tests.vectors_bench import FakeIndex, cosine, random_vectors, unit
 from workers.memory.vectors.edge import EdgeIndex
 from workers.memory.vectors.index import Point, VectorIndex
-from workers.memory.vectors.qdrant import QdrantIndex
+from workers.memory.vectors.qdrant import QdrantIndex, client_factory
 from workers.memory.vectors.unavailable import IndexUnavailable
 
 OpenIndex = Callable[..., AbstractAsyncContextManager[VectorIndex]]
@@ -36,20 +37,29 @@ def local_client(folder: Path) -> Callable[[], Any]:
     return make
 
 
-@pytest.fixture(params=["edge", "graph", "qdrant", "fake"])
+@pytest.fixture(params=["edge", "graph", "server", "client", "fake"])
 def open_index(request: pytest.FixtureRequest, tmp_path: Path) -> OpenIndex:
     """Opens the index of one kind; opened again it has what it had."""
     fakes: dict[str, FakeIndex] = {}
+    server = QdrantServer()
+    if request.param == "server":
+        pytest.importorskip("qdrant_client")
 
     @asynccontextmanager
     async def opened(model: str = "Model-1", dimension: int = 8) -> AsyncIterator[VectorIndex]:
         index: VectorIndex
+        if request.param == "server":
+            async with server.serving() as url:
+                index = QdrantIndex(client_factory(url, ""), model, dimension, prefix="test")
+                yield index
+                await index.close()
+            return
         match request.param:
             case "edge":
                 index = EdgeIndex(tmp_path / "vectors", model, dimension)
             case "graph":
                 index = EdgeIndex(tmp_path / "vectors", model, dimension, optimise_points=GRAPH_POINTS)
-            case "qdrant":
+            case "client":
                 index = QdrantIndex(local_client(tmp_path / "server"), model, dimension, prefix="test")
             case _:
                 index = fakes.setdefault(model, FakeIndex(dimension, fakes))

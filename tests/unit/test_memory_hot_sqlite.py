@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Internal, TooLarge
+from tests.redis_process import values_of
 from workers.memory.hot import entries, hot_file
 from workers.memory.hot.sqlite_tier import USE_PRECISION_S, SqliteTier
 from workers.memory.hot.tier import SPACES
@@ -114,7 +115,7 @@ async def test_cap_holds_and_what_was_unused_longest_goes_first(path: Path, cloc
                 assert await tier.get("cache", "read:3") is not None
                 await tier.sweep()
 
-        kept = await tier.get_many("cache", [f"read:{number}" for number in range(10)])
+        kept = await values_of(tier, "cache", [f"read:{number}" for number in range(10)])
         assert [number for number, value in enumerate(kept) if value] == [3]
         assert await tier.get("knowledge", "n:1999") is not None
         assert await tier.get("knowledge", "n:0") is None
@@ -157,7 +158,7 @@ async def test_damaged_file_is_moved_aside_and_made_anew(
             assert await tier.get("cache", "k:1") == b"v"
             assert tier.families() == ["k:", "nlu_results:"]
             # What a Redis holds is unknown to it now.
-            assert await tier.is_in_outage()
+            assert await tier.generation_at("a server") is None
 
     assert path.with_name("hot.db.damaged").read_bytes() == content
     assert "made anew" in caplog.text
@@ -174,6 +175,7 @@ async def test_file_damaged_while_in_use_is_made_anew(
             await tier.set("cache", f"k:{number}", b"x" * 4_000, ttl_s=None)
     async with opened(path, clock) as tier:
         await tier.set("auth", "k", b"v", ttl_s=None)
+        await tier.end_outage("a server", "g1")
         overwrite(path, 4_096, b"\xa5" * MIB)
 
         with caplog.at_level(logging.WARNING, "olympus.memory"):
@@ -183,7 +185,7 @@ async def test_file_damaged_while_in_use_is_made_anew(
 
         assert await tier.get("cache", "new:299") == b"x" * 4_000
         assert "k:" in tier.families()
-        assert await tier.is_in_outage()
+        assert await tier.generation_at("a server") is None
     assert "made anew" in caplog.text
 
 
@@ -238,17 +240,20 @@ async def test_failed_write_reaches_its_caller_and_no_one_later(
 
 
 async def test_families_and_outage_survive_the_process(path: Path, clock: Clock) -> None:
-    """Both are on disk when the call returns: a second connection sees them while the first has not closed."""
+    """They are on disk when the call returns: a second connection sees them while the first has not closed."""
     async with opened(path, clock) as tier:
+        assert await tier.generation_at("a server") is None
+        await tier.end_outage("a server", "g1")
         await tier.remember_family("one:key")
-        await tier.begin_outage()
         assert rows(path, "SELECT prefix FROM families") == [("one:",)]
-        assert rows(path, "SELECT count(*) FROM outage") == [(1,)]
     async with opened(path, clock) as tier:
         assert tier.families() == ["one:"]
-        assert await tier.is_in_outage()
-        await tier.end_outage()
-        assert not await tier.is_in_outage()
+        assert await tier.generation_at("a server") == "g1"
+        assert await tier.generation_at("another server") is None
+        await tier.begin_outage()
+        assert rows(path, "SELECT count(*) FROM joined") == [(0,)]
+    async with opened(path, clock) as tier:
+        assert await tier.generation_at("a server") is None
 
 
 async def test_rows_handed_over_are_removed_unless_they_changed(path: Path, clock: Clock) -> None:
@@ -266,7 +271,7 @@ async def test_rows_handed_over_are_removed_unless_they_changed(path: Path, cloc
         assert [(row.key, row.value, row.ttl_s) for row in taken] == [
             (name, b"1", 49.0) for name in ("same", "written", "touched", "counted")
         ]
-        assert await tier.get_many("cache", ["same", "written", "touched", "counted"]) == [None, b"2", b"1", b"2"]
+        assert await values_of(tier, "cache", ["same", "written", "touched", "counted"]) == [None, b"2", b"1", b"2"]
 
 
 async def test_rows_come_in_steps_of_limited_size(path: Path, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Memories, relations and groups against a plain in-memory model, in any order hypothesis can think of."""
+"""Memories, relations, groups and the life cycle against a plain in-memory model, in any order hypothesis can think of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from schemas.bodies import items as bodies
 from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
@@ -29,12 +29,18 @@ Place = tuple[str, str]
 IDS = st.sampled_from(["a", "a", "a", "b", "b", "c", "d", "é\0%"])
 NAMESPACES = st.sampled_from(["memory"] * 6 + ["other"])
 KINDS = st.sampled_from(["about", "about", "after"])
-CONTENTS = st.sampled_from(["tea", "a long walk by the sea.", "wörter\0", "%' OR 1=1 --", " "])
+LONG = "A long walk by the sea. " * 12
+CONTENTS = st.sampled_from(["tea", LONG, "wörter\0", "%' OR 1=1 --", " "])
 TAGS = st.lists(st.sampled_from(["x", "y", "z"]), max_size=3)
 METADATA = st.dictionaries(st.sampled_from(["k", "l"]), st.integers(0, 3), max_size=2)
 IMPORTANCES = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 TIERS = st.sampled_from(["short", "medium", "long"])
 TTLS = st.sampled_from([None, None, 1.0, 2.5])
+# The life cycle as docs/memories.md tells it: loss of importance per day of age at each full hour, and the importance
+# below which a memory leaves its tier.
+LOSS = {"short": 0.1, "medium": 0.05}
+LEAVES_BELOW = {"short": 0.4, "medium": 0.2}
+HOUR_S = 3_600.0
 ABOVE = {"short": "medium", "medium": "long", "long": "long"}
 
 
@@ -54,6 +60,7 @@ class Model:
     metadata: dict[str, Any] = field(default_factory=dict)
     parent_id: str | None = None
     expires_at: float | None = None
+    type: str = "general"
 
 
 def model_of(memory: bodies.Memory, order: int) -> Model:
@@ -71,7 +78,19 @@ def model_of(memory: bodies.Memory, order: int) -> Model:
         metadata=memory.metadata,
         parent_id=memory.parent_id,
         expires_at=memory.expires_at,
+        type=memory.type,
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run of the life cycle does to one memory. sources: what is consolidated with it, None for nothing."""
+
+    place: Place
+    before: Model
+    after: Model
+    sources: set[str] | None
+    is_summarised: bool
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -85,6 +104,8 @@ class MemoryMachine(RuleBasedStateMachine):
         self.relations: dict[tuple[str, str, str, str], tuple[float, float]] = {}
         self.groups: dict[int, tuple[str, list[str]]] = {}
         self.highest: dict[Place, int] = {}
+        # When the importance of each was last set, by a caller or by the life cycle.
+        self.aged_at: dict[Place, float] = {}
         self.events: list[Event] = []
         self.made = 0
         self.last_write: tuple[Callable[[Any, bytes], Any], Any, bytes, Any] | None = None
@@ -120,17 +141,28 @@ class MemoryMachine(RuleBasedStateMachine):
     def forget_expired(self) -> None:
         """Drop what has expired, with all that hangs on it."""
         for place, memory in list(self.memories.items()):
-            if memory.expires_at is not None and memory.expires_at <= self.now:
+            if place in self.memories and memory.expires_at is not None and memory.expires_at <= self.now:
                 self.drop(*place)
 
     def drop(self, ns: str, memory_id: str) -> None:
-        """Take a memory out of the model."""
-        del self.memories[ns, memory_id]
+        """Take a memory out of the model, with the untouched consolidations that quote it."""
+        if self.memories.pop((ns, memory_id), None) is None:
+            return
+        for place, other in list(self.memories.items()):
+            is_quoted = memory_id in other.metadata.get("consolidated_from", [])
+            if place[0] == ns and is_quoted and other.version == 1 and self.leads_into(ns, memory_id, place[1]):
+                self.drop(*place)
         for name in [name for name in self.relations if name[0] == ns and memory_id in (name[1], name[3])]:
             del self.relations[name]
         for space, members in self.groups.values():
             if space == ns and memory_id in members:
                 members.remove(memory_id)
+
+    def leads_into(self, ns: str, memory_id: str, into: str | None = None) -> bool:
+        """Whether a consolidation, this one or any, was made of a memory."""
+        return any(
+            name[:3] == (ns, memory_id, "consolidated_into") and into in (None, name[3]) for name in self.relations
+        )
 
     def below(self, ns: str, memory_id: str) -> list[str]:
         """Ids of everything under a memory."""
@@ -156,6 +188,7 @@ class MemoryMachine(RuleBasedStateMachine):
             version = self.run(self.peek(ns, memory_id)).version
         assert version > seen, "a version once seen must not come again"
         self.highest[ns, memory_id] = version
+        self.aged_at[ns, memory_id] = self.now
         self.memories[ns, memory_id] = Model(
             content=item.content,
             version=version,
@@ -187,6 +220,26 @@ class MemoryMachine(RuleBasedStateMachine):
         reply = self.run(method(request, request_id))
         self.last_write = (method, request, request_id, reply)
         return reply
+
+    @initialize(count=st.integers(0, 6), importance=st.sampled_from([0.25, 0.5]), content=CONTENTS, tags=TAGS)
+    def begin_with_a_family(self, count: int, importance: float, content: str, tags: list[str]) -> None:
+        """Memories under one parent, two of them in a group: few examples would come by them."""
+        for memory_id in ("a", "b", "c", "d", None, None)[:count]:
+            self.add(
+                ns="memory",
+                memory_id=memory_id,
+                overwrite=False,
+                content=content,
+                tags=tags,
+                metadata={},
+                parent_id="p",
+                importance=importance,
+                tier="short",
+                ttl_s=None,
+            )
+        self.create_group(ns="memory")
+        for memory_id in ("a", "b"):
+            self.change_group(ns="memory", group_id=1, memory_id=memory_id, remove=False)
 
     # Steps --------------------------------------------------------------------------------------------------------
 
@@ -335,6 +388,8 @@ class MemoryMachine(RuleBasedStateMachine):
             changes["metadata"] = {**(before.metadata if merge else {}), **fields["metadata"]}
         if "ttl_s" in fields:
             changes["expires_at"] = self.now + fields["ttl_s"]
+        if "importance" in fields:
+            self.aged_at[ns, memory_id] = self.now
         self.change(ns, memory_id, reply.version, **changes)
 
     @rule(ns=NAMESPACES, memory_id=IDS, factor=st.sampled_from([0.5, 1.2, 100.0]))
@@ -598,11 +653,143 @@ class MemoryMachine(RuleBasedStateMachine):
                 after = found.next_after
             self.assert_same(ns, listed, members)
 
-    # Time and failure ---------------------------------------------------------------------------------------------
+    # The life cycle -----------------------------------------------------------------------------------------------
+
+    @rule(ns=st.none() | NAMESPACES, hours=st.sampled_from([0, 1, 5, 30, 30]), dry_run=st.booleans())
+    def age(self, ns: str | None, hours: int, dry_run: bool) -> None:
+        """Hours pass and the life cycle runs, or tells what it would do."""
+        self.now += hours * HOUR_S
+        # A reply is kept for an hour only.
+        self.last_write = None
+        plans = self.plans(ns)
+
+        reply = self.run(self.service.decay(bodies.MemoryDecay(ns=ns, dry_run=dry_run), os.urandom(16)))
+
+        assert (reply.looked_at, reply.decayed, reply.promoted, reply.consolidated, reply.summarised) == (
+            len(plans),
+            sum(plan.after.importance != plan.before.importance for plan in plans),
+            sum(plan.after.tier != plan.before.tier for plan in plans),
+            sum(plan.sources is not None for plan in plans),
+            sum(plan.is_summarised for plan in plans),
+        )
+        if not dry_run:
+            for plan in plans:
+                self.carry_out(plan)
+
+    @rule()
+    @precondition(lambda self: self.now < 2 * 86_400.0)
+    def age_for_a_day(self) -> None:
+        """What short memories leave their tier in; early, while there is still something to age."""
+        self.age(ns=None, hours=30, dry_run=False)
+
+    def plans(self, only: str | None) -> list[Plan]:
+        """What the life cycle is to do now, in its order."""
+        plans: list[Plan] = []
+        taken: set[Place] = set()
+        last_hour = self.now // HOUR_S * HOUR_S
+        for tier in LOSS:
+            # All namespaces together, in the order of adding.
+            self.forget_expired()
+            for place, memory in sorted(self.memories.items(), key=lambda item: item[1].order):
+                if memory.tier != tier or self.aged_at[place] >= last_hour or only not in (None, place[0]):
+                    continue
+                after, left_short = self.aged(memory, self.aged_at[place])
+                sources = self.sources(place, memory, taken) if left_short else None
+                is_long = len(memory.content) > 200 and "summary" not in memory.metadata
+                is_summarised = after.tier != tier and sources is None and is_long
+                plans.append(Plan(place, memory, after, sources, is_summarised))
+        return plans
+
+    def aged(self, memory: Model, since: float) -> tuple[Model, bool]:
+        """A memory after every full hour since then, and whether it left the short tier."""
+        tier, importance, left_short = memory.tier, memory.importance, False
+        hour = (since // HOUR_S + 1) * HOUR_S
+        while hour <= self.now and tier in LOSS:
+            importance *= 1.0 - LOSS[tier] * ((hour - memory.created_at) / 86_400.0)
+            importance = max(0.0, importance)
+            if importance < LEAVES_BELOW[tier]:
+                left_short = left_short or tier == "short"
+                tier = ABOVE[tier]
+            hour += HOUR_S
+        return replace(memory, tier=tier, importance=importance), left_short
+
+    def sources(self, place: Place, memory: Model, taken: set[Place]) -> set[str] | None:
+        """What a memory is consolidated with, itself among it; None where too little is near."""
+
+        def is_free(memory_id: str) -> bool:
+            is_made = self.memories[ns, memory_id].type == "consolidated"
+            return not is_made and (ns, memory_id) not in taken and not self.leads_into(ns, memory_id)
+
+        ns, itself = place
+        there = self.live(ns)
+        near = {i for i, other in there.items() if memory.parent_id is not None and other.parent_id == memory.parent_id}
+        near |= {name[3] for name in self.relations if name[:2] == place and name[3] in there}
+        free = {memory_id for memory_id in near - {itself} if is_free(memory_id)}
+        if not is_free(itself) or len(free) < 3:
+            return None
+        taken.update((ns, memory_id) for memory_id in (itself, *free))
+        return {itself, *free}
+
+    def carry_out(self, plan: Plan) -> None:
+        """Age a memory of the model; what is new with it is taken from the service, and looked at."""
+        ns, memory_id = plan.place
+        self.memories[plan.place] = plan.after
+        self.aged_at[plan.place] = self.now
+        if plan.is_summarised:
+            summary = self.run(self.peek(ns, memory_id)).metadata["summary"]
+            assert 0 < len(summary) <= 200
+            self.memories[plan.place] = replace(plan.after, metadata={**plan.after.metadata, "summary": summary})
+        if plan.sources is None:
+            return
+        (leads,) = self.run(
+            self.service.related(bodies.MemoryRelated(id=memory_id, ns=ns, kind="consolidated_into"))
+        ).related
+        made = leads.memory
+        quoted = made.metadata["consolidated_from"]
+        assert (quoted[0], set(quoted), len(quoted)) == (memory_id, plan.sources, len(plan.sources))
+        assert made.metadata["consolidation_date"] == self.now
+        assert 0 < len(made.content) <= 1_000
+        self.made += 1
+        self.memories[ns, made.id] = Model(
+            content=made.content,
+            version=1,
+            order=self.made,
+            created_at=self.now,
+            last_accessed_at=self.now,
+            tier="medium",
+            importance=0.7,
+            tags=tuple(sorted(set.intersection(*(set(self.memories[ns, source].tags) for source in quoted)))),
+            metadata=made.metadata,
+            parent_id=plan.after.parent_id,
+            type="consolidated",
+        )
+        self.aged_at[ns, made.id] = self.now
+        for source in quoted:
+            self.relations[ns, source, "consolidated_into", made.id] = (1.0, self.now)
+
+    @rule(what=st.sampled_from(["edit", "delete", "delete what it quotes"]))
+    @precondition(lambda self: any(memory.type == "consolidated" for memory in self.memories.values()))
+    def change_consolidation(self, what: str) -> None:
+        """One that was edited is its editor's own, and stays when what it quotes goes."""
+        self.forget_expired()
+        made = [(place, memory) for place, memory in self.memories.items() if memory.type == "consolidated"]
+        if not made:
+            return
+        (ns, memory_id), memory = made[0]
+        if what == "edit":
+            self.update(ns=ns, memory_id=memory_id, fields={"tier": "long"}, merge=False, clear=[], version="any")
+        elif what == "delete":
+            self.delete(ns=ns, memory_id=memory_id, cascade=False)
+        else:
+            quoted = [name for name in memory.metadata["consolidated_from"] if (ns, name) in self.memories]
+            for name in quoted[:1]:
+                self.delete(ns=ns, memory_id=name, cascade=False)
+
+    # Time and failure ------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5]))
     def wait(self, seconds: float) -> None:
-        """Time passes, less than an hour in all: the life cycle has its own tests."""
+        """Time passes."""
         self.now += seconds
 
     @rule()
@@ -660,7 +847,7 @@ class MemoryMachine(RuleBasedStateMachine):
         told: dict[Place, int] = {}
         for event in self.events:
             change: Any = event.body
-            if change.action in ("add", "update", "reinforce", "promote"):
+            if change.action in ("add", "update", "reinforce", "promote", "consolidate"):
                 told[change.ns, change.key] = change.version
             elif change.action in ("delete", "expire"):
                 assert told.pop((change.ns, change.key)) == change.version
@@ -669,6 +856,15 @@ class MemoryMachine(RuleBasedStateMachine):
         assert stored.chunk_texts == [content.strip() for content in stored.contents.values() if content.strip()]
         assert stored.waiting == stored.chunk_ids
         assert stored.tagged <= set(stored.versions)
+        # What hangs on an expired memory goes with it when it is swept.
+        expired = {place for place, expires_at in stored.expiries.items() if expires_at <= self.now}
+        self.forget_expired()
+        relations = {name for name in stored.relations if not {name[:2], (name[0], name[3])} & expired}
+        assert relations == set(self.relations)
+        members = [(ns, *member) for ns, *member in stored.members if (ns, member[1]) not in expired]
+        assert members == [
+            (ns, group_id, memory_id) for group_id, (ns, ids) in sorted(self.groups.items()) for memory_id in ids
+        ]
 
 
 @dataclass(frozen=True)
@@ -682,6 +878,9 @@ class Stored:
     chunk_ids: set[int]
     waiting: set[int]
     tagged: set[Place]
+    expiries: dict[Place, float]
+    relations: set[tuple[str, str, str, str]]
+    members: list[tuple[str, int, str]]
 
 
 def read_stored(connection: sqlite3.Connection) -> Stored:
@@ -702,6 +901,16 @@ def read_stored(connection: sqlite3.Connection) -> Stored:
         chunk_ids={chunk_id for _, _, chunk_id, _ in chunks},
         waiting=waiting,
         tagged={(ns, memory_id) for ns, memory_id in connection.execute("SELECT ns, id FROM memory_tags")},
+        expiries={
+            (ns, memory_id): expires_at
+            for ns, memory_id, expires_at in connection.execute(
+                "SELECT ns, id, expires_at FROM memories WHERE expires_at IS NOT NULL"
+            )
+        },
+        relations=set(connection.execute("SELECT ns, source_id, kind, target_id FROM relations")),
+        members=connection.execute(
+            "SELECT ns, group_id, memory_id FROM group_members ORDER BY group_id, sequence"
+        ).fetchall(),
     )
 
 
@@ -716,4 +925,4 @@ def check_full_text(connection: sqlite3.Connection, now: float) -> Any:
 class TestMemoriesAgainstModel(MemoryMachine.TestCase):  # type: ignore[misc]
     """Runs the machine: every operation on memories, relations and groups agrees with plain dicts."""
 
-    settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

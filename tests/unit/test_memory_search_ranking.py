@@ -31,7 +31,7 @@ def found(query: str, masks: dict[int, int], *, speakers: list[str] | None = Non
     """Every word of the query as rare as the next, held by the chunks as `masks` says."""
     terms = understand(query, NOW, TOKENIZER).terms
     groups: dict[int, list[int]] = {}
-    for chunk, mask in masks.items():
+    for chunk, mask in sorted(masks.items(), reverse=True):
         groups.setdefault(mask, []).append(chunk)
     return Found(terms, [1.0] * len(terms), masks, groups, missing, speakers or [])
 
@@ -77,6 +77,19 @@ def test_word_of_a_neighbour_counts_less_with_each_place() -> None:
     assert [relevance.window(chunk, neighbours)[0] for chunk in (1, 2, 3, 4)] == [1.0, 0.5, 0.25, 0.0]
 
 
+def test_without_meaning_counts_and_length_decide_between_equals() -> None:
+    """As in BM25; with meaning to go by they count nothing."""
+    filler = "and other things of the garden that nobody asked for " * 8
+    rows = [row(1, f"leak {filler}"), row(2, f"leak, leak and again a leak {filler}"), row(3, f"leak {filler * 3}")]
+    masks = {1: 1, 2: 1, 3: 1}
+
+    by_words = ranked("leak", rows, Relevance(SETTINGS, found("leak", masks), {}))
+    by_meaning = ranked("leak", rows, Relevance(SETTINGS, found("leak", masks), {1: 0.5, 2: 0.5, 3: 0.5}))
+
+    assert [hit.row.id for hit in by_words] == [2, 1, 3]
+    assert len({hit.score for hit in by_meaning}) == 1
+
+
 def test_word_counts_once_however_many_hold_it() -> None:
     """A chunk and both its neighbours with the word cover it no more than the chunk alone."""
     relevance = Relevance(SETTINGS, found("rhubarb soup", {1: 1, 2: 1, 3: 1}), {})
@@ -102,7 +115,7 @@ def test_meaning_is_averaged_over_the_window() -> None:
 
 def test_seeds_are_the_best_by_words_and_meaning_and_the_newest_of_equals() -> None:
     """Those that are allowed."""
-    relevance = Relevance(SETTINGS, found("rhubarb soup", {1: 3, 2: 1, 3: 1}), {4: 0.9, 5: 0.2})
+    relevance = Relevance(SETTINGS, found("rhubarb soup", {1: 3, 2: 1, 3: 1}), {4: 0.5, 5: 0.2})
 
     assert relevance.seeds(3) == [1, 4, 3]
     assert relevance.seeds(3, {2, 5}) == [2, 5]

@@ -48,19 +48,35 @@ async def test_chunks_reach_the_index_and_removed_ones_leave_it(tmp_path: Path) 
 
 
 async def test_pages_are_encoded_ahead_of_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder always has the next page already."""
+    """The encoder always has the next pages already."""
     monkeypatch.setattr(outbox, "PAGE_CHUNKS", 10)
     encoder, index = FakeEncoder(), FakeIndex()
     encoder.may_go_on.clear()
     async with opened_store(tmp_path) as store:
         await store.put("a", *(f"text {number}" for number in range(35)))
         async with store.pumping(encoder, index):
-            await until(lambda: len(encoder.calls) == 2, "two pages are with the encoder")
+            await until(lambda: len(encoder.calls) == 3, "three pages are with the encoder")
             assert not index.points
             encoder.may_go_on.set()
             await store.settled()
             assert [len(call) for call in encoder.calls] == [10, 10, 10, 5]
             await check_agreement(store, encoder, index)
+
+
+async def test_texts_of_similar_length_are_encoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Across all that was read at once; what was changed or removed in between ends as it was ordered last."""
+    monkeypatch.setattr(outbox, "PAGE_CHUNKS", 4)
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        for number in range(10):
+            await store.put(f"s{number}", "x" * (number * 7 % 10 + 1))
+        await store.put("s3", "changed before it was encoded")
+        await store.remove("s5")
+        async with store.pumping(encoder, index):
+            await store.settled()
+            await check_agreement(store, encoder, index)
+    lengths = [len(text) for call in encoder.calls for text in call]
+    assert (len(lengths), lengths) == (9, sorted(lengths))
 
 
 async def test_chunk_removed_while_it_is_encoded_leaves_nothing(tmp_path: Path) -> None:

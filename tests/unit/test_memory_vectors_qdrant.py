@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vectors_bench import unit
+from tests.qdrant_server import DONE, QdrantServer, answering, described
+from tests.vectors_bench import FakeEncoder, opened_store, unit, until
+from workers.memory.vectors import outbox
 from workers.memory.vectors.index import Point
 from workers.memory.vectors.qdrant import QdrantIndex, client_factory
 from workers.memory.vectors.unavailable import IndexUnavailable
 
 pytest.importorskip("qdrant_client")
-
-Answer = Callable[[str, str], tuple[int, Any] | None]
-
-
-@asynccontextmanager
-async def server(answer: Answer) -> AsyncIterator[tuple[str, list[str]]]:
-    """A server that answers `(method, path)` with `(status, result)`, or never for None; its url and what it was asked."""
-    asked: list[str] = []
-    open_connections: set[asyncio.StreamWriter] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_connections.add(writer)
-        while head := await read_head(reader):
-            method, path, _ = head.split("\r\n")[0].split(" ")
-            asked.append(f"{method} {path.partition('?')[0]}")
-            answered = answer(method, path.partition("?")[0])
-            if answered is None:
-                continue
-            status, result = answered
-            body = json.dumps({"result": result, "status": "ok", "time": 0.0}).encode()
-            start = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-            writer.write(start.encode() + body)
-        writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}", asked
-    finally:
-        listening.close()
-        for writer in open_connections:
-            writer.close()
-        await listening.wait_closed()
-
-
-async def read_head(reader: asyncio.StreamReader) -> str:
-    """The head of the next request, its body read too; "" at the end."""
-    try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return ""
-    lengths = [line.split(":")[1] for line in head.lower().split("\r\n") if line.startswith("content-length:")]
-    await reader.readexactly(int(lengths[0]) if lengths else 0)
-    return head
 
 
 def healthy(method: str, path: str) -> tuple[int, Any]:
@@ -69,24 +24,7 @@ def healthy(method: str, path: str) -> tuple[int, Any]:
         return 200, {"exists": True}
     if path.endswith("/count"):
         return 200, {"count": 0}
-    if method == "GET":
-        params = {"vectors": {"size": 2, "distance": "Dot"}, "shard_number": 1}
-        hnsw = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10_000}
-        optimizer = {
-            "deleted_threshold": 0.2,
-            "vacuum_min_vector_number": 1_000,
-            "default_segment_number": 0,
-            "flush_interval_sec": 5,
-        }
-        config = {"params": params, "hnsw_config": hnsw, "optimizer_config": optimizer}
-        return 200, {
-            "status": "green",
-            "optimizer_status": "ok",
-            "segments_count": 1,
-            "config": config,
-            "payload_schema": {},
-        }
-    return 200, {"operation_id": 1, "status": "completed"}
+    return 200, described(2) if method == "GET" else DONE
 
 
 def index_at(url: str, *, timeout_s: int = 5) -> QdrantIndex:
@@ -120,7 +58,7 @@ async def test_refused_connection_is_unavailable_with_its_reason() -> None:
 
 async def test_server_that_does_not_answer_is_given_up() -> None:
     """After the time limit of a call, several times."""
-    async with server(lambda method, path: None) as (url, asked):
+    async with answering(lambda method, path, body: None) as (url, asked):
         index = index_at(url, timeout_s=1)
         with pytest.raises(IndexUnavailable, match="the Qdrant server failed"):
             await index.count()
@@ -132,11 +70,11 @@ async def test_passing_failure_is_tried_again() -> None:
     """A busy server that recovers is not noticed by the caller."""
     failures = iter([503, 502])
 
-    def answer(method: str, path: str) -> tuple[int, Any]:
+    def answer(method: str, path: str, body: bytes) -> tuple[int, Any]:
         status = next(failures, 0)
         return (status, None) if status else healthy(method, path)
 
-    async with server(answer) as (url, asked):
+    async with answering(answer) as (url, asked):
         index = index_at(url)
         assert await index.count() == 0
         await index.close()
@@ -145,7 +83,7 @@ async def test_passing_failure_is_tried_again() -> None:
 
 async def test_refusal_is_not_tried_again() -> None:
     """A wrong key stays wrong; the key itself is in no message."""
-    async with server(lambda method, path: (403, None)) as (url, asked):
+    async with answering(lambda method, path, body: (403, None)) as (url, asked):
         index = index_at(url)
         with pytest.raises(IndexUnavailable, match="403"):
             await index.count()
@@ -155,7 +93,7 @@ async def test_refusal_is_not_tried_again() -> None:
 
 async def test_collection_of_other_vectors_is_refused() -> None:
     """It belongs to something else; a setting gives another name."""
-    async with server(healthy) as (url, _):
+    async with answering(lambda method, path, body: healthy(method, path)) as (url, _):
         index = QdrantIndex(client_factory(url, ""), "m", 3, prefix="test")
         with pytest.raises(IndexUnavailable, match=r"test-m holds other vectors than 3 .*memory.qdrant_prefix"):
             await index.count()
@@ -166,10 +104,10 @@ async def test_server_that_comes_back_is_used_again() -> None:
     """Without a new index: the collection is prepared at the first call that gets through."""
     is_up = False
 
-    def answer(method: str, path: str) -> tuple[int, Any]:
+    def answer(method: str, path: str, body: bytes) -> tuple[int, Any]:
         return healthy(method, path) if is_up else (503, None)
 
-    async with server(answer) as (url, _):
+    async with answering(answer) as (url, _):
         index = index_at(url)
         with pytest.raises(IndexUnavailable):
             await index.count()
@@ -182,10 +120,10 @@ async def test_collection_removed_by_somebody_is_made_again() -> None:
     """The first call after that fails, the next one prepares it."""
     is_gone = False
 
-    def answer(method: str, path: str) -> tuple[int, Any]:
+    def answer(method: str, path: str, body: bytes) -> tuple[int, Any]:
         return (404, None) if is_gone and path.endswith("/count") else healthy(method, path)
 
-    async with server(answer) as (url, asked):
+    async with answering(answer) as (url, asked):
         index = index_at(url)
         await index.count()
         is_gone = True
@@ -204,4 +142,33 @@ async def test_address_that_is_none_is_refused(url: str) -> None:
     index = index_at(url)
     with pytest.raises(IndexUnavailable, match=r"memory.qdrant_url is not an address like http://127.0.0.1:6333"):
         await index.count()
+    await index.close()
+
+
+async def test_server_that_goes_away_is_filled_again_when_it_comes_back_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written meanwhile waits, and what the server has lost is made anew, without a restart of the memory."""
+    monkeypatch.setattr(outbox, "RETRY_S", 0.01)
+    monkeypatch.setattr(outbox, "RETRY_MAX_S", 0.02)
+    port = closed_port()
+    index = index_at(f"http://127.0.0.1:{port}")
+    encoder = FakeEncoder(dimension=2)
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index) as pump:
+        async with QdrantServer().serving(port):
+            before = await store.put("a", *(f"text {number}" for number in range(20)))
+            await store.settled()
+            assert await index.ids(after=0, limit=99) == before
+
+        meanwhile = await store.put("b", "written while it was away")
+        await until(lambda: pump.problem.startswith("the Qdrant server failed"), "the pump says what is wrong")
+        assert not await store.is_settled()
+
+        replaced = QdrantServer()
+        async with replaced.serving(port):
+            await until(lambda: "test-m" in replaced.collections, "the collection is made again")
+            await until(lambda: len(replaced.collections["test-m"].points) == 21, "everything is there again")
+            await store.settled()
+            await until(lambda: pump.problem == "", "the pump says that all is well")
+            assert await index.ids(after=0, limit=99) == [*before, *meanwhile]
     await index.close()

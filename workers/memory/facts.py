@@ -178,7 +178,10 @@ def _chosen(request: Forget) -> tuple[str, tuple[str, ...]]:
     ]
     if len(choices) != 1:
         given = " and ".join(choices) or "none of them"
-        raise BadRequest(f"forget takes exactly one of key, category and everything; the request has {given}")
+        raise BadRequest(
+            f"forget takes exactly one of key, category and everything; the request has {given}",
+            field=choices[-1] if choices else "key",
+        )
     if request.key is not None:
         return "ns = ? AND key = ?", (request.ns, request.key)
     if request.category is not None:

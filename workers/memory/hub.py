@@ -20,6 +20,7 @@ from workers.memory.accounts.accounts import Accounts
 from workers.memory.event_outbox import EventOutbox
 from workers.memory.hot import handlers as cache_handlers
 from workers.memory.hot.cache import Cache
+from workers.memory.hot.kept import LOOKED_TO_S, QUERY_VECTORS_S, Kept
 from workers.memory.hot.opening import open_hot_tier
 from workers.memory.hot.tier import HotTier
 from workers.memory.items import handlers as item_handlers
@@ -64,14 +65,23 @@ class Hub:
         self._documents = Documents(records)
         self._experiences = Experiences(records)
         self._searcher = Searcher(records, vectors.encoder, vectors.index, settings.search)
-        self._talk = SessionParts(records, memory, self._store, self._searcher, counter, vectors.loaded_encoder)
+        self._marks = Kept(tier, "sessions", ttl_s=LOOKED_TO_S)
+        self._talk = SessionParts(
+            records,
+            memory,
+            self._store,
+            self._searcher,
+            counter,
+            vectors.loaded_encoder,
+            self._marks,
+        )
         self._cache = Cache(tier, max_body_bytes=settings.bus.max_body_bytes)
         self._accounts = Accounts(records, tier, settings)
         self._upkeep = Upkeep(
             records,
             home=settings.home_path,
             around=self._around,
-            on_replaced=(vectors.forget, self._forget_copies),
+            on_replaced=(vectors.forget, self._forget),
         )
 
     async def open(self) -> None:
@@ -84,6 +94,7 @@ class Hub:
         """End what runs in threads of its own."""
         self._accounts.close()
         await self._events.tidy()
+        await self._marks.settle()
 
     def committed(self, events: Sequence[Event]) -> None:
         """A batch of writes was committed."""
@@ -144,12 +155,11 @@ class Hub:
             degraded=[reason for reason in (vectors.degraded, hot_tier.degraded) if reason],
         )
 
-    async def _forget_copies(self) -> None:
+    async def _forget(self) -> None:
         """Drop what was remembered of a database that was replaced."""
         self._events.begin_anew()
         self._accounts.on_revoked()
-        for space in ("sessions", "knowledge"):
-            await self._tier.delete_prefix(space, "")
+        await self._tier.delete_prefix("sessions", "")
 
     async def _sweep_accounts(self, _: float) -> None:
         # Their clock is their own: it never falls behind a sign-in, whatever happened to the wall clock.
@@ -176,7 +186,9 @@ async def open_hub(settings: Settings, client: Client) -> AsyncIterator[Hub]:
         stack.push_async_callback(records.close)
         tier = await open_hot_tier(settings, now=records.now, on_lost=Warnings(client).add)
         stack.push_async_callback(tier.close)
-        vectors = await Vectors.open(settings, records)
+        queries = Kept(tier, "knowledge", ttl_s=QUERY_VECTORS_S)
+        stack.push_async_callback(queries.settle)
+        vectors = await Vectors.open(settings, records, queries)
         stack.push_async_callback(vectors.close)
         hub = Hub(settings, client, records, tier, vectors)
         parts.append(hub)

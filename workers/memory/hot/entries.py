@@ -11,7 +11,7 @@ from schemas.errors import Conflict
 from workers.memory.hot.tier import MAX_VALUE_BYTES, NO_NUMBER, SPACES, Entry, Size, Space
 
 # Version of the tables below. A file of another version is made anew: it is only a cache.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # Bytes of a row beside key and value, for the size cap: row, three indexes, page slack (measured 130 at 100,000 rows).
 ROW_OVERHEAD_BYTES: Final = 130
@@ -23,7 +23,8 @@ EVICT_TO: Final = 0.95
 STEP_ROWS: Final = 500
 
 # ids come from AUTOINCREMENT, never reused: a changed entry is another row, which the hand-over to Redis relies on.
-# expires_at is infinite for an entry without an end. The index by use has the counters of sign-in last: a flood of
+# expires_at is infinite for an entry without an end. `joined` has its row while a Redis has everything, that server's
+# process and the generation of our keys there. The index by use has the counters of sign-in last: a flood of
 # cached values must not push them out.
 _SCHEMA: Final = f"""
 CREATE TABLE entries (
@@ -47,7 +48,7 @@ CREATE TRIGGER entries_removed AFTER DELETE ON entries BEGIN
   UPDATE totals SET keys = keys - 1, bytes = bytes - old.size WHERE space = old.space;
 END;
 CREATE TABLE families (prefix TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE outage (began_at REAL NOT NULL);
+CREATE TABLE joined (server TEXT NOT NULL, generation TEXT NOT NULL);
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
@@ -103,16 +104,6 @@ def put(
         "INSERT INTO entries (space, key, size, used_at, expires_at, value) VALUES (?, ?, ?, ?, ?, ?)",
         (number, key, len(key) + len(value), now, expires_at, value),
     )
-
-
-def put_if_absent(
-    connection: sqlite3.Connection, space: Space, key: bytes, value: bytes, *, now: float, expires_at: float
-) -> bool:
-    """Store the entry unless a live one is there."""
-    if find(connection, space, key, now, max_bytes=0) is not None:
-        return False
-    put(connection, space, key, value, now=now, expires_at=expires_at)
-    return True
 
 
 def remove(connection: sqlite3.Connection, space: Space, key: bytes, *, now: float) -> bool:
@@ -257,19 +248,21 @@ def add_family(connection: sqlite3.Connection, prefix: str) -> None:
     connection.execute("INSERT OR IGNORE INTO families (prefix) VALUES (?)", (prefix,))
 
 
-def begin_outage(connection: sqlite3.Connection, now: float) -> None:
-    """Keep that Redis misses what is written from now on."""
-    connection.execute("INSERT INTO outage (began_at) VALUES (?)", (now,))
+def begin_outage(connection: sqlite3.Connection) -> None:
+    """Keep that no Redis has what is written from now on."""
+    connection.execute("DELETE FROM joined")
 
 
-def end_outage(connection: sqlite3.Connection) -> None:
-    """Redis has everything again."""
-    connection.execute("DELETE FROM outage")
+def end_outage(connection: sqlite3.Connection, server: str, generation: str) -> None:
+    """That process of a Redis has everything, under that generation."""
+    connection.execute("DELETE FROM joined")
+    connection.execute("INSERT INTO joined (server, generation) VALUES (?, ?)", (server, generation))
 
 
-def is_in_outage(connection: sqlite3.Connection) -> bool:
-    """True after `begin_outage` and before `end_outage`, whatever process called them."""
-    return connection.execute("SELECT 1 FROM outage").fetchone() is not None
+def generation_at(connection: sqlite3.Connection, server: str) -> str | None:
+    """The generation under which that process has everything; None where it missed something."""
+    row = connection.execute("SELECT generation FROM joined WHERE server = ?", (server,)).fetchone()
+    return row[0] if row is not None else None
 
 
 def _under(space: Space, prefix: bytes) -> tuple[str, tuple[int | bytes, ...]]:

@@ -6,14 +6,16 @@
 
 What must never be read after an outage is a value that was replaced or deleted during it. Each space has its rule:
 
-    sessions, knowledge   copies of records. Keys carry a generation that is new after each change of tier and each
-                          start, so no copy outlives a moment in which an invalidation may have been missed.
-    cache                 keys are those that other programs use, so they carry no generation. The first parts of all
+    sessions, knowledge   Keys carry a generation that is new after each outage, so that nothing of before is reached;
+                          what SQLite took meanwhile is carried over. Without an outage it outlives our process.
+    cache                 Keys are those that other programs use, so they carry no generation. The first parts of all
                           keys ever written (families) are kept on disk; after an outage everything under them is
                           dropped from Redis, and what was cached meanwhile is carried over.
-    auth                  counters and marks that must not be forgotten. Every write also goes to SQLite, which therefore
-                          always has them all, and a new generation in Redis is filled from there.
+    auth                  Counters and marks that must not be forgotten. Every write also goes to SQLite, which therefore
+                          always has them all and is read first, whatever a full Redis evicts. A new generation in Redis
+                          is filled from there; where the file is lost Redis still has them.
 
+SQLite keeps on disk which process of a server has everything. Whatever else answers was away, for ever or for a while.
 Requests given up on may still lie in the server's buffers: their connections are ended before anything is handed over.
 A server that was restarted may have loaded an old state: RedisTier notices, and that is an outage too.
 """
@@ -35,8 +37,8 @@ from workers.memory.clock import Now
 from workers.memory.hot.redis_tier import RedisTier
 from workers.memory.hot.sqlite_tier import SqliteTier
 from workers.memory.hot.tier import (
-    COPIES,
     MAX_KEY_BYTES,
+    SPACES,
     Entry,
     OnLost,
     Size,
@@ -73,8 +75,9 @@ OWN_PREFIX: Final = "olympus:"
 # Bytes put before a key, at most: the prefix, the generation, two colons.
 PLACE_BYTES: Final = 32
 
-# The space of which SQLite always has everything.
+# The space of which SQLite always has everything, and those that are carried over as a whole.
 MIRRORED: Final[Space] = "auth"
+MOVED: Final[tuple[Space, ...]] = ("cache", "sessions", "knowledge")
 
 # Makes a RedisTier whose connections have the given name.
 Connect = Callable[[str], Awaitable[RedisTier]]
@@ -85,12 +88,15 @@ Act = Callable[[Spaces, str], Awaitable[T]]
 # What a caller hears of a write that went to both tiers.
 Merge = Callable[[T, T], T]
 
+# What stands before the keys of each space in Redis.
+Prefixes = dict[Space, str]
+
 
 class _Moving:
-    """A hand-over under way: the generation it fills, and what SQLite lost since it began."""
+    """A hand-over under way: what stands before the keys of each space, and what SQLite lost since it began."""
 
-    def __init__(self, generation: str) -> None:
-        self.generation = generation
+    def __init__(self, prefixes: Prefixes) -> None:
+        self.prefixes = prefixes
         self.mirrored_to = 0
         self.removed: set[tuple[Space, str]] = set()
         self.has_lost_prefix = False
@@ -112,7 +118,7 @@ class FailoverTier:
         self._redis: RedisTier | None = None
         self._lost: RedisTier | None = None
         self._reason = "not reached yet"
-        self._generation = _new_generation()
+        self._prefixes = _prefixes(_new_generation())
         self._attempt = 0
         self._moving: _Moving | None = None
         self._may_write = asyncio.Event()
@@ -159,13 +165,6 @@ class FailoverTier:
         self._tally.count(space, value is not None)
         return value
 
-    async def get_many(self, space: Space, keys: list[str]) -> list[bytes | None]:
-        """The values in the order of their keys."""
-        values = await self._read_many(space, keys)
-        for value in values:
-            self._tally.count(space, value is not None)
-        return values
-
     async def look(self, space: Space, key: str) -> Entry | None:
         """The value with the time it has left."""
         entry = await self._read(space, key, lambda tier, at: tier.look(space, at))
@@ -174,12 +173,14 @@ class FailoverTier:
 
     async def measure(self, space: Space, *prefixes: str) -> Size:
         """What is stored under any of the prefixes."""
+        if space == MIRRORED:
+            return await self._local.measure(space, *prefixes)
         try:
             return await self._ask_redis(
                 lambda redis: redis.measure(space, *(self._at_redis(space, prefix) for prefix in prefixes))
             )
         except _Away:
-            return await self._local.measure(space, *(self._at_local(space, prefix) for prefix in prefixes))
+            return await self._local.measure(space, *prefixes)
 
     async def stats(self, space: Space, *prefixes: str) -> SpaceStats:
         """What is stored under the prefixes, with the hits and misses of the whole space."""
@@ -194,10 +195,6 @@ class FailoverTier:
     async def set(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> None:
         """Store the value, whatever was there. Raises TooLarge."""
         await self._write(space, key, lambda tier, at: tier.set(space, at, value, ttl_s=ttl_s), _nothing)
-
-    async def set_if_absent(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> bool:
-        """Store the value unless the key is there; True when it was stored."""
-        return await self._write(space, key, lambda tier, at: tier.set_if_absent(space, at, value, ttl_s=ttl_s), _both)
 
     async def delete(self, space: Space, key: str) -> bool:
         """Remove the key; True when it was there."""
@@ -238,27 +235,12 @@ class FailoverTier:
 
     async def _read(self, space: Space, key: str, act: Act[T | None]) -> T | None:
         _check_key(key)
+        if space == MIRRORED and (mirrored := await act(self._local, key)) is not None:
+            return mirrored
         try:
-            found = await self._ask_redis(lambda redis: act(redis, self._at_redis(space, key)))
+            return await self._ask_redis(lambda redis: act(redis, self._at_redis(space, key)))
         except _Away:
-            return await act(self._local, self._at_local(space, key))
-        if found is None and space == MIRRORED:
             return await act(self._local, key)
-        return found
-
-    async def _read_many(self, space: Space, keys: list[str]) -> list[bytes | None]:
-        for key in keys:
-            _check_key(key)
-        try:
-            values = await self._ask_redis(
-                lambda redis: redis.get_many(space, [self._at_redis(space, key) for key in keys])
-            )
-        except _Away:
-            return await self._local.get_many(space, [self._at_local(space, key) for key in keys])
-        if space != MIRRORED:
-            return values
-        mirrored = await self._local.get_many(space, keys)
-        return [own if own is not None else other for own, other in zip(values, mirrored, strict=True)]
 
     async def _write(
         self, space: Space, key: str, act: Act[T], merge: Merge[T], *, removes: bool = False, is_prefix: bool = False
@@ -279,7 +261,7 @@ class FailoverTier:
             # From here to the local write's place in its queue nothing else runs: a hand-over sees all of it or none.
             if self._redis is None and self._may_write.is_set():
                 self._note(space, key, removes=removes, is_prefix=is_prefix)
-                return await act(self._local, self._at_local(space, key))
+                return await act(self._local, key)
 
     async def _write_both(self, key: str, act: Act[T], merge: Merge[T], *, removes: bool, is_prefix: bool) -> T:
         while not self._may_write.is_set():
@@ -298,14 +280,11 @@ class FailoverTier:
             return mine
 
     def _at_redis(self, space: Space, key: str) -> str:
-        return _in_redis(space, key, self._generation)
-
-    def _at_local(self, space: Space, key: str) -> str:
-        return f"{self._generation}:{key}" if space in COPIES else key
+        return self._prefixes[space] + key
 
     def _note(self, space: Space, key: str, *, removes: bool, is_prefix: bool) -> None:
         """Tell a hand-over that is under way what it cannot see in SQLite: what is no longer there."""
-        if self._moving is None or space in COPIES:
+        if self._moving is None:
             return
         if is_prefix:
             self._moving.has_lost_prefix = True
@@ -320,7 +299,6 @@ class FailoverTier:
             return
         self._redis, self._lost = None, redis
         self._reason = reason
-        self._generation = _new_generation()
         self._may_write.clear()
         self._has_changed.set()
 
@@ -384,9 +362,11 @@ class FailoverTier:
             self._moving = None
 
     async def _hand_over(self, redis: RedisTier) -> None:
-        moving = self._moving = _Moving(_new_generation())
-        if await self._local.is_in_outage():
+        kept = await self._local.generation_at(redis.server)
+        if kept is None:
             await redis.delete_prefix("cache", *self._local.families())
+        generation = kept or _new_generation()
+        moving = self._moving = _Moving(_prefixes(generation))
         # What is there now goes while SQLite still serves; the rest, which came meanwhile, while nobody writes.
         await self._move(redis, moving, up_to=await self._local.newest_id())
         self._may_write.clear()
@@ -395,31 +375,30 @@ class FailoverTier:
             if moving.has_lost_prefix:
                 raise TierUnavailable("entries were dropped by prefix during the hand-over, which begins again")
             for space, key in moving.removed:
-                await redis.delete(space, _in_redis(space, key, moving.generation))
-            await self._local.end_outage()
-            self._redis, self._generation = redis, moving.generation
+                await redis.delete(space, moving.prefixes[space] + key)
+            await self._local.end_outage(redis.server, generation)
+            self._redis, self._prefixes = redis, moving.prefixes
         finally:
             self._may_write.set()
 
     async def _move(self, redis: RedisTier, moving: _Moving, *, up_to: int) -> None:
-        """Bring the rows of SQLite up to that id to Redis: cached entries go over, mirrored ones are copied."""
-        while rows := await self._local.rows_between("cache", 0, up_to, max_rows=STEP_ROWS, max_bytes=STEP_BYTES):
-            await redis.set_rows("cache", rows, prefix="")
-            await self._local.remove_rows([row.id for row in rows])
-        prefix = _in_redis(MIRRORED, "", moving.generation)
+        """Bring the rows of SQLite up to that id to Redis: most go over, mirrored ones are copied."""
+        for space in MOVED:
+            while rows := await self._local.rows_between(space, 0, up_to, max_rows=STEP_ROWS, max_bytes=STEP_BYTES):
+                await redis.set_rows(space, rows, prefix=moving.prefixes[space])
+                await self._local.remove_rows([row.id for row in rows])
         while rows := await self._local.rows_between(
             MIRRORED, moving.mirrored_to, up_to, max_rows=STEP_ROWS, max_bytes=STEP_BYTES
         ):
-            await redis.set_rows(MIRRORED, rows, prefix=prefix)
+            await redis.set_rows(MIRRORED, rows, prefix=moving.prefixes[MIRRORED])
             moving.mirrored_to = rows[-1].id
 
     async def _tidy(self) -> None:
-        """Remove what no generation in use can reach."""
+        """Remove from Redis what no generation in use can reach."""
         try:
-            for space in COPIES:
-                await self._local.delete_prefix(space, "")
-            for space in (*COPIES, MIRRORED):
-                await self._ask_redis(partial(self._keep_current, space))
+            for space in SPACES:
+                if self._prefixes[space]:
+                    await self._ask_redis(partial(self._keep_current, space))
         except (_Away, BusError) as error:
             log.info("hot tier not tidied", extra={"action": "memory.hot.failed", "reason": str(error)})
 
@@ -446,8 +425,10 @@ def _check_key(key: str) -> None:
     key_bytes(key, limit_bytes=MAX_KEY_BYTES - PLACE_BYTES)
 
 
-def _in_redis(space: Space, key: str, generation: str) -> str:
-    return key if space == "cache" else f"{OWN_PREFIX}{generation}:{key}"
+def _prefixes(generation: str) -> Prefixes:
+    """Everything of the mirrored space is brought anew each time, so its own generation is, too."""
+    kept, mirrored = f"{OWN_PREFIX}{generation}:", f"{OWN_PREFIX}{_new_generation()}:"
+    return {"cache": "", "sessions": kept, "knowledge": kept, "auth": mirrored}
 
 
 def _new_generation() -> str:
@@ -456,10 +437,6 @@ def _new_generation() -> str:
 
 def _either(mine: bool, other: bool) -> bool:
     return mine or other
-
-
-def _both(mine: bool, other: bool) -> bool:
-    return mine and other
 
 
 def _nothing(mine: None, other: None) -> None:

@@ -23,7 +23,10 @@ async def open_hot_tier(settings: Settings, *, now: Now, on_lost: OnLost) -> Hot
     """
     if settings.memory.redis_url:
         return await _with_redis(settings, now, on_lost)
-    return await _sqlite(settings, now)
+    tier = await _sqlite(settings, now)
+    # A Redis that was configured before, and will be again, misses what is written now.
+    await tier.begin_outage()
+    return tier
 
 
 async def _sqlite(settings: Settings, now: Now) -> SqliteTier:

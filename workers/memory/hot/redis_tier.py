@@ -1,7 +1,8 @@
 """The four spaces on a Redis server, one database each. Imported only where a server is configured: it needs `redis`.
 
 One object is one acquaintance with one server process: it notices on every new connection when another answers, since
-a restarted server may have come back with an older state, and is then of no more use. What takes over is failover.py.
+a restarted server may have come back with an older state. Once it has raised TierUnavailable it is of no more use, and
+says so to everybody who still waits. What takes over is failover.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 import tenacity
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -40,12 +41,20 @@ T = TypeVar("T")
 # One request, given the client; the library types each command as its sync and its async form at once.
 Send = Callable[[Any], Awaitable[T]]
 
-# Connections of one database. One answers some 5,000 requests a second; more than a few only cost the server.
-POOL_CONNECTIONS: Final = 8
+# Requests to one database at a time, each on a connection of its own. One connection answers some 5,000 a second; more
+# than a few only cost the server.
+AT_ONCE: Final = 8
 
 # Times a request is sent when its connection breaks, within its time; the pauses start at RETRY_FIRST_S seconds.
 ATTEMPTS: Final = 3
 RETRY_FIRST_S: Final = 0.01
+
+# Connections a pool would allow beyond what `AT_ONCE` bounds already.
+NO_LIMIT: Final = 2**31
+
+# Steps in which the time of a request passes, each begun when the one before it was noticed to be over: a request is
+# given up after so many turns of the event loop without its answer.
+LIMIT_STEPS: Final = 8
 
 # Keys looked at in one step of a scan.
 SCAN_KEYS: Final = 500
@@ -60,12 +69,16 @@ _GLOB: Final = {ord(character): f"\\{character}" for character in "\\*?[]^-"}
 class RedisTier:
     """`Spaces` on one server. `open` makes one; every method raises TierUnavailable when the server cannot do it.
 
-    No request takes longer than `timeout_s`; one that only repeats itself is sent again when its connection breaks.
+    The server has `timeout_s` for a request from when it is sent: many callers at once wait for each other, in turn, and
+    that is no fault of the server. A request that may be repeated is sent again when its connection breaks.
     """
 
     def __init__(self, url: str, timeout_s: float, name: str) -> None:
         self._timeout_s = timeout_s
-        self._server_run: str | None = None
+        self._server: str | None = None
+        self._failure: str | None = None
+        # The library's own blocking pool gives a connection to whoever asks just then: of 64 callers 8 get everything.
+        self._turns = {space: asyncio.Semaphore(AT_ONCE) for space in SPACES}
         self._clients = {space: self._client(url, number, name) for number, space in enumerate(SPACES)}
 
     @classmethod
@@ -85,11 +98,17 @@ class RedisTier:
 
     async def close(self) -> None:
         """Close every connection, also those in use: whoever waits for an answer hears that there is none."""
+        self._failure = self._failure or "closed"
         for client in self._clients.values():
             # One whose bytes a dead server does not take would be waited for until the network gives up.
             with contextlib.suppress(TimeoutError, exceptions.RedisError):
                 async with asyncio.timeout(self._timeout_s):
                     await client.connection_pool.disconnect()
+
+    @property
+    def server(self) -> str:
+        """Which process of a server this is: another one after each of its starts."""
+        return self._server or ""
 
     # The spaces -------------------------------------------------------------------------------------------------
 
@@ -100,11 +119,6 @@ class RedisTier:
             return await self._repeatable(space, lambda client: client.get(packed))
         except _OtherType:
             return None
-
-    async def get_many(self, space: Space, keys: list[str]) -> list[bytes | None]:
-        """The values in the order of their keys."""
-        packed = [key_bytes(key) for key in keys]
-        return await self._repeatable(space, lambda client: client.mget(packed)) if packed else []
 
     async def look(self, space: Space, key: str) -> Entry | None:
         """The value with the time it has left."""
@@ -122,12 +136,6 @@ class RedisTier:
         packed, ends_ms = key_bytes(key), _optional_ms(ttl_s)
         check_size(value, MAX_VALUE_BYTES)
         await self._repeatable(space, lambda client: client.set(packed, value, px=ends_ms))
-
-    async def set_if_absent(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> bool:
-        """Store the value unless the key is there; True when it was stored."""
-        packed, ends_ms = key_bytes(key), _optional_ms(ttl_s)
-        check_size(value, MAX_VALUE_BYTES)
-        return bool(await self._command(space, lambda client: client.set(packed, value, px=ends_ms, nx=True)))
 
     async def delete(self, space: Space, key: str) -> bool:
         """Remove the key; True when it was there."""
@@ -206,12 +214,10 @@ class RedisTier:
     # How it is done ---------------------------------------------------------------------------------------------
 
     def _client(self, url: str, number: int, name: str) -> Redis:
-        pool = BlockingConnectionPool.from_url(
+        pool = ConnectionPool.from_url(
             url,
             db=number,
-            max_connections=POOL_CONNECTIONS,
             # One limit for the whole request, kept in `_command`, instead of one for each of its reads and waits.
-            timeout=None,
             socket_timeout=None,
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
@@ -219,8 +225,9 @@ class RedisTier:
             client_name=name,
             redis_connect_func=self._greet,
         )
-        # A number in the address would put every space into that one database.
+        # Numbers in the address would put every space into one database, and refuse connections that have their turn.
         pool.connection_kwargs["db"] = number
+        pool.max_connections = NO_LIMIT
         return Redis(connection_pool=pool)
 
     async def _greet(self, connection: AbstractConnection) -> None:
@@ -229,10 +236,13 @@ class RedisTier:
         await connection.send_command("INFO", "server")
         info = bytes(await connection.read_response(disable_decoding=True))
         run = next((line for line in info.splitlines() if line.startswith(b"run_id:")), b"").decode()
-        if self._server_run is None:
-            self._server_run = run
-        if run != self._server_run:
+        if self._server is None:
+            self._server = run
+        if run != self._server:
             raise exceptions.ConnectionError("the server was restarted")
+        if self._failure:
+            # Given up while it was being made: what it would be used for is done elsewhere now.
+            raise exceptions.ConnectionError(self._failure)
 
     async def _repeatable(self, space: Space, send: Send[T]) -> T:
         """As `_command`, for a request that may be carried out twice."""
@@ -245,14 +255,36 @@ class RedisTier:
         async def attempt() -> T:
             return await send(client)
 
-        with _explained(self._timeout_s):
-            async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await send(client)
-                except exceptions.ConnectionError:
-                    if not is_repeatable:
-                        raise
-                return await _retrying()(attempt)
+        async with self._turns[space]:
+            with self._explained():
+                async with _limit(self._timeout_s):
+                    try:
+                        return await send(client)
+                    except exceptions.ConnectionError:
+                        if not is_repeatable or self._failure:
+                            raise
+                    return await _retrying()(attempt)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the library raises into our own errors. Refuses at once what comes after the first of them."""
+        if self._failure:
+            raise TierUnavailable(self._failure)
+        try:
+            yield
+        except TimeoutError:
+            raise self._given_up(f"no answer within {self._timeout_s:g} s") from None
+        except exceptions.RedisError as error:
+            # A pipeline puts the whole command before the server's words, and in it keys and values.
+            reason = str(error).rpartition("caused error: ")[2].strip("(',)")
+            if reason.startswith("WRONGTYPE") or "not an integer" in reason:
+                raise _OtherType from None
+            # Everything else the server says means that it cannot serve us now: starting, full, read-only, signed out.
+            raise self._given_up(reason) from error
+
+    def _given_up(self, reason: str) -> TierUnavailable:
+        self._failure = self._failure or reason
+        return TierUnavailable(self._failure)
 
     async def _scan(self, space: Space, prefixes: Sequence[str]) -> AsyncIterator[list[bytes]]:
         """The keys under any of the prefixes, step by step; one that changes meanwhile may come twice or not at all."""
@@ -307,20 +339,31 @@ def _retrying() -> tenacity.AsyncRetrying:
     )
 
 
-@contextlib.contextmanager
-def _explained(timeout_s: float) -> Iterator[None]:
-    """Turns what the library raises into our own errors."""
-    try:
-        yield
-    except TimeoutError:
-        raise TierUnavailable(f"no answer within {timeout_s:g} s") from None
-    except exceptions.RedisError as error:
-        # A pipeline puts the whole command before the server's words, and in it keys and values.
-        reason = str(error).rpartition("caused error: ")[2].strip("(',)")
-        if reason.startswith("WRONGTYPE") or "not an integer" in reason:
-            raise _OtherType from None
-        # Everything else the server says means that it cannot serve us now: starting, full, read-only, signed out.
-        raise TierUnavailable(reason) from error
+@contextlib.asynccontextmanager
+async def _limit(limit_s: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but only time in which the event loop turned counts.
+
+    A process that was itself held up, by its own work or by others on the machine, then still reads the answers that
+    have come meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    left = LIMIT_STEPS
+    timer: asyncio.TimerHandle
+
+    def step() -> None:
+        nonlocal left, timer
+        left -= 1
+        if left:
+            timer = loop.call_later(limit_s / LIMIT_STEPS, step)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(limit_s / LIMIT_STEPS, step)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _optional_ms(ttl_s: float | None) -> int | None:

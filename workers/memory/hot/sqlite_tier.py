@@ -16,7 +16,6 @@ from workers.memory.clock import Now
 from workers.memory.hot import entries
 from workers.memory.hot.hot_file import HotFile, close_file, move_aside, open_file
 from workers.memory.hot.tier import (
-    COPIES,
     MAX_VALUE_BYTES,
     Entry,
     Size,
@@ -39,9 +38,6 @@ T = TypeVar("T")
 # Values up to this many bytes are read in the event loop (6 microseconds, against 70 through the thread); copying a
 # longer one out of its pages would hold up everybody else.
 READ_HERE_MAX_BYTES: Final = 64 * 1024
-
-# Keys of one `get_many` read in the event loop, at most: a fifth of a millisecond.
-READ_HERE_MAX_KEYS: Final = 32
 
 # Writes committed together, at most.
 MAX_BATCH: Final = 128
@@ -82,16 +78,13 @@ class SqliteTier:
     async def open(cls, path: Path, *, max_bytes: int, now: Now, usual_families: Sequence[str] = ()) -> Self:
         """The tier at `path`, made where it is not. Raises UnusableDatabase where no file can be made.
 
-        Copies of records are dropped: a process that was killed may have committed a change and not dropped its copy.
         `usual_families` are taken for the known ones when a damaged file took what it knew with it.
         """
         file = await open_file(path)
         tier = cls(path, file, max_bytes=max_bytes, now=now)
         try:
             if file.was_remade:
-                await file.writer.run(partial(_begin_again, families=usual_families, now=now()))
-            for space in COPIES:
-                await tier.delete_prefix(space, "")
+                await file.writer.run(partial(_begin_again, families=usual_families))
             tier._families = set(await tier._write(entries.families))
         except BaseException:
             await tier.close()
@@ -111,16 +104,6 @@ class SqliteTier:
         """The value, None when absent."""
         found = await self._find(space, key)
         return None if found is None else found.value
-
-    async def get_many(self, space: Space, keys: list[str]) -> list[bytes | None]:
-        """The values in the order of their keys."""
-        if len(keys) <= READ_HERE_MAX_KEYS:
-            return [await self.get(space, key) for key in keys]
-        packed, now = [key_bytes(key) for key in keys], self._now()
-        founds = await self._write(
-            lambda connection: [entries.find(connection, space, key, now, max_bytes=MAX_VALUE_BYTES) for key in packed]
-        )
-        return [self._counted(space, found, now) for found in founds]
 
     async def look(self, space: Space, key: str) -> Entry | None:
         """The value with the time it has left."""
@@ -148,11 +131,22 @@ class SqliteTier:
 
     async def set(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> None:
         """Store the value, whatever was there. Raises TooLarge."""
-        await self._put(entries.put, space, key, value, ttl_s)
+        packed, now, ends = key_bytes(key), self._now(), self._ends(ttl_s)
+        check_size(value, min(MAX_VALUE_BYTES, self._max_bytes // 2))
+        family = family_of(key)
+        is_new_family = space == "cache" and family not in self._families
 
-    async def set_if_absent(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> bool:
-        """Store the value unless the key is there; True when it was stored."""
-        return bool(await self._put(entries.put_if_absent, space, key, value, ttl_s))
+        def write(connection: sqlite3.Connection) -> None:
+            entries.put(connection, space, packed, value, now=now, expires_at=ends)
+            if is_new_family:
+                entries.add_family(connection, family)
+            evicted = entries.evict(connection, self._max_bytes)
+            if evicted:
+                log.debug("hot tier evicted", extra={"action": "memory.hot.evicted", "entries": evicted})
+
+        await self._write(write)
+        if is_new_family:
+            self._families.add(family)
 
     async def delete(self, space: Space, key: str) -> bool:
         """Remove the key; True when it was there."""
@@ -186,16 +180,16 @@ class SqliteTier:
             self._families.add(family)
 
     async def begin_outage(self) -> None:
-        """Keep on disk that Redis misses what is written from now on."""
-        await self._write(partial(entries.begin_outage, now=self._now()), is_synced=True)
+        """Keep on disk that no Redis has what is written from now on."""
+        await self._write(entries.begin_outage, is_synced=True)
 
-    async def end_outage(self) -> None:
-        """Redis has everything again."""
-        await self._write(entries.end_outage)
+    async def end_outage(self, server: str, generation: str) -> None:
+        """That process of a Redis has everything, under that generation."""
+        await self._write(partial(entries.end_outage, server=server, generation=generation))
 
-    async def is_in_outage(self) -> bool:
-        """True when Redis missed something, in this process or in one before it."""
-        return await self._write(entries.is_in_outage)
+    async def generation_at(self, server: str) -> str | None:
+        """The generation of that process; None where it missed something, in this process of ours or one before it."""
+        return await self._write(partial(entries.generation_at, server=server))
 
     async def newest_id(self) -> int:
         """The id of the newest row, all earlier writes considered."""
@@ -248,33 +242,10 @@ class SqliteTier:
         self._counted(space, found, now)
         return found
 
-    def _counted(self, space: Space, found: entries.Found | None, now: float) -> bytes | None:
+    def _counted(self, space: Space, found: entries.Found | None, now: float) -> None:
         self._tally.count(space, found is not None)
-        if found is None:
-            return None
-        if now - found.used_at > USE_PRECISION_S:
+        if found is not None and now - found.used_at > USE_PRECISION_S:
             self._used.add(found.id)
-        return found.value
-
-    async def _put(self, put: Callable[..., Any], space: Space, key: str, value: bytes, ttl_s: float | None) -> Any:
-        packed, now, ends = key_bytes(key), self._now(), self._ends(ttl_s)
-        check_size(value, min(MAX_VALUE_BYTES, self._max_bytes // 2))
-        family = family_of(key)
-        is_new_family = space == "cache" and family not in self._families
-
-        def write(connection: sqlite3.Connection) -> Any:
-            stored = put(connection, space, packed, value, now=now, expires_at=ends)
-            if is_new_family:
-                entries.add_family(connection, family)
-            evicted = entries.evict(connection, self._max_bytes)
-            if evicted:
-                log.debug("hot tier evicted", extra={"action": "memory.hot.evicted", "entries": evicted})
-            return stored
-
-        stored = await self._write(write)
-        if is_new_family:
-            self._families.add(family)
-        return stored
 
     def _ends(self, ttl_s: float | None) -> float:
         return math.inf if ttl_s is None else self._now() + ttl_ms(ttl_s) / 1000
@@ -331,7 +302,7 @@ class SqliteTier:
         await close_file(self._file)
         move_aside(self._path, reason)
         self._file = await open_file(self._path)
-        await self._file.writer.run(partial(_begin_again, families=sorted(self._families), now=self._now()))
+        await self._file.writer.run(partial(_begin_again, families=sorted(self._families)))
         return await self._file.writer.run(run)
 
 
@@ -358,10 +329,9 @@ def _outcome(function: Callable[[sqlite3.Connection], Any], connection: sqlite3.
         return error
 
 
-def _begin_again(connection: sqlite3.Connection, *, families: Sequence[str], now: float) -> None:
-    """What a file made anew has to know: these families, and that a Redis may hold what it knows nothing of."""
+def _begin_again(connection: sqlite3.Connection, *, families: Sequence[str]) -> None:
+    """What a file made anew has to know: under what a Redis may hold what it knows nothing of."""
     connection.execute("BEGIN IMMEDIATE")
     for family in families:
         entries.add_family(connection, family)
-    entries.begin_outage(connection, now)
     connection.execute("COMMIT")

@@ -13,9 +13,6 @@ Space = Literal["cache", "sessions", "knowledge", "auth"]
 # In the order of their Redis databases 0 to 3, which programs beside this one know.
 SPACES: Final[tuple[Space, ...]] = get_args(Space)
 
-# Spaces that hold copies of records: dropped whenever a copy might be older than its record.
-COPIES: Final[tuple[Space, ...]] = ("sessions", "knowledge")
-
 # UTF-8 bytes of a key: 1,024 characters of four bytes, a namespace, a type and a generation fit.
 MAX_KEY_BYTES: Final = 8_192
 
@@ -78,20 +75,12 @@ class Spaces(Protocol):
         """The value, None when absent."""
         ...
 
-    async def get_many(self, space: Space, keys: list[str]) -> list[bytes | None]:
-        """The values in the order of their keys."""
-        ...
-
     async def look(self, space: Space, key: str) -> Entry | None:
         """The value with the time it has left."""
         ...
 
     async def set(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> None:
         """Store the value, whatever was there. Raises TooLarge."""
-        ...
-
-    async def set_if_absent(self, space: Space, key: str, value: bytes, *, ttl_s: float | None) -> bool:
-        """Store the value unless the key is there; True when it was stored."""
         ...
 
     async def delete(self, space: Space, key: str) -> bool:

@@ -34,8 +34,8 @@ class Documents:
         max_bytes = self._records.max_body_bytes
         tags = encode_tags(list(dict.fromkeys(request.tags)))
         metadata = pack(request.metadata, max_bytes=max_bytes, field="metadata")
-        texts = (request.ns, request.doc_id, request.title, request.content)
-        check_size(texts, len(tags) + len(metadata), max_bytes)
+        texts = (request.ns, request.doc_id, request.title, request.content, tags)
+        check_size(texts, len(metadata), max_bytes)
         ready = _Ready(request, tags, metadata, titled(await pieces_of(request.content), request.title))
         return await self._records.write_once(
             "memory.doc.put", request_id, DocInfo, lambda connection, now: _put(connection, ready, now)
@@ -64,7 +64,7 @@ class _Ready(NamedTuple):
     """A document checked, packed and cut before its write's turn comes."""
 
     request: DocPut
-    tags: bytes
+    tags: str
     metadata: bytes
     pieces: Sequence[Piece]
 

@@ -29,7 +29,7 @@ class Draft(NamedTuple):
     is_id_given: bool
     request: NewMemory
     tags: Sequence[str]
-    tags_text: bytes
+    tags_text: str
     metadata: bytes
     pieces: Sequence[Piece]
     at: float | None
@@ -49,15 +49,20 @@ def id_of(request_id: bytes, number: int | None = None) -> str:
     return made if number is None else f"{made}-{number}"
 
 
-def draft(request: NewMemory, pieces: Sequence[Piece], *, ns: str, made_id: str, max_bytes: int) -> Draft:
-    """`request` ready to be written, with `made_id` unless it names its own. Raises BadRequest, TooLarge."""
+def draft(
+    request: NewMemory, pieces: Sequence[Piece], *, ns: str, made_id: str, max_bytes: int, path: str = ""
+) -> Draft:
+    """`request` ready to be written, with `made_id` unless it names its own.
+
+    `path` stands before the names of its fields in errors. Raises BadRequest, TooLarge.
+    """
     memory_id = made_id if request.id is None else request.id
     tags = list(dict.fromkeys(request.tags))
     tags_text = encode_tags(tags)
-    metadata = pack(request.metadata, max_bytes=max_bytes, field="metadata")
+    metadata = pack(request.metadata, max_bytes=max_bytes, field=f"{path}metadata")
     speaker = request.speaker or _text_of(request.metadata, "speaker")
-    texts = (ns, memory_id, request.content, request.type, request.parent_id, speaker)
-    check_size(texts, len(metadata) + len(tags_text), max_bytes)
+    texts = (ns, memory_id, request.content, request.type, request.parent_id, speaker, tags_text)
+    check_size(texts, len(metadata), max_bytes, path)
     return Draft(
         id=memory_id,
         is_id_given=request.id is not None,
@@ -78,14 +83,14 @@ async def pieces_of(text: str) -> Sequence[Piece]:
     return await asyncio.to_thread(cut, text)
 
 
-def check_size(texts: Sequence[str | None], more_bytes: int, max_bytes: int) -> None:
+def check_size(texts: Sequence[str | None], more_bytes: int, max_bytes: int, path: str = "") -> None:
     """Raise TooLarge for a memory or document of these texts that no reply could carry."""
     size_bytes = OVERHEAD_BYTES + more_bytes + sum(len(text.encode()) for text in texts if text)
     if size_bytes > max_bytes:
         raise TooLarge(
             f"content, metadata and tags take {size_bytes} bytes, the limit is {max_bytes}, so that a reply can carry"
             " them",
-            field="content",
+            field=f"{path}content",
             size_bytes=size_bytes,
             limit_bytes=max_bytes,
         )

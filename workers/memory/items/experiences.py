@@ -56,8 +56,8 @@ class Experiences:
         exp_id = request.exp_id or f"exp-{uuid.UUID(bytes=request_id)}"
         tags = encode_tags(list(dict.fromkeys(request.tags)))
         context = pack(request.context, max_bytes=max_bytes, field="context")
-        texts = (request.ns, exp_id, request.agent, request.action, request.outcome)
-        check_size(texts, len(tags) + len(context), max_bytes)
+        texts = (request.ns, exp_id, request.agent, request.action, request.outcome, tags)
+        check_size(texts, len(context), max_bytes)
         ready = _Ready(request, exp_id, tags, context)
         return await once_then_read(
             self._records,
@@ -109,7 +109,7 @@ class Experiences:
 class _Ready(NamedTuple):
     request: ExperienceRecord
     exp_id: str
-    tags: bytes
+    tags: str
     context: bytes
 
 

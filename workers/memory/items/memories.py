@@ -59,7 +59,8 @@ class Memories:
         check_texts(request)
         _refuse_twice(request.items)
         made = [
-            await self._draft(item, request.ns, id_of(request_id, number)) for number, item in enumerate(request.items)
+            await self._draft(item, request.ns, id_of(request_id, number), path=f"items[{number}].")
+            for number, item in enumerate(request.items)
         ]
         return await self._records.write_once(
             "memory.add_many",
@@ -302,9 +303,9 @@ class Memories:
 
     # ------------------------------------------------------------------------------------------------------------
 
-    async def _draft(self, request: bodies.NewMemory, ns: str, made_id: str) -> Draft:
+    async def _draft(self, request: bodies.NewMemory, ns: str, made_id: str, path: str = "") -> Draft:
         pieces = await pieces_of(request.content)
-        return draft(request, pieces, ns=ns, made_id=made_id, max_bytes=self._records.max_body_bytes)
+        return draft(request, pieces, ns=ns, made_id=made_id, max_bytes=self._records.max_body_bytes, path=path)
 
     async def _changed(
         self,

@@ -43,9 +43,14 @@ COLUMNS: Final = ", ".join(
 )
 
 _decode_tags: Final = msgspec.json.Decoder(list[str]).decode
-encode_tags: Final = msgspec.json.Encoder().encode
+_encode: Final = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
+
+
+def encode_tags(tags: list[str]) -> str:
+    """The tags as their column holds them: JSON, as text, which is what SQLite's own functions read."""
+    return _encode(tags).decode()
 
 
 class Found(NamedTuple):

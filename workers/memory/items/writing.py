@@ -97,8 +97,8 @@ def update(connection: sqlite3.Connection, revision: Revision, now: float, max_b
     after = msgspec.structs.replace(before, **changes)
     metadata = pack(after.metadata, max_bytes=max_bytes, field="metadata")
     tags_text = rows.encode_tags(after.tags)
-    texts = (after.ns, after.id, after.content, after.type, after.parent_id, after.speaker)
-    check_size(texts, len(metadata) + len(tags_text), max_bytes)
+    texts = (after.ns, after.id, after.content, after.type, after.parent_id, after.speaker, tags_text)
+    check_size(texts, len(metadata), max_bytes)
     connection.execute(
         "UPDATE memories SET type = ?, tier = ?, importance = ?, updated_at = ?, at = ?, version = ?, parent_id = ?,"
         " expires_at = ?, speaker = ?, tags = ?, metadata = ?, content = ? WHERE sequence = ?",

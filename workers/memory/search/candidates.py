@@ -7,8 +7,6 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from schemas.bodies.search import Filters
 from workers.memory.search.ranking import Neighbours, Row
 from workers.memory.search.times import Span
@@ -31,8 +29,9 @@ _SOURCES: Final = (
     " AND t.number = CAST(c.position AS INTEGER)"
 )
 
-# Chunks that are known by id are read by it: without NOT INDEXED, which still allows that, SQLite has been seen to walk
-# the index by namespace instead, all of 100,000 entries for a hundred chunks.
+# Chunks that are known by id, as one value: a statement that stays the same is prepared once, which is a third of its
+# time. CROSS JOIN keeps SQLite from walking the index by namespace instead, all of 100,000 entries for a hundred chunks.
+_KNOWN: Final = "json_each(?) known CROSS JOIN chunks c ON c.id = known.value"
 
 _Words = Callable[[str], frozenset[str]]
 
@@ -103,7 +102,7 @@ def prepare(connection: sqlite3.Connection, filters: Filters) -> None:
     """Give the connection the function that `condition` asks metadata with."""
     if not filters.metadata:
         return
-    wanted = msgspec.to_builtins(filters.metadata)
+    wanted = filters.metadata
 
     def has_metadata(packed: bytes | None) -> bool:
         metadata = unpack(packed) if packed else None
@@ -154,9 +153,8 @@ def neighbours(connection: sqlite3.Connection, ns: str, seeds: Sequence[int]) ->
         " AND n.position {} c.position ORDER BY n.position {} LIMIT 2))"
     )
     rows = connection.execute(
-        f"SELECT c.id, {side.format('<', 'DESC')}, {side.format('>', 'ASC')} FROM chunks c NOT INDEXED"
-        f" WHERE c.ns = ? AND c.id IN ({', '.join(map(str, seeds))})",
-        (ns,),
+        f"SELECT c.id, {side.format('<', 'DESC')}, {side.format('>', 'ASC')} FROM {_KNOWN} WHERE c.ns = ?",
+        (json.dumps(seeds), ns),
     )
     links = Neighbours()
     found: dict[int, None] = {}
@@ -176,18 +174,15 @@ def read_rows(
 ) -> list[Row]:
     """The chunks that fulfil the condition, as ranking sees them. words: those of a
     speaker's name by which a query may name them."""
-    before = {links.before[chunk] for chunk in chunks if chunk in links.before}
+    before = [links.before[chunk] for chunk in chunks if chunk in links.before]
     asking = {
         chunk
-        for (chunk,) in connection.execute(
-            f"SELECT id FROM chunks WHERE id IN ({', '.join(map(str, before))}) AND instr(text, '?')"
-        )
+        for (chunk,) in connection.execute(f"SELECT c.id FROM {_KNOWN} WHERE instr(c.text, '?')", (json.dumps(before),))
     }
     rows = connection.execute(
         'SELECT c.id, c.kind, c.source_id, c.stream, c.start, c."end", c.text, c.speaker, c.at, m.importance,'
-        f" coalesce(m.tags, d.tags) FROM chunks c NOT INDEXED{_SOURCES}"
-        f" WHERE c.id IN ({', '.join(map(str, chunks))}) AND {asked.where}",
-        asked.values,
+        f" coalesce(m.tags, d.tags) FROM {_KNOWN}{_SOURCES} WHERE {asked.where}",
+        (json.dumps(list(chunks)), *asked.values),
     )
     return [
         Row(
@@ -245,8 +240,8 @@ def details(connection: sqlite3.Connection, chunks: Iterable[int]) -> Mapping[in
     """What the hits show besides their chunks, by chunk."""
     rows = connection.execute(
         "SELECT c.id, d.title, coalesce(m.type, f.category), coalesce(m.tags, d.tags, '[]'),"
-        f" coalesce(m.metadata, d.metadata, t.metadata) FROM chunks c{_SOURCES}"
-        f" WHERE c.id IN ({', '.join(map(str, chunks))})"
+        f" coalesce(m.metadata, d.metadata, t.metadata) FROM {_KNOWN}{_SOURCES}",
+        (json.dumps(list(chunks)),),
     )
     return {
         chunk: Detail(title, kind, json.loads(tags), unpack(metadata) if metadata else {})

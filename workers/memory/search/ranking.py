@@ -15,15 +15,16 @@ Pure: numbers in, numbers out; knows no SQL, no encoder and no clock. The score 
     importance  importance_weight * importance
 
 Coverage and cosine are between 0 and 1 whatever the collection, so their sum needs no normalising by what else was
-found, and a floor under them means the same everywhere. Rank fusion and min-max normalisation found less, counts of a
-word in a chunk and the chunk's length added nothing (docs/search.md has the figures).
+found, and a floor under them means the same everywhere. Rank fusion and min-max normalisation found less; counts of a
+word in a chunk and the chunk's length add something only where there is no meaning to go by, and count only there
+(docs/search.md has the figures).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 from bus.settings import SearchSettings
@@ -41,6 +42,14 @@ TIME_SLACK_S: Final = 4 * 86_400.0
 # through, and 70 more where they hold a time.
 READ_FOR_TIMES: Final = 20
 READ_CHARACTERS: Final = 400
+
+# How much a word counts that a chunk holds several times, and how much the chunk's length takes from it, where there is
+# no meaning to go by: k1 and b of BM25 (Robertson and Zaragoza, 2009, section 3.4.2).
+SATURATION: Final = 0.9
+LENGTH_SHARE: Final = 0.5
+
+# Characters on average at least: that one short text is twice as long as another says nothing.
+MEAN_CHARACTERS_MIN: Final = 100.0
 
 # Importance of what has none of its own: the middle, like a memory's default.
 DEFAULT_IMPORTANCE: Final = 0.5
@@ -121,6 +130,21 @@ class Relevance:
             self._coverages[mask] = coverage
         return coverage
 
+    def emphasis(self, row: Row, mean_characters: float) -> float:
+        """What BM25 would add to the coverage of the row's own words, or take from it, for their counts and its length.
+
+        A word is counted where a word of the text begins like its stem.
+        """
+        mask = self.found.masks.get(row.id, 0)
+        text = f" {row.text.lower()}"
+        length = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * len(row.text) / mean_characters)
+        added = 0.0
+        for bit, (term, weight) in enumerate(zip(self.found.terms, self.found.weights, strict=True)):
+            if mask >> bit & 1:
+                times = max(1, text.count(f" {term.stem}"))
+                added += weight * (times * (SATURATION + 1) / (times + length) - 1)
+        return added / self._total
+
     def seeds(self, count: int, allowed: Collection[int] | None = None) -> list[int]:
         """The chunks that are best by themselves."""
         settings = self._settings
@@ -130,8 +154,8 @@ class Relevance:
         # the few different sets of words are scored, not each of many thousand chunks.
         chosen: list[int] = []
         for mask in sorted(groups, key=self.coverage_of, reverse=True):
-            group = groups[mask] if allowed is None else [chunk for chunk in groups[mask] if chunk in allowed]
-            chosen += heapq.nlargest(count - len(chosen), group)
+            group = (chunk for chunk in groups[mask] if masks[chunk] == mask and (allowed is None or chunk in allowed))
+            chosen += islice(group, count - len(chosen))
             if len(chosen) >= count:
                 break
         candidates = set(chosen)
@@ -212,9 +236,13 @@ def rank(
     """The rows, best first, with what each signal gave. reference: epoch seconds at which the query is asked."""
     asked = frozenset(relevance.found.speakers)
     words = frozenset(term.stem for term in relevance.found.terms)
+    rows = list(rows)
+    mean_characters = max(MEAN_CHARACTERS_MIN, sum(len(row.text) for row in rows) / max(1, len(rows)))
     ranked = []
     for row in rows:
         coverage, meaning, held = relevance.window(row.id, neighbours, follows_question=row.follows_question)
+        if not relevance.dense:
+            coverage += relevance.emphasis(row, mean_characters)
         shares = {
             "text": settings.text_weight * coverage,
             "dense": settings.dense_weight * meaning,

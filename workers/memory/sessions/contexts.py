@@ -35,8 +35,8 @@ class Contexts:
         """Write a context. Raises Conflict where its version is another than `if_version`, TooLarge, BadRequest."""
         check_texts(request)
         beside_bytes = CONTEXT_OVERHEAD_BYTES + METADATA_BYTES + len(request.system_prompt.encode())
-        data = pack(request.data, max_bytes=max(1, self._records.max_body_bytes - beside_bytes))
-        metadata = pack(request.metadata, max_bytes=METADATA_BYTES)
+        data = pack(request.data, max_bytes=max(1, self._records.max_body_bytes - beside_bytes), field="data")
+        metadata = pack(request.metadata, max_bytes=METADATA_BYTES, field="metadata")
         return await self._records.write_once(
             "memory.context.put",
             request_id,
@@ -94,24 +94,36 @@ def _put(
             context_id=request.context_id,
             version=version,
         )
+    # Not read back: a time to live below the clock's resolution has passed already.
+    context = bodies.Context(
+        context_id=request.context_id,
+        ns=request.ns,
+        version=1 + (version or _floor(connection, request.ns, request.context_id)),
+        created_at=known.created_at if known is not None else now,
+        updated_at=now,
+        data=request.data,
+        system_prompt=request.system_prompt,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        metadata=request.metadata,
+        expires_at=None if request.ttl_s is None else now + request.ttl_s,
+    )
     connection.execute(
         f"INSERT OR REPLACE INTO contexts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            request.context_id,
-            request.ns,
-            1 + (version or _floor(connection, request.ns, request.context_id)),
-            known.created_at if known is not None else now,
-            now,
+            context.context_id,
+            context.ns,
+            context.version,
+            context.created_at,
+            context.updated_at,
             data,
-            request.system_prompt,
-            request.session_id,
-            request.user_id,
+            context.system_prompt,
+            context.session_id,
+            context.user_id,
             metadata,
-            None if request.ttl_s is None else now + request.ttl_s,
+            context.expires_at,
         ),
     )
-    context = _find(connection, request.ns, request.context_id, now)
-    assert context is not None
     return Outcome(context, [_event(request.ns, request.context_id, "put", context.version, now)])
 
 

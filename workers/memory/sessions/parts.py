@@ -12,7 +12,7 @@ from workers.memory.sessions.bridge import Bridger
 from workers.memory.sessions.build import ContextBuilder, Shares
 from workers.memory.sessions.contexts import Contexts
 from workers.memory.sessions.finder import Finder
-from workers.memory.sessions.proactive import Monitor, TopicEncoder
+from workers.memory.sessions.proactive import Marks, Monitor, TopicEncoder
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.sessions.tokens import TokenCounter
 from workers.memory.sessions.tool import MemoryTool
@@ -25,7 +25,8 @@ class FactStore(tool.Facts, build.FactPrompts, Protocol):
 class SessionParts:
     """Everything of this folder on one set of records.
 
-    encoder: answers the encoder once it is loaded, None before. Run `monitor.watch_forever` and call `sweep` regularly.
+    encoder: answers the encoder once it is loaded, None before. marks: where the monitor keeps how far it is, so that a
+    restart does not make it look at everything again. Run `monitor.watch_forever` and call `sweep` regularly.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class SessionParts:
         finder: Finder,
         counter: TokenCounter,
         encoder: Callable[[], TopicEncoder | None],
+        marks: Marks | None = None,
     ) -> None:
-        self.monitor = Monitor(records, finder, encoder, is_enabled=settings.proactive)
+        self.monitor = Monitor(records, finder, encoder, is_enabled=settings.proactive, marks=marks)
         self.sessions = Sessions(records, counter, ttl_s=settings.session_ttl_s, on_turns=self.monitor.heard)
         self.contexts = Contexts(records)
         self.bridger = Bridger(records, finder, counter)

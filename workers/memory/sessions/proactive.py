@@ -84,6 +84,16 @@ class TopicEncoder(Protocol):
         """A float32 vector for each text."""
 
 
+class Marks(Protocol):
+    """Where the monitor keeps how far it has looked, beyond this process. Never raises; a lost mark costs one look."""
+
+    async def get(self, key: str) -> bytes | None:
+        """What was set, None when it is not there."""
+
+    async def set(self, key: str, value: bytes) -> None:
+        """Keep the value for a while."""
+
+
 class _Scene(NamedTuple):
     """A session and its newest turns, oldest first."""
 
@@ -98,15 +108,22 @@ class Monitor:
     """
 
     def __init__(
-        self, records: Records, finder: Finder, encoder: Callable[[], TopicEncoder | None], *, is_enabled: bool
+        self,
+        records: Records,
+        finder: Finder,
+        encoder: Callable[[], TopicEncoder | None],
+        *,
+        is_enabled: bool,
+        marks: Marks | None = None,
     ) -> None:
         self._records = records
         self._finder = finder
         self._encoder = encoder
         self._is_enabled = is_enabled
+        self._marks = marks
         self._waiting: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._woken = asyncio.Event()
-        self._looked_to: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._looked_to: OrderedDict[str, int] = OrderedDict()
         self._promises_at: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._vectors: OrderedDict[str, bytes] = OrderedDict()
 
@@ -169,18 +186,34 @@ class Monitor:
         scene = await self._records.read(lambda connection: _scene(connection, ns, session_id, now))
         if scene is None or not self._is_enabled or not scene.turns:
             return []
-        looked_to = self._looked_to.get((ns, session_id), 0)
         newest = scene.turns[-1].number
+        looked_to = await self._mark_of(scene.session, newest)
         if newest <= looked_to:
             return []
         ideas = await self._ideas(scene, looked_to, now)
-        _keep(self._looked_to, (ns, session_id), newest, SESSIONS_KEPT)
+        await self._mark(scene.session, newest)
         if not ideas:
             return []
         made: list[bodies.Suggestion] = await self._records.write(
             lambda connection, now: _make(connection, scene.session, ideas, now)
         )
         return made
+
+    async def _mark_of(self, session: bodies.Session, newest: int) -> int:
+        """The turn up to which the session was looked at; 0 where that is not known."""
+        place = _mark_key(session)
+        looked_to = self._looked_to.get(place)
+        if looked_to is None and self._marks is not None:
+            kept = await self._marks.get(place)
+            looked_to = int(kept) if kept is not None and kept.isdigit() else None
+        # A mark behind the end is of turns that a restored backup does not have.
+        return looked_to if looked_to is not None and looked_to <= newest else 0
+
+    async def _mark(self, session: bodies.Session, newest: int) -> None:
+        place = _mark_key(session)
+        _keep(self._looked_to, place, newest, SESSIONS_KEPT)
+        if self._marks is not None:
+            await self._marks.set(place, b"%d" % newest)
 
     async def _ideas(self, scene: _Scene, looked_to: int, now: float) -> list[Idea]:
         session = scene.session
@@ -273,6 +306,11 @@ class Monitor:
             return None
         confidence, hit, shared = max(judged, key=lambda one: (one[0], -one[1].chunk))
         return _related_idea(hit, confidence, shared) if confidence > 0 else None
+
+
+def _mark_key(session: bodies.Session) -> str:
+    # With its beginning: a session deleted and made anew under the same id is another one.
+    return f"looked:{session.ns}/{session.session_id}/{session.created_at!r}"
 
 
 def _make(connection: sqlite3.Connection, session: bodies.Session, ideas: list[Idea], now: float) -> Outcome:

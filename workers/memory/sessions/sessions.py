@@ -58,7 +58,7 @@ class Sessions:
     async def create(self, request: bodies.SessionCreate, request_id: bytes) -> bodies.Session:
         """Open a session. Raises Conflict for an id that is in use."""
         check_texts(request)
-        metadata = pack(request.metadata, max_bytes=METADATA_BYTES)
+        metadata = pack(request.metadata, max_bytes=METADATA_BYTES, field="metadata")
         session_id = request.session_id or f"ses-{uuid.UUID(bytes=request_id)}"
         return await self._records.write_once(
             "memory.session.create",
@@ -112,7 +112,7 @@ class Sessions:
         """Change what is given. Raises NotFound."""
         check_texts(request)
         if request.metadata is not None:
-            pack(request.metadata, max_bytes=METADATA_BYTES)
+            pack(request.metadata, max_bytes=METADATA_BYTES, field="metadata")
         return await self._records.write_once(
             "memory.session.update",
             request_id,
@@ -186,15 +186,18 @@ def read(connection: sqlite3.Connection, ns: str, session_id: str, now: float) -
 
 
 async def _prepare(new: list[bodies.NewTurn]) -> list[PreparedTurn]:
-    for turn in new:
-        check_texts(turn)
     if sum(len(turn.content) for turn in new) <= CUT_HERE_CHARACTERS:
         return _prepared(new)
     return await asyncio.to_thread(_prepared, new)
 
 
 def _prepared(new: list[bodies.NewTurn]) -> list[PreparedTurn]:
-    return [PreparedTurn(turn, cut(turn.content), pack(turn.metadata, max_bytes=METADATA_BYTES)) for turn in new]
+    return [
+        PreparedTurn(
+            turn, cut(turn.content), pack(turn.metadata, max_bytes=METADATA_BYTES, field=f"turns[{number}].metadata")
+        )
+        for number, turn in enumerate(new)
+    ]
 
 
 def _create(
@@ -288,7 +291,7 @@ def _update(connection: sqlite3.Connection, request: bodies.SessionUpdate, now: 
     connection.execute(
         "UPDATE sessions SET metadata = ?, summary = ?, ttl_s = ?, expires_at = coalesce(?, expires_at) WHERE ns = ? AND session_id = ?",
         (
-            pack(metadata, max_bytes=METADATA_BYTES),
+            pack(metadata, max_bytes=METADATA_BYTES, field="metadata"),
             session.summary if request.summary is None else request.summary,
             ttl_s,
             now + (ttl_s or 0.0) if is_renewed else None,

@@ -12,15 +12,13 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from schemas.bodies.base import Key, Unit
+from schemas.bodies.base import Key, Ordinal, Unit, Whole
 from schemas.bodies.items import Content, MemoryType, Metadata, Name, Tags, Text, Tier
 from schemas.bodies.memory import Category
 from schemas.bodies.sessions import Role, SessionState, TurnContent
 
 # Times reach this far, epoch seconds, as in every request.
 Time = Annotated[float, Meta(ge=0, le=1e11)]
-Count = Annotated[int, Meta(ge=0, le=2**62)]
-Version = Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +27,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class KvData(Data, frozen=True, kw_only=True):
     key: Key
-    version: Version
+    version: Ordinal
     created_at: Time
     updated_at: Time
     value: Any
@@ -43,7 +41,7 @@ class FactData(Data, frozen=True, kw_only=True):
     source: Annotated[str, Meta(min_length=1, max_length=64)]
     created_at: Time
     updated_at: Time
-    access_count: Count = 0
+    access_count: Whole = 0
     last_accessed_at: Time | None = None
 
 
@@ -51,7 +49,7 @@ class DocumentData(Data, frozen=True, kw_only=True):
     doc_id: Key
     title: Annotated[str, Meta(max_length=1024)]
     content: Content
-    version: Version
+    version: Ordinal
     created_at: Time
     updated_at: Time
     at: Time
@@ -65,13 +63,13 @@ class MemoryData(Data, frozen=True, kw_only=True):
     type: MemoryType
     tier: Tier
     importance: Unit
-    access_count: Count
+    access_count: Whole
     created_at: Time
     updated_at: Time
     last_accessed_at: Time
     decayed_at: Time
     at: Time
-    version: Version
+    version: Ordinal
     parent_id: Key | None = None
     expires_at: Time | None = None
     speaker: Name | None = None
@@ -92,7 +90,7 @@ class MemberData(Data, frozen=True, kw_only=True):
 
 
 class GroupData(Data, frozen=True, kw_only=True):
-    group_id: Annotated[int, Meta(ge=1, le=2**62)]
+    group_id: Ordinal
     name: Name
     description: Text
     created_at: Time
@@ -111,12 +109,12 @@ class ExperienceData(Data, frozen=True, kw_only=True):
     context: Metadata = {}
     tags: Tags = []
     expires_at: Time | None = None
-    access_count: Count = 0
+    access_count: Whole = 0
     last_accessed_at: Time | None = None
 
 
 class TurnData(Data, frozen=True, kw_only=True):
-    number: Annotated[int, Meta(ge=1, le=2**62)]
+    number: Ordinal
     role: Role
     content: TurnContent
     at: Time
@@ -140,7 +138,7 @@ class SessionData(Data, frozen=True, kw_only=True):
 
 class ContextData(Data, frozen=True, kw_only=True):
     context_id: Key
-    version: Version
+    version: Ordinal
     data: Any
     system_prompt: Annotated[str, Meta(max_length=1_048_576)]
     created_at: Time

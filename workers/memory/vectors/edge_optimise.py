@@ -13,8 +13,8 @@ from typing import Final
 
 from workers.memory.vectors.child import die_with_parent
 
-# Whatever else runs on this machine is more urgent.
-_NICENESS: Final = 10
+# Whatever else runs on this machine is more urgent, the threads that encode (bulk.py) included.
+_NICENESS: Final = 19
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The encoder as a process: `python -m workers.memory.vectors.encoder_process --parent PID`.
 
 Reads what to encode from stdin and answers on stdout; see frames.py. Ends with the end of stdin, and never outlives the
-service. Two threads encode, one for queries and one for everything else, so that a query does not wait behind a batch.
+service. Queries have a thread of their own, so that none waits behind other texts; those are done by bulk.py.
 """
 
 from __future__ import annotations
@@ -41,12 +41,17 @@ _MISSING: Final = "the encoder needs {name}, which is not installed: pip install
 
 
 class Model(Protocol):
-    """A loaded model, whichever package runs it."""
+    """A loaded model, whichever package runs it. workers: calls of `encode` that are worth making at once."""
 
     dimension: int
+    workers: int
 
-    def encode(self, texts: Sequence[str], *, one_by_one: bool = False) -> Floats:
+    def encode(self, texts: Sequence[str]) -> Floats:
         """Vectors of length 1, float32 (texts, dimension)."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
+        """As `encode`, as soon as possible."""
         ...
 
 
@@ -121,12 +126,12 @@ def _load_other(folder: Path, threads: int, why: str) -> Model:
         raise CannotLoad(f"the model in {folder} cannot be loaded: {error}") from error
 
 
-def work(model: Model, jobs: queue.SimpleQueue[Encode], pipe: Pipe) -> None:
-    """Do jobs for ever."""
+def answer_queries(model: Model, jobs: queue.SimpleQueue[Encode], pipe: Pipe) -> None:
+    """Encode queries for ever."""
     while True:
         job = jobs.get()
         try:
-            vectors = model.encode(job.texts, one_by_one=job.is_query)
+            vectors = model.encode_queries(job.texts)
         except Exception as error:  # noqa: BLE001 - told to whoever asked; the next job may be fine
             pipe.say(Failed(id=job.id, reason=f"{type(error).__name__}: {error}"))
             continue
@@ -148,14 +153,18 @@ def serve(words: BinaryIO, pipe: Pipe) -> None:
         pipe.say(Unusable(reason=str(error)))
         return
     queries: queue.SimpleQueue[Encode] = queue.SimpleQueue()
-    others: queue.SimpleQueue[Encode] = queue.SimpleQueue()
-    for jobs in (queries, others):
-        threading.Thread(target=work, args=(model, jobs, pipe), daemon=True).start()
+    threading.Thread(target=answer_queries, args=(model, queries, pipe), daemon=True).start()
+    from workers.memory.vectors.bulk import Bulk
+
+    others = Bulk(model, pipe)
     load_s = time.monotonic() - began_at
     pipe.say(Ready(backend=backend, dimension=model.dimension, load_s=load_s, prepared=is_new))
     while (word := _read(words)) is not None:
         job = decode_encode(word)
-        (queries if job.is_query else others).put(job)
+        if job.is_query:
+            queries.put(job)
+        else:
+            others.add(job)
 
 
 def _read(words: BinaryIO) -> bytes | None:

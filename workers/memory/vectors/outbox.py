@@ -1,6 +1,6 @@
 """Brings the vectors of chunks into the index: what the table `outbox` orders is encoded, stored and ticked off.
 
-    outbox --> page --> encoder (another process, always a page ahead) --> index --> ticked off in one write
+    outbox --> pages --> encoder (another process, always pages ahead) --> index --> ticked off in one write
 
 A page is ticked off only after the index has it, so that a crash in between repeats work and loses none. While the
 outbox is empty neither the encoder nor the index is opened.
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -25,11 +25,15 @@ from workers.memory.vectors.index import Point, VectorIndex
 
 log = logging.getLogger("olympus.memory")
 
-# Chunks encoded and stored together. Sorted by length they waste little on padding; 0.4 s of work for the encoder.
+# Orders read at once. Sorted by length before they are cut into pages, they waste less on padding: pages cut as they come
+# take 4 % more time per text.
+READ_ORDERS: Final = 1_024
+
+# Chunks encoded and stored together: 0.35 s of work for the encoder, and 10 ms for the service, in which a search waits.
 PAGE_CHUNKS: Final = 256
 
-# Pages the encoder has at once: the one that it works on, and one so that it never waits for us.
-_PAGES_AHEAD: Final = 2
+# Pages the encoder has at once: the one that it works on, and two so that it never waits for us.
+_PAGES_AHEAD: Final = 3
 
 # Seconds without a commit after which the outbox is looked at all the same.
 POLL_S: Final = 30.0
@@ -93,7 +97,7 @@ class OutboxPump:
             self._woken.set()
 
     def begin_anew(self) -> None:
-        """The database was replaced: forget what was read of it, and see again whether the index agrees."""
+        """Database or index was replaced: forget what was read of them, and see again whether they agree."""
         self._is_to_begin_anew = True
         self._woken.set()
 
@@ -144,11 +148,17 @@ class OutboxPump:
     async def _drain(self) -> bool:
         """Everything ordered so far; False when orders are left that were overtaken while they were carried out."""
         ahead: deque[_Page] = deque()
+        waiting: deque[list[_Row]] = deque()
         read_to, is_done = 0, True
         try:
             while not self._is_to_begin_anew:
-                while len(ahead) < _PAGES_AHEAD and (rows := await self._read(read_to)):
-                    read_to = rows[-1].sequence
+                while len(ahead) < _PAGES_AHEAD:
+                    if not waiting and (orders := await self._read(read_to)):
+                        read_to = orders[-1].sequence
+                        waiting.extend(_pages(orders))
+                    if not waiting:
+                        break
+                    rows = waiting.popleft()
                     ahead.append(_Page(rows, asyncio.create_task(self._encode(rows), name="memory vectors page")))
                 if not ahead:
                     return is_done
@@ -161,7 +171,7 @@ class OutboxPump:
         return False
 
     async def _read(self, after: int) -> list[_Row]:
-        return await self._records.read(lambda connection: _read_page(connection, after))
+        return await self._records.read(lambda connection: _read_orders(connection, after))
 
     async def _encode(self, rows: Sequence[_Row]) -> list[bytes]:
         texts = [embedded_text(row.text or "", row.speaker, row.at) for row in rows if row.is_to_embed]
@@ -195,14 +205,24 @@ def _has_orders(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM outbox LIMIT 1").fetchone() is not None
 
 
-def _read_page(connection: sqlite3.Connection, after: int) -> list[_Row]:
+def _read_orders(connection: sqlite3.Connection, after: int) -> list[_Row]:
     rows = connection.execute(
         "SELECT sequence, chunk_id, action, text, ns, kind, speaker, at"
         " FROM outbox LEFT JOIN chunks ON chunks.id = outbox.chunk_id"
         " WHERE sequence > ? ORDER BY sequence LIMIT ?",
-        (after, PAGE_CHUNKS),
+        (after, READ_ORDERS),
     )
     return [_Row(*row) for row in rows]
+
+
+def _pages(orders: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """The orders in pages, the shortest texts first. What they order of one chunk is the same in any order.
+
+    An id is never given twice, and a chunk that is to be removed has no text any more.
+    """
+    by_length = sorted(orders, key=lambda row: len(row.text or ""))
+    for at in range(0, len(by_length), PAGE_CHUNKS):
+        yield by_length[at : at + PAGE_CHUNKS]
 
 
 def _tick_off(connection: sqlite3.Connection, rows: Sequence[_Row], model: str) -> Outcome:

@@ -22,7 +22,7 @@ from workers.memory.records import Records
 from workers.memory.upkeep.reporting import Report, Tell, told
 from workers.memory.vectors import agreement
 from workers.memory.vectors.edge import EdgeIndex
-from workers.memory.vectors.encoder import Encoder, ProcessEncoder
+from workers.memory.vectors.encoder import Encoder, ProcessEncoder, QueryCache
 from workers.memory.vectors.index import VectorIndex
 from workers.memory.vectors.model_files import find_model
 from workers.memory.vectors.outbox import OutboxPump
@@ -59,16 +59,20 @@ class _Open:
 class Vectors:
     """Encoder, index and pump. `open` makes one, `tend_forever` does their work, `close` ends them."""
 
-    def __init__(self, settings: Settings, records: Records) -> None:
+    def __init__(self, settings: Settings, records: Records, queries: QueryCache | None) -> None:
         self._settings = settings
         self._records = records
+        self._queries = queries
         self._open: _Open | None = None
         self._missing = ""
 
     @classmethod
-    async def open(cls, settings: Settings, records: Records) -> Self:
-        """The vectors of `records`. Loads no model and opens no index yet; succeeds without a model too."""
-        vectors = cls(settings, records)
+    async def open(cls, settings: Settings, records: Records, queries: QueryCache | None = None) -> Self:
+        """The vectors of `records`. Loads no model and opens no index yet; succeeds without a model too.
+
+        queries: where vectors of queries are kept beyond this process.
+        """
+        vectors = cls(settings, records, queries)
         await vectors._look_for_model()
         return vectors
 
@@ -149,8 +153,11 @@ class Vectors:
             async with opened.pump.storing:
                 await agreement.order_everything(self._records, opened.index, report)
 
-        await told(order, tell)
-        opened.pump.wake()
+        try:
+            await told(order, tell)
+        finally:
+            # Cut off half-way, the index lacks what the table says it has; the pump compares the two again.
+            opened.pump.begin_anew()
         total, waiting = await agreement.counts(self._records)
         first = waiting
         while waiting:
@@ -179,7 +186,9 @@ class Vectors:
             self._missing = error.message
             return
         self._missing = ""
-        encoder = ProcessEncoder(model, cache, threads=memory.encoder_threads, idle_s=memory.encoder_idle_s)
+        encoder = ProcessEncoder(
+            model, cache, threads=memory.encoder_threads, idle_s=memory.encoder_idle_s, queries=self._queries
+        )
         index: VectorIndex
         if memory.qdrant_url:
             connect = client_factory(memory.qdrant_url, memory.qdrant_api_key)
