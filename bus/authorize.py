@@ -194,7 +194,7 @@ class Authorizer:
         if wait_s:
             raise QuotaExceeded(
                 f"{caller.user_id} may make {caller.rate_per_s:.0f} requests per second and has made them;"
-                f" the next in {wait_s:.2f} s",
+                f" the next in {wait_s:.3f} s",
                 user_id=caller.user_id,
                 rate_per_s=caller.rate_per_s,
                 retry_after_s=wait_s,

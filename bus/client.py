@@ -209,6 +209,9 @@ class Client:
             on_messages=self._on_replies,
             on_up=self._on_up,
         )
+        # Over which connection events went since the last flush, and whether some went over one before it.
+        self._unread_on: Link | None = None
+        self._may_have_lost = False
         self._events = Channel(
             self._dial, Role.PUBLISH, reconnect_max_s=reconnect_max_s, on_messages=lambda messages: None
         )
@@ -460,6 +463,9 @@ class Client:
         if link is None or not link.is_open:
             link = await self._link(self._events, self.settings.bus.timeout_s)
         subjects.validate(subject)
+        if self._unread_on is not link:
+            self._may_have_lost = self._may_have_lost or self._unread_on is not None
+            self._unread_on = link
         frames: list[Buffer] = [subject.encode(), encode_any(body)]
         if headers:
             frames.append(msgspec.msgpack.encode(headers))
@@ -467,8 +473,16 @@ class Client:
         await link.drain()
 
     async def flush(self) -> None:
-        """Wait until the broker has read every event published so far. Raises BrokerUnreachable, ConnectionError."""
+        """Wait until the broker has read every event published so far.
+
+        Raises BrokerUnreachable; ConnectionError where the connection broke since the last call, so that events may be
+        lost that were published over it.
+        """
         link = await self._link(self._events, self.settings.bus.timeout_s)
+        is_lost = self._may_have_lost or self._unread_on not in (None, link)
+        self._may_have_lost, self._unread_on = False, None
+        if is_lost:
+            raise ConnectionError("the connection broke before the broker had read every event")
         await link.ping()
 
     def subscribe(self, *patterns: str, read_back: bool = False) -> Subscription:

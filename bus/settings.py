@@ -310,8 +310,12 @@ class SearchSettings(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=1, description="cosine to the query that a hit must reach, where none holds enough words either"),
     ] = 0.33
+    stray_floor: Annotated[
+        float,
+        Meta(ge=0, le=1, description="part of the best hit's score that the others must have, or they are left out"),
+    ] = 0.4
     nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 100
-    candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 40
+    candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 32
     postings: Annotated[
         int,
         Meta(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -28,6 +29,7 @@ from bus.settings import Settings
 from bus.transport import Dial, Link, Role, dialer
 from bus.version import VERSION
 from schemas import catalog, subjects
+from schemas.bodies.base import SecretRequest
 from schemas.bodies.control import ErrorReport, Heartbeat, Ready, Welcome
 from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
 from schemas.errors import BadRequest, BusError, Cancelled, Internal, NoWorker, TooLarge, WorkerLost
@@ -106,10 +108,11 @@ class Call:
 class _Served:
     """A handler with the decoders of its request type."""
 
-    __slots__ = ("function", "from_json", "from_msgpack")
+    __slots__ = ("from_json", "from_msgpack", "function", "is_secret")
 
     def __init__(self, function: Handler, request_type: Any) -> None:
         self.function = function
+        self.is_secret = isinstance(request_type, type) and issubclass(request_type, SecretRequest)
         self.from_msgpack = msgspec.msgpack.Decoder(request_type).decode
         self.from_json = msgspec.json.Decoder(request_type).decode
 
@@ -126,10 +129,35 @@ class _Served:
             # A path is `$.a.b[...]`, or `key` in `$.a.b` where a map's key is wrong.
             field = path.rstrip("`").rpartition("$")[2].removeprefix(".") or "body"
             where = f" (field {field!r})" if path else ""
-            raise BadRequest(f"{message.subject}: {text}{where}", field=field) from error
+            value = "" if self.is_secret else _shown(body, message.encoding, field)
+            it_is = f", it is {value}" if value else ""
+            raise BadRequest(f"{message.subject}: {text}{it_is}{where}", field=field) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"{message.subject}: body does not decode: {error}", field="body") from error
 
+
+def _shown(body: Buffer, encoding: str, field: str) -> str:
+    """A field's value for an error message; empty where it is none, has parts, or its place is not told by `field`."""
+    if len(body) > _SHOWN_BODY_BYTES:
+        return ""
+    try:
+        value: Any = msgspec.json.decode(body) if encoding == "json" else msgspec.msgpack.decode(body)
+        for name, index in _STEP.findall(field):
+            value = value[int(index) if index else name]
+    except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+        return ""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+# A name, or an index, of a path such as `messages[1].content`. Of a map's value it says only `[...]`, which is neither.
+_STEP: Final = re.compile(r"([^.\[\]]+|\.\.\.)|\[(\d+)\]")
+
+# Bodies up to which a refused value is looked up, and characters of it that are shown.
+_SHOWN_BODY_BYTES: Final = 65_536
+_SHOWN_CHARACTERS: Final = 60
 
 _EMPTY_MAP: Final = b"\x80"
 _REQUEST: Final = Kind.REQUEST

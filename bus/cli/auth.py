@@ -16,7 +16,7 @@ from bus.cli.connection import run_with_client
 from bus.cli.durations import duration
 from bus.cli.failures import UsageError, say
 from bus.cli.output import duration as in_words
-from bus.cli.output import print_json, table, write_line
+from bus.cli.output import plural, print_json, table, write_line
 from bus.client import Client
 from bus.settings import Settings
 from bus.tokens import LocalToken, local_token_path
@@ -122,6 +122,9 @@ async def _users(client: Client, settings: Settings, args: argparse.Namespace, p
     users = (await _as_admin(client, settings, "auth.user.list", UserList())).users
     if args.json:
         print_json(users, indent=2)
+        return exits.OK
+    if not users:
+        say("there are no users yet; 'olympus auth add-user NAME --admin' adds the first")
         return exits.OK
     rows = [
         (
@@ -243,7 +246,7 @@ async def _rotate_keys(client: Client, settings: Settings, args: argparse.Namesp
     if args.json:
         print_json(reply, indent=2)
     else:
-        say(f"{reply.kid} ({reply.algorithm}) signs now; {len(reply.verifying)} keys verify")
+        say(f"{reply.kid} ({reply.algorithm}) signs now; tokens of {plural(len(reply.verifying), 'key')} are good")
     return exits.OK
 
 

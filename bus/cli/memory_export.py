@@ -23,7 +23,7 @@ from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.upkeep import Imported, MemoryExport, RecordKind
 from schemas.envelope import new_id
-from schemas.errors import BusError, NoWorker, Rejected, WorkerLost
+from schemas.errors import BusError, Conflict, NoWorker, Rejected, WorkerLost
 
 # A batch of an import ends at this many records, and past its first before this many bytes: a commit takes some
 # milliseconds however much is in it, and a batch that is refused has to be named by its lines.
@@ -187,6 +187,8 @@ async def _send(client: Client, args: argparse.Namespace, batch: list[Line]) -> 
     try:
         reply: Imported = await client.request("memory.import", body, timeout_s=_BATCH_S, id=request_id)
     except Rejected as error:
+        if isinstance(error, Conflict) and args.on_conflict == "fail":
+            say("--on-conflict skip leaves what is there, --on-conflict replace overwrites it")
         raise _at_line(error, batch) from error
     except (NoWorker, WorkerLost):
         # The service may just be starting again.
@@ -243,7 +245,7 @@ ACTIONS: Final = (
         _run_export,
         """
 olympus memory export memory.jsonl
-olympus memory export --ns user --kind fact | jq -c .data
+olympus memory export --ns user --kind fact | jq -c '.data // empty'
 """,
     ),
     Action(

@@ -19,6 +19,8 @@ from bus.cli.failures import UsageError, say
 from bus.cli.output import fit, number, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.items import (
+    DocDelete,
+    DocDeleted,
     DocGet,
     DocInfo,
     DocPut,
@@ -37,7 +39,7 @@ from schemas.bodies.items import (
 )
 from schemas.bodies.memory import Fact, Forget, Forgotten, KvGet, Recall, Remember
 from schemas.bodies.sessions import ContextGet, SessionGet, SessionHistory
-from schemas.errors import BusError, NotFound
+from schemas.errors import BusError, Conflict, NotFound
 
 _NS: Final = "memory"
 
@@ -67,16 +69,18 @@ def _configure_add(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--document", action="store_true", help="keep it as a document, found piece by piece")
     shape.add_argument("--fact", metavar="KEY", help="keep it as the fact KEY")
-    parser.add_argument("--title", default="", help="of a document")
+    parser.add_argument("--title", help="of a document")
+    parser.add_argument("--category", help="of a fact: fact, preference, context or any word (fact)")
     parser.add_argument("--json", action="store_true", help="print the whole reply")
 
 
 def _run_add(args: argparse.Namespace) -> int:
     text, file = _read_text(args.text)
     if args.fact is not None:
-        return _send(args, "memory.remember", Remember(**_given(args, "ns"), key=args.fact, value=text), "key")
+        return _send(args, "memory.remember", _fact(args, text), "key")
     if args.document:
         return _send(args, "memory.doc.put", _document(args, text, file), "doc_id")
+    _refuse(args, "a memory", "title", "category")
     optional = _given(args, "ns", "type", "tier", "importance", "speaker", "at", "id")
     memory = MemoryAdd(
         **optional,
@@ -90,8 +94,15 @@ def _run_add(args: argparse.Namespace) -> int:
     return _send(args, "memory.add", memory, "id")
 
 
+def _fact(args: argparse.Namespace, text: str) -> Remember:
+    _refuse(
+        args, "a fact", "type", "tier", "importance", "tag", "speaker", "parent", "ttl", "at", "meta", "id", "title"
+    )
+    return Remember(**_given(args, "ns", "category"), key=args.fact, value=text)
+
+
 def _document(args: argparse.Namespace, text: str, file: Path | None) -> DocPut:
-    _refuse(args, "a document", "type", "tier", "importance", "speaker", "parent", "ttl")
+    _refuse(args, "a document", "type", "tier", "importance", "speaker", "parent", "ttl", "category")
     doc_id = args.id or (file.name if file is not None else None)
     if doc_id is None:
         raise UsageError("a document that comes from no file needs an --id")
@@ -108,7 +119,12 @@ def _document(args: argparse.Namespace, text: str, file: Path | None) -> DocPut:
 
 def _send(args: argparse.Namespace, subject: str, body: msgspec.Struct, id_field: str) -> int:
     async def ask(client: Client) -> int:
-        reply: MemoryAdded | DocInfo | Fact = await client.request(subject, body)
+        try:
+            reply: MemoryAdded | DocInfo | Fact = await client.request(subject, body)
+        except Conflict:
+            if not args.replace:
+                say("that id is taken: --replace overwrites what is there")
+            raise
         if args.json:
             print_json(reply, indent=2)
         else:
@@ -157,7 +173,7 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
     for name in names:
-        if getattr(args, name) is not None:
+        if getattr(args, name) not in (None, []):
             raise UsageError(f"{what} has no --{name}")
 
 
@@ -186,7 +202,7 @@ def _run_list(args: argparse.Namespace) -> int:
                 print_json(memory)
             return exits.OK
         rows = [
-            (one.id, day_and_time(one.at), one.tier, f"{one.importance:.2f}", _one_line(one.content))
+            (printable(one.id), day_and_time(one.at), one.tier, f"{one.importance:.2f}", _one_line(one.content))
             for one in page.memories
         ]
         width = terminal_width()
@@ -235,7 +251,11 @@ def _run_show(args: argparse.Namespace) -> int:
     )
 
     async def ask(client: Client) -> int:
-        found = await client.request(shown.subject, request)
+        try:
+            found = await client.request(shown.subject, request)
+        except NotFound:
+            say(f"there is no {args.kind} of that name; --kind shows other kinds: {', '.join(_KINDS)}")
+            raise
         beside: dict[str, Any] = {}
         if args.kind == "memory":
             beside = await _around(client, ns, args.id)
@@ -271,16 +291,18 @@ def _described(found: msgspec.Struct, beside: dict[str, Any]) -> list[str]:
     children: list[Memory] = beside.get("children", [])
     if children:
         lines += ["", f"{number(len(children))} under it:"]
-        lines += [f"  {child.id}  {_one_line(child.content)}" for child in children[:_SHOWN_MAX]]
+        lines += [f"  {printable(child.id)}  {_one_line(child.content)}" for child in children[:_SHOWN_MAX]]
     related = beside.get("related", [])
     if related:
         lines += ["", f"{number(len(related))} related:"]
         lines += [
-            f"  {one.relation.source_id} -{one.relation.kind}-> {one.relation.target_id}  ({one.relation.strength:g})"
+            printable(f"  {one.relation.source_id} -{one.relation.kind}-> {one.relation.target_id}")
+            + f"  ({one.relation.strength:g})"
             for one in related[:_SHOWN_MAX]
         ]
     for turn in beside.get("history", []):
-        lines += ["", f"{turn.number}  {day_and_time(turn.at)}  {turn.speaker or turn.role}:", printable(turn.content)]
+        who = printable(turn.speaker or turn.role)
+        lines += ["", f"{turn.number}  {day_and_time(turn.at)}  {who}:", printable(turn.content)]
     return lines
 
 
@@ -296,20 +318,23 @@ def _field(name: str, value: Any) -> str:
 
 
 def _configure_forget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", nargs="+", metavar="ID", help="memories, or with --fact keys of facts")
-    parser.add_argument("--fact", action="store_true", help="forget facts instead of memories")
-    parser.add_argument("--ns", help="namespace (memory; user for facts)")
+    parser.add_argument("ids", nargs="+", metavar="ID", help="memories, documents, or keys of facts")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--document", action="store_true", help="forget documents instead of memories")
+    shape.add_argument("--fact", action="store_true", help="forget facts instead of memories")
+    parser.add_argument("--ns", help="namespace (memory; kb for documents, user for facts)")
     parser.add_argument("--cascade", action="store_true", help="also everything under the memory")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _run_forget(args: argparse.Namespace) -> int:
-    if args.fact and args.cascade:
-        raise UsageError("nothing lies under a fact: --cascade is for memories")
+    noun = "fact" if args.fact else "document" if args.document else "memory"
+    if args.cascade and noun != "memory":
+        raise UsageError(f"nothing lies under a {noun}: --cascade is for memories")
     if (len(args.ids) > 1 or args.cascade) and not args.yes:
-        what = plural(len(args.ids), "fact" if args.fact else "memory").replace("memorys", "memories")
-        confirm(f"Forget {what}{' and everything under' if args.cascade else ''}: {', '.join(args.ids)}")
+        what = plural(len(args.ids), noun).replace("memorys", "memories")
+        confirm(f"Forget {what}: {', '.join(args.ids)}{', and everything under that' if args.cascade else ''}")
 
     async def ask(client: Client) -> int:
         missing = 0
@@ -329,19 +354,28 @@ def _run_forget(args: argparse.Namespace) -> int:
     return run_with_client(args, ask)
 
 
-async def _forget(client: Client, args: argparse.Namespace, name: str) -> MemoryDeleted | Forgotten:
-    if not args.fact:
-        deleted: MemoryDeleted = await client.request(
-            "memory.delete", MemoryDelete(**_given(args, "ns"), id=name, cascade=args.cascade)
-        )
-        return deleted
-    forgotten: Forgotten = await client.request("memory.forget", Forget(**_given(args, "ns"), key=name))
-    if not forgotten.forgotten:
-        raise NotFound(f"nothing is known as {name!r}")
-    return forgotten
+async def _forget(client: Client, args: argparse.Namespace, name: str) -> _Gone:
+    """Raises NotFound where there is nothing to forget."""
+    if args.fact:
+        forgotten: Forgotten = await client.request("memory.forget", Forget(**_given(args, "ns"), key=name))
+        if not forgotten.forgotten:
+            raise NotFound(f"nothing is known as {name!r}")
+        return forgotten
+    if args.document:
+        gone: DocDeleted = await client.request("memory.doc.delete", DocDelete(**_given(args, "ns"), doc_id=name))
+        if not gone.deleted:
+            raise NotFound(f"no document {name!r} in namespace {gone.ns!r}")
+        return gone
+    deleted: MemoryDeleted = await client.request(
+        "memory.delete", MemoryDelete(**_given(args, "ns"), id=name, cascade=args.cascade)
+    )
+    return deleted
 
 
-def _how_many(reply: MemoryDeleted | Forgotten) -> str:
+_Gone = MemoryDeleted | DocDeleted | Forgotten
+
+
+def _how_many(reply: _Gone) -> str:
     below = reply.deleted - 1 if isinstance(reply, MemoryDeleted) else 0
     return f", and {plural(below, 'memory').replace('memorys', 'memories')} under it" if below else ""
 
@@ -352,7 +386,7 @@ def _how_many(reply: MemoryDeleted | Forgotten) -> str:
 def confirm(question: str) -> None:
     """Ask on the terminal; raises UsageError without one, Declined for anything but yes."""
     if not sys.stdin.isatty():
-        raise UsageError(f"{question}: add --yes, as there is no terminal to ask on")
+        raise UsageError(f"{printable(question)}? There is no terminal to ask on; --yes says yes")
     print(f"{printable(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Declined("nothing was changed")
@@ -384,6 +418,7 @@ olympus memory add 'Ada keeps bees' --tag bees --importance 0.8
 olympus memory add 'the meeting moved to noon' --speaker Bob --at 2h --ttl 7d
 olympus memory add @notes.md --document --title Notes
 olympus memory add Porto --fact city
+olympus memory add blue --fact 'favourite colour' --category preference
 fortune | olympus memory add - --type quote --meta source=fortune
 """,
     ),
@@ -410,13 +445,14 @@ olympus memory show city --kind fact
     ),
     Action(
         "forget",
-        "forget memories or facts for good",
+        "forget memories, documents or facts for good",
         _configure_forget,
         _run_forget,
         """
 olympus memory forget mem-0190b8e2-5f7e-7c3a-9d57-5a8f0c1b2d3e
 olympus memory forget trip-to-porto --cascade
-olympus memory forget --fact city --yes
+olympus memory forget --fact city
+olympus memory forget --document notes.md
 """,
     ),
 )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 from bus.cli import exits
 from bus.cli.action import Action
@@ -15,15 +20,25 @@ from bus.cli.memory_items import day_and_time
 from bus.cli.output import milliseconds, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.search import Filters, Search, SearchHit, SearchReply, Understood
+from schemas.errors import Forbidden
+
+# Where each kind lies unless whoever wrote it said otherwise.
+_USUAL_NS: Final = {"memory": "memory", "document": "kb", "turn": "session", "fact": "user"}
 
 # Lines of a hit's text shown on a terminal; a pipe gets all of it.
 _TEXT_LINES: Final = 3
+
+# A word of the query has this many letters at least to be looked for in a hit, which leaves most function words out.
+_WORD_LETTERS: Final = 4
+
+# Characters shown before the place that a long text is shown from.
+_LEAD: Final = 40
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="a question, or words")
     parser.add_argument("-k", "--hits", type=int, default=10, metavar="N", help="how many hits at most (10)")
-    parser.add_argument("--ns", help="namespace (memory; kb holds documents, session conversations)")
+    parser.add_argument("--ns", help=f"only this namespace (the usual ones: {', '.join(_USUAL_NS.values())})")
     parser.add_argument("--mode", choices=("hybrid", "dense", "text", "symbolic"), help="by what signals (hybrid)")
     parser.add_argument(
         "--kind",
@@ -46,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     request = Search(**_fields(args))
 
     async def ask(client: Client) -> int:
-        reply: SearchReply = await client.request("memory.search", request)
+        reply = await _everywhere(client, request, args)
         if args.json:
             print_json(reply, indent=2)
             return exits.OK
@@ -54,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
             write_line("\n".join((*understood_lines(reply.understood), "")))
         width = terminal_width()
         for hit in reply.hits:
-            write_line("\n".join(hit_lines(hit, width)))
+            write_line("\n".join(hit_lines(hit, width, args.query)))
         say(f"{plural(len(reply.hits), 'hit')} in {milliseconds(reply.took_ms / 1000)} ms, by {reply.mode}")
         if reply.degraded:
             say(f"incomplete: {reply.degraded}")
@@ -63,6 +78,44 @@ def _run(args: argparse.Namespace) -> int:
         return exits.OK
 
     return run_with_client(args, ask)
+
+
+async def _everywhere(client: Client, request: Search, args: argparse.Namespace) -> SearchReply:
+    """What the namespace holds that was asked for, or each of the usual ones that the caller may read.
+
+    Raises Forbidden where that is none.
+    """
+    spaces = [args.ns] if args.ns else [_USUAL_NS[kind] for kind in dict.fromkeys(args.kind or _USUAL_NS)]
+    replies: list[SearchReply] = []
+    refused: list[Forbidden] = []
+
+    async def look(ns: str) -> None:
+        try:
+            replies.append(await client.request("memory.search", msgspec.structs.replace(request, ns=ns)))
+        except Forbidden as error:
+            refused.append(error)
+
+    await asyncio.gather(*map(look, spaces))
+    if not replies:
+        raise refused[0]
+    if refused:
+        say(f"{len(refused)} of {len(spaces)} namespaces are not yours to read, and were left out")
+    return merged(replies, args.hits)
+
+
+def merged(replies: Sequence[SearchReply], k: int) -> SearchReply:
+    """The `k` best hits of several namespaces: scores are sums of shares, which mean the same in each."""
+    best = max(replies, key=lambda reply: max((hit.score for hit in reply.hits), default=-1.0))
+    hits = sorted((hit for reply in replies for hit in reply.hits), key=lambda hit: hit.score, reverse=True)
+    return SearchReply(
+        hits=hits[:k],
+        mode=best.mode,
+        took_ms=max(reply.took_ms for reply in replies),
+        degraded="; ".join(dict.fromkeys(reply.degraded for reply in replies if reply.degraded)),
+        # Counted over the whole memory, whichever namespace was asked for.
+        waiting=max(reply.waiting for reply in replies),
+        understood=best.understood,
+    )
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,22 +127,24 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "since": args.since,
         "until": args.until,
     }
-    fields = {"ns": args.ns, "mode": args.mode}
     return {
         "query": args.query,
         "k": args.hits,
         "min_score": args.min_score,
         "explain": args.explain,
         "filters": Filters(tags=args.tag, **{name: value for name, value in filters.items() if value is not None}),
-        **{name: value for name, value in fields.items() if value is not None},
+        **({"mode": args.mode} if args.mode is not None else {}),
     }
 
 
-def hit_lines(hit: SearchHit, width: int | None) -> list[str]:
-    """A hit for people: score, time, kind, id and who said it; its text; its signals under `explain`."""
+def hit_lines(hit: SearchHit, width: int | None, query: str = "") -> list[str]:
+    """A hit for people: score, time, kind, id and who said it; its text; its signals under `explain`.
+
+    On a terminal of `width` columns a long text is cut to where the words of `query` stand.
+    """
     about = [f"{hit.score:.3f}", day_and_time(hit.at), hit.kind, printable(hit.id)]
     about += [printable(part) for part in (hit.speaker, hit.title) if part]
-    lines = ["  ".join(about), *_text(hit.text, width)]
+    lines = ["  ".join(about), *_text(hit.text, width, query)]
     if hit.signals:
         rows = [
             (signal.name, f"{signal.share:.3f}", f"{signal.value:.3f}", printable(signal.note))
@@ -115,18 +170,40 @@ def understood_lines(query: Understood) -> list[str]:
     return lines
 
 
-def _text(text: str, width: int | None) -> list[str]:
+def _text(text: str, width: int | None, query: str) -> list[str]:
     whole = printable(" ".join(text.split()))
     if width is None:
         return [f"    {whole}"]
+    columns = max(width, 20)
     return textwrap.wrap(
-        whole,
-        max(width, 20),
+        excerpt(whole, query, _TEXT_LINES * (columns - 4)),
+        columns,
         initial_indent="    ",
         subsequent_indent="    ",
         max_lines=_TEXT_LINES,
         placeholder=" ...",
     )
+
+
+def excerpt(text: str, query: str, length: int) -> str:
+    """`text` from shortly before the place where the most words of the query begin within `length` characters."""
+    if len(text) <= length:
+        return text
+    words = {word.lower() for word in re.findall(r"\w+", query) if len(word) >= _WORD_LETTERS}
+    # Without its ending a word is found in its other forms.
+    begins = [(word, re.escape(word[: max(_WORD_LETTERS, len(word) - 2)])) for word in sorted(words)]
+    places = sorted(
+        (match.start(), word) for word, begin in begins for match in re.finditer(rf"\b{begin}", text, re.IGNORECASE)
+    )
+    reach = length - 2 * _LEAD
+
+    def gain(place: tuple[int, str]) -> int:
+        return len({word for at, word in places if place[0] <= at < place[0] + reach})
+
+    start = max(places, key=gain)[0] if places else 0
+    if start <= _LEAD:
+        return text
+    return "... " + text[text.find(" ", start - _LEAD) + 1 :]
 
 
 ACTIONS: Final = (
@@ -138,7 +215,8 @@ ACTIONS: Final = (
         """
 olympus memory search 'who keeps bees'
 olympus memory search 'what did Bob say last week' --speaker Bob -k 5
-olympus memory search manual --ns kb --kind document --explain
+olympus memory search manual --kind document --explain
+olympus memory search 'where is the key' --ns user.ada
 olympus memory search bees --since 30d --json | jq '.hits[].id'
 """,
     ),

@@ -111,8 +111,10 @@ def verified_lines(verified: Verified) -> list[str]:
     lines = [
         f"{plural(verified.chunks, 'chunk')}, {plural(verified.vectors, 'vector')},"
         f" {number(verified.waiting)} waiting to be embedded",
-        "database and vectors agree" if verified.agrees else "database and vectors differ",
     ]
+    if not verified.agrees and not (verified.missing or verified.surplus or verified.outdated):
+        return [*lines, "database and vectors agree but for what waits, which is embedded by and by: look again later"]
+    lines.append("database and vectors agree" if verified.agrees else "database and vectors differ")
     for what, ids in (
         ("without their vector", verified.missing),
         ("vectors of nothing", verified.surplus),

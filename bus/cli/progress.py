@@ -67,6 +67,8 @@ def _columns() -> int:
     import os
 
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:
-        return 79
+        columns = 0
+    # A terminal that does not know its size says 0.
+    return (columns or 80) - 1

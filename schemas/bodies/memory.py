@@ -174,7 +174,7 @@ class Changed(Reply, frozen=True, kw_only=True):
     request_id: str | None = None
 
 
-CacheType = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+CacheType = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$(?!\n)")]
 
 
 class CacheGet(Request, frozen=True, kw_only=True):

@@ -34,7 +34,19 @@ class StatsReply(Reply, frozen=True, kw_only=True):
     degraded: list[str] = []
 
 
-RecordKind = Literal["kv", "fact", "memory", "relation", "group", "document", "experience", "session", "context"]
+RecordKind = Literal[
+    "kv",
+    "fact",
+    "memory",
+    "relation",
+    "group",
+    "document",
+    "experience",
+    "session",
+    "context",
+    "suggestion",
+    "switch",
+]
 
 
 class MemoryExport(Request, frozen=True, kw_only=True):
@@ -127,7 +139,7 @@ class Rebuilt(Reply, frozen=True, kw_only=True):
 class MemoryBackup(Request, frozen=True, kw_only=True):
     """Copy the database while it serves, to the service's `backups` folder. `name` for the file; the time by default."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$(?!\n)")] | None = None
 
 
 class BackedUp(Reply, frozen=True, kw_only=True):

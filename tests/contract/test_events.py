@@ -152,6 +152,26 @@ async def test_event_log_streams_in_batches(open_bus: OpenBus) -> None:
         assert len(sizes) > 1
 
 
+async def test_flush_tells_of_events_that_went_down_with_their_connection(open_bus: OpenBus) -> None:
+    """Another connection says nothing of what was sent over the one before it; what was flushed there is safe."""
+    async with open_bus() as bus:
+        client = bus.client()
+        for is_flushed in (True, False):
+            await client.publish("kept.it", 1)
+            if is_flushed:
+                await client.flush()
+            link = client._events.link
+            assert link is not None
+            link.abort("cut by the test")
+            await bus.until(lambda: client._events.link not in (None, link), "the client is back")  # noqa: B023
+            await client.publish("kept.it", 2)
+            if not is_flushed:
+                with pytest.raises(ConnectionError, match="before the broker had read every event"):
+                    await client.flush()
+                await client.publish("kept.it", 2)
+            await client.flush()
+
+
 async def test_subscriber_that_was_cut_off_reads_back_what_it_missed(open_bus: OpenBus) -> None:
     """With `read_back` the events of the gap come from the log, in order, marked as replayed."""
     async with open_bus(log_subjects=("kept.>",)) as bus:

@@ -127,6 +127,23 @@ async def test_wrong_type_names_the_field_by_its_path(open_bus: OpenBus) -> None
         assert (await client.request("memory.kv.get", {"key": "a"})).key == "a"
 
 
+async def test_refused_value_is_named(open_bus: OpenBus) -> None:
+    """Beside its field and what is allowed there; a password is not shown."""
+    async with open_bus() as bus:
+        await bus.serve("model", {"model.chat": echo, "memory.kv.get": entry, "auth.login": echo})
+        client = bus.client()
+
+        with pytest.raises(BadRequest, match=r"Expected `str`, got `int`, it is 7 \(field 'messages\[0\]\.content'\)"):
+            await client.request("model.chat", {"messages": [{"role": "user", "content": 7}]})
+        with pytest.raises(BadRequest, match=r"length >= 1, it is '' \(field 'key'\)"):
+            await client.request("memory.kv.get", {"key": ""})
+        with pytest.raises(BadRequest, match=f"it is '{'x' * 59}"):
+            await client.request("memory.kv.get", {"key": "x" * 10_000})
+        with pytest.raises(BadRequest) as failure:
+            await client.request("auth.login", {"user": "ada", "password": 12345})
+        assert "12345" not in failure.value.message
+
+
 @pytest.mark.parametrize("code", sorted(errors.BY_CODE))
 async def test_every_error_of_a_handler_arrives_as_itself(open_bus: OpenBus, code: str) -> None:
     """Class, message and details travel; what a handler raises is what its caller catches."""

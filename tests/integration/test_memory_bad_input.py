@@ -439,8 +439,8 @@ async def test_the_examples_that_bad_values_are_put_into_are_good(serve_broker: 
     # Well understood all of them, but there is no such suggestion, backup, token, and no encoder; and ada is there.
     assert refused == [
         "memory.suggest.dismiss not_found",
-        "memory.verify internal",
-        "memory.rebuild internal",
+        "memory.verify unsupported",
+        "memory.rebuild unsupported",
         "memory.restore not_found",
         "auth.register conflict",
         "auth.refresh unauthenticated",

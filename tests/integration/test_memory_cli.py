@@ -47,11 +47,20 @@ async def around() -> Around:
 
 
 async def search(request: Search, call: Call) -> SearchReply:
-    """One hit that repeats the query."""
+    """One hit that repeats the query, the better the earlier its namespace stands in the alphabet."""
     understood = Understood(terms=request.query.split()) if request.explain else None
     signals = [Signal(name="text", share=1.0, value=2.0, note="said so")] if request.explain else None
     hit = SearchHit(
-        id="m", kind="memory", score=0.5, text=request.query, start=0, end=1, at=0.0, chunk=1, signals=signals
+        id="m",
+        kind="memory",
+        score=1 / ord(request.ns[0]),
+        text=request.query,
+        start=0,
+        end=1,
+        at=0.0,
+        chunk=1,
+        stream=request.ns,
+        signals=signals,
     )
     return SearchReply(
         hits=[hit], mode=request.mode, took_ms=1.0, degraded="no encoder", waiting=2, understood=understood
@@ -211,6 +220,28 @@ def test_documents_and_facts_are_added_and_shown(
     assert "Porto" in capsys.readouterr().out
     assert olympus("forget", "city", "--fact") == exits.OK
     assert olympus("forget", "city", "--fact") == exits.FAILED
+    capsys.readouterr()
+    assert olympus("add", "blue", "--fact", "colour", "--category", "preference", "--json") == exits.OK
+    assert json.loads(capsys.readouterr().out)["category"] == "preference"
+
+    assert olympus("forget", "notes.md", "--document") == exits.OK
+    assert olympus("forget", "notes.md", "--document") == exits.FAILED
+    assert olympus("show", "notes.md") == exits.FAILED
+    assert "--kind shows other kinds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("Porto", "--fact", "city", "--ttl", "2h"),
+        ("Porto", "--fact", "city", "--tag", "place"),
+        ("Porto", "--title", "Places"),
+        ("Porto", "--document", "--id", "d", "--importance", "0.5"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(olympus: Olympus, argv: tuple[str, ...]) -> None:
+    """Nothing is kept without what was asked for: a fact has no time to live, a memory no title."""
+    assert olympus("add", *argv) == exits.USAGE
 
 
 def test_a_search_shows_hits_on_stdout_and_what_is_missing_on_stderr(
@@ -223,7 +254,16 @@ def test_a_search_shows_hits_on_stdout_and_what_is_missing_on_stderr(
     assert "incomplete: no encoder" in said.err and "2 texts not embedded yet" in said.err
 
     assert olympus("search", "bees", "--json") == exits.OK
-    assert json.loads(capsys.readouterr().out)["hits"][0]["id"] == "m"
+    found = json.loads(capsys.readouterr().out)
+    assert [hit["stream"] for hit in found["hits"]] == ["kb", "memory", "session", "user"]
+    assert (found["degraded"], found["waiting"]) == ("no encoder", 2)
+
+    assert olympus("search", "bees", "--json", "--kind", "turn", "--kind", "fact") == exits.OK
+    assert [hit["stream"] for hit in json.loads(capsys.readouterr().out)["hits"]] == ["session", "user"]
+    assert olympus("search", "bees", "--json", "--ns", "own", "--kind", "turn") == exits.OK
+    assert [hit["stream"] for hit in json.loads(capsys.readouterr().out)["hits"]] == ["own"]
+    assert olympus("search", "bees", "--json", "-k", "1") == exits.OK
+    assert len(json.loads(capsys.readouterr().out)["hits"]) == 1
 
 
 def test_stats_and_verify_and_rebuild(olympus: Olympus, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +330,10 @@ def test_an_import_that_breaks_off_says_where_and_goes_on_from_there(
     said = capsys.readouterr().err
     assert "line 551: " in said and "verzion" in said and "imported 500 records" in said
 
+    memory.ask("memory.kv.set", KvSet(key="k000", value="another"))
+    assert olympus("import", str(export)) == exits.FAILED
+    said = capsys.readouterr().err
+    assert "conflict: line 2: " in said and "--on-conflict skip leaves what is there" in said
     assert olympus("import", str(export), "--on-conflict", "replace") == exits.OK
     assert memory.ask("memory.kv.get", KvGet(key="k599")).value == 599
 

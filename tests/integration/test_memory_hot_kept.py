@@ -51,7 +51,7 @@ def with_memory(settings: Settings, **changes: object) -> Settings:
 async def test_known_query_needs_no_encoder_after_a_restart(
     serve_broker: Serve, tmp_path: Path, is_redis: bool
 ) -> None:
-    """Its vector is found in the hot tier: the second process searches by meaning without loading a model."""
+    """Asked twice, its vector is in the hot tier: the second process searches by meaning without loading a model."""
     if is_redis:
         pytest.importorskip("redis")
     model = tiny_model(tmp_path / "tiny")
@@ -65,6 +65,7 @@ async def test_known_query_needs_no_encoder_after_a_restart(
                 async with asyncio.timeout(60):
                     while (await client.request("memory.search", query)).degraded:
                         pass
+                await client.request("memory.search", query)
                 assert (await client.request("memory.stats")).encoder_state == "ready"
 
             async with memory(settings) as client:

@@ -212,6 +212,67 @@ async def test_query_does_not_wait_long_for_a_model_that_loads(tmp_path: Path, m
         assert len(await encoder.encode(["the key"], is_query=True)) == 1
 
 
+async def test_process_that_nobody_waited_for_ends_when_idle_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only query was answered by words while it loaded."""
+    monkeypatch.setattr(encoder_module, "QUERY_WAIT_S", 0.0)
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache", idle_s=0.05) as encoder:
+        with pytest.raises(EncoderUnavailable, match="still loading"):
+            await encoder.encode(["the key"], is_query=True)
+        await until(lambda: encoder.state == "idle", "the process that was loaded in vain ends")
+
+
+async def test_query_gives_up_a_process_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search goes on by words; the same query asked again is a new one."""
+    monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 0.05)
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache") as encoder:
+        await encoder.load()
+        os.kill(child_pid(encoder), signal.SIGSTOP)
+        try:
+            with pytest.raises(EncoderUnavailable, match=r"no answer within 0\.05 s"):
+                await encoder.encode(["the key"], is_query=True)
+        finally:
+            os.kill(child_pid(encoder), signal.SIGCONT)
+        monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 20.0)
+        assert len(await encoder.encode(["the key"], is_query=True)) == 1
+
+
+async def test_query_of_several_callers_is_made_once_and_outlives_the_first(tmp_path: Path) -> None:
+    """A caller that leaves takes the vector from nobody else."""
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache") as encoder:
+        first = asyncio.create_task(encoder.encode(["the key"], is_query=True))
+        second = asyncio.create_task(encoder.encode(["the key"], is_query=True))
+        await until(lambda: encoder.state == "ready" or len(encoder._making) == 1, "the query is being made")
+        first.cancel()
+        assert len(await second) == 1
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+
+async def test_query_that_cannot_be_made_fails_for_all_who_wait_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they would each wait as long again."""
+    tried: list[str] = []
+
+    async def fail(text: str) -> bytes:
+        tried.append(text)
+        await asyncio.sleep(0)
+        raise EncoderUnavailable("it hangs")
+
+    async with opened(tiny_model(tmp_path / "model"), tmp_path / "cache") as encoder:
+        monkeypatch.setattr(encoder, "_make_query", fail)
+        callers = [encoder.encode(["the key"], is_query=True) for _ in range(5)]
+        ends = await asyncio.gather(*callers, return_exceptions=True)
+
+    assert [str(end) for end in ends] == ["it hangs"] * 5
+    assert tried == ["the key"]
+
+
 async def test_known_queries_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked again they are answered without a process; those not asked for longest are forgotten."""
     monkeypatch.setattr(encoder_module, "RECENT_QUERIES", 2)
@@ -232,7 +293,7 @@ async def test_known_queries_cost_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_queries_kept_elsewhere_cost_no_process(tmp_path: Path) -> None:
-    """Another service, or this one before, asked them; a kept value of another length is not believed."""
+    """Another service, or this one before, asked them twice; a kept value of another length is not believed."""
 
     class Kept(dict[str, bytes]):
         async def get(self, key: str) -> bytes | None:  # type: ignore[override]
@@ -245,6 +306,8 @@ async def test_queries_kept_elsewhere_cost_no_process(tmp_path: Path) -> None:
     kept = Kept()
     async with opened(folder, tmp_path / "cache", queries=kept) as encoder:
         made = await encoder.encode(["the key", "a train"], is_query=True)
+        assert not kept
+        assert await encoder.encode(["the key", "a train"], is_query=True) == made
     async with opened(folder, tmp_path / "cache", queries=kept) as encoder:
         assert await encoder.encode(["the key", "a train"], is_query=True) == made
         assert encoder.state == "idle"

@@ -123,6 +123,30 @@ async def test_rebuild_makes_every_vector_anew_and_says_how_far_it_is(tmp_path: 
     assert {"compare", "order"} & {progress.stage for progress in heard}
 
 
+async def test_rebuild_does_not_wait_for_what_is_written_meanwhile(tmp_path: Path) -> None:
+    """Under steady writing there is always something that waits; only what was there before is rebuilt."""
+    settings = settings_for(tmp_path / "home", tiny_model(tmp_path / "model"))
+    heard: list[UpkeepProgress] = []
+
+    async with opened_store(tmp_path) as store:
+
+        async def write_more(progress: UpkeepProgress) -> None:
+            heard.append(progress)
+            if progress.stage == "encode" and len(heard) < 30:
+                await store.put(f"later {len(heard)}", *(f"the train number {number}" for number in range(300)))
+
+        await store.put("a", *(f"the key number {number}" for number in range(700)))
+        async with tended(settings, store) as opened:
+            await store.settled()
+            rebuilt = await opened.rebuild(write_more)
+
+            assert rebuilt.chunks == 700
+            assert not await store.is_settled()
+            await store.settled()
+            assert (await opened.verify(MemoryVerify(), ignore)).agrees
+    assert heard[-1].done == heard[-1].total == 700
+
+
 async def test_rebuild_that_is_cut_off_loses_no_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index is empty by then, and only some texts are ordered: the rest is noticed without a restart."""
     monkeypatch.setattr(reporting, "TELL_EVERY_S", 0.001)

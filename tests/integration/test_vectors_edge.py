@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.vectors_bench import random_vectors, unit, until
+from tests.vectors_bench import cosine, random_vectors, unit, until
 from workers.memory.vectors import edge
 from workers.memory.vectors.edge import EdgeIndex
 from workers.memory.vectors.index import Point
@@ -100,6 +103,22 @@ async def test_graph_is_built_on_a_copy_that_takes_over(tmp_path: Path) -> None:
     await again.close()
 
 
+async def test_graph_gives_the_cosines_of_the_vectors_themselves(tmp_path: Path) -> None:
+    """It is walked on 8-bit copies, whose own cosines would be off by as much as tells two neighbours apart."""
+    index = EdgeIndex(tmp_path, "m", 64, optimise_points=1_000)
+    stored = points(1_000, 64)
+    await index.upsert(stored)
+    await index.optimised()
+    assert states(tmp_path) == {"2"}
+
+    for asked in random_vectors(5, 64, seed=2):
+        found = await index.search(asked, ns="n", kinds=None, limit=50)
+        for id, score in found:
+            # Half precision has 11 bits.
+            assert score == pytest.approx(cosine(asked, stored[id - 1].vector), abs=5e-4)
+    await index.close()
+
+
 async def test_graph_that_cannot_be_built_leaves_the_index_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,9 +134,82 @@ async def test_graph_that_cannot_be_built_leaves_the_index_as_it_is(
 
     assert await index.count() == 100
     assert (tmp_path / "m" / "current").read_text() == "1"
+    # On a disk that is full the copy would keep it so.
+    assert states(tmp_path) == {"1"}
     await index.upsert(points(120)[100:])
     assert await index.count() == 120
     await index.close()
+
+
+async def test_program_that_cannot_be_started_is_told_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine without room for one more process: the index goes on, and nothing fails unheard."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100)
+    await index.upsert(points(100))
+    await index.optimised()
+
+    assert [record.message for record in caplog.records] == ["graph of vectors not built"]
+    assert await index.count() == 100
+    await index.close()
+
+
+async def test_two_reasons_at_once_build_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough points come just when there was quiet for long enough: two would build in the same folder."""
+    building: list[Path] = []
+
+    async def hang(folder: Path) -> str:
+        building.append(folder)
+        await asyncio.Event().wait()
+        return ""
+
+    monkeypatch.setattr(edge, "_optimise_in_child", hang)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100, quiet_s=0.0)
+    await index.upsert(points(99))
+    await index.upsert(points(100)[99:])
+    await until(lambda: bool(building), "a graph is being built")
+    # Whoever else would build has asked the index's thread before this.
+    await index.count()
+    await index.count()
+
+    assert len(building) == 1
+    await index.close()
+
+
+async def test_closing_while_the_graph_takes_over_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written since the copy was made is in the index that is opened next."""
+    may_build, taking, may_take = asyncio.Event(), threading.Event(), threading.Event()
+    take = EdgeIndex._take
+
+    async def wait(folder: Path) -> str:
+        await may_build.wait()
+        return ""
+
+    def take_slowly(self: EdgeIndex, *copied: Any) -> None:
+        taking.set()
+        may_take.wait(10)
+        take(self, *copied)
+
+    monkeypatch.setattr(edge, "_optimise_in_child", wait)
+    monkeypatch.setattr(EdgeIndex, "_take", take_slowly)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100)
+    await index.upsert(points(100))
+    await until(lambda: "2" in states(tmp_path), "the copy is made")
+    await index.upsert(points(110)[100:])
+    await index.remove([1])
+    may_build.set()
+    await until(taking.is_set, "the copy takes over")
+    closing = asyncio.create_task(index.close())
+    await index.optimised()
+    may_take.set()
+    await closing
+
+    again = EdgeIndex(tmp_path, "m", 8)
+    assert await again.ids(after=0, limit=200) == list(range(2, 111))
+    await again.close()
 
 
 async def test_clearing_ends_a_graph_in_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +244,16 @@ async def test_child_that_builds_the_graph_ends_with_the_index(tmp_path: Path) -
     assert await again.count() == 3_000
     assert len(states(tmp_path)) == 1
     await again.close()
+
+
+async def test_closing_an_index_whose_files_are_gone_leaves_nothing_running(tmp_path: Path) -> None:
+    """It says that it could not write them, and its thread ends."""
+    index = EdgeIndex(tmp_path, "m", 8)
+    await index.upsert(points(10))
+    shutil.rmtree(tmp_path / "m")
+    with pytest.raises(IndexUnavailable, match="failed"):
+        await index.close()
+    assert "vectors_0" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("damage", ["config", "segments", "current"])

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +25,10 @@ from bus.cli.completion import vocabulary
 from bus.cli.memory_export import _at_line
 from bus.cli.memory_items import _metadata
 from bus.cli.memory_lines import MAX_LINE_BYTES, BadLine, Line, Lines, end, from_plain, header, line, to_plain
-from bus.cli.memory_search import hit_lines, understood_lines
+from bus.cli.memory_search import excerpt, hit_lines, merged, understood_lines
 from bus.cli.memory_upkeep import stats_lines, verified_lines
 from bus.cli.progress import Progress, progress_line
-from schemas.bodies.search import SearchHit, Signal, Understood
+from schemas.bodies.search import SearchHit, SearchReply, Signal, Understood
 from schemas.bodies.upkeep import NamespaceStats, StatsReply, Verified
 from schemas.errors import BadRequest, Conflict
 
@@ -198,6 +199,17 @@ def test_a_long_hit_takes_a_few_lines_of_a_terminal() -> None:
     assert len(hit_lines(hit, None)[1]) > 2_000
 
 
+def test_a_long_hit_is_shown_from_where_the_words_of_the_query_stand() -> None:
+    """The place with the most of them, in any form; a short text, or one without any, is shown from its beginning."""
+    text = f"{'The keys of the sea. ' * 30}The spare key of the boathouse hangs behind a can. {'Wind and tide. ' * 30}"
+
+    shown = excerpt(text, "where are the boathouses' spare keys?", 200)
+
+    assert shown.startswith("... ") and "The spare key of the boathouse hangs" in shown[:200]
+    assert excerpt(text, "chromodynamics", 200) == excerpt(text, "", 200) == text
+    assert excerpt("The spare key.", "spare", 200) == "The spare key."
+
+
 def test_how_the_query_was_read_is_told() -> None:
     """Words, names and the time it speaks of."""
     lines = understood_lines(Understood(terms=["bee"], speakers=["Ada"], since=0.0, until=86_400.0, time_words="today"))
@@ -245,6 +257,34 @@ def test_what_differs_is_named_with_what_to_do() -> None:
     assert "verify --repair" in text
 
 
+def test_verify_offers_no_repair_for_what_only_waits() -> None:
+    """It is embedded without anybody's doing."""
+    told = Verified(agrees=False, chunks=20, vectors=12, waiting=8, missing=[], surplus=[], outdated=[])
+
+    text = "\n".join(verified_lines(told))
+
+    assert "8 waiting" in text and "look again later" in text
+    assert "differ" not in text and "--repair" not in text
+
+
+def test_the_best_hits_of_several_namespaces_are_shown_together() -> None:
+    """By score; what is missing in one of them is told once, and what waits is counted once."""
+
+    def reply(*scores: float, degraded: str = "") -> SearchReply:
+        hits = [
+            SearchHit(id=str(score), kind="memory", score=score, text="t", start=0, end=1, at=0.0, chunk=1)
+            for score in scores
+        ]
+        words = Understood(terms=[str(len(hits))])
+        return SearchReply(hits=hits, mode="hybrid", took_ms=1.0, degraded=degraded, waiting=3, understood=words)
+
+    both = merged([reply(), reply(0.9, 0.2, degraded="no encoder"), reply(0.5, degraded="no encoder")], 2)
+
+    assert [hit.score for hit in both.hits] == [0.9, 0.5]
+    assert (both.degraded, both.waiting) == ("no encoder", 3)
+    assert both.understood is not None and both.understood.terms == ["2"]
+
+
 def test_progress_is_a_bar_with_figures() -> None:
     """Where the total is unknown only the stage is told."""
     assert (
@@ -287,6 +327,13 @@ def test_a_bar_is_drawn_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytest.M
     first, *_, last = terminal.getvalue().strip("\r").split("\r")
     assert "50 %" in first and "100 %" in terminal.getvalue()
     assert last.strip() == ""
+
+
+def test_a_terminal_that_does_not_know_its_size_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serial lines say 0 columns, which would leave nothing of the bar."""
+    monkeypatch.setattr("os.get_terminal_size", lambda descriptor: os.terminal_size((0, 0)))
+
+    assert progress_module._columns() == 79
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from schemas.bodies.memory import Prompt, Remember
@@ -294,6 +297,58 @@ async def test_a_prompt_for_a_model_is_counted_by_its_tokenizer(tmp_path: Path) 
         assert (await at.store.prompt(Prompt(max_tokens=200, model="demo"))).left_out == []
 
 
+class GreedyCounter:
+    """Words, and one token more for every line break between them."""
+
+    async def count(self, texts: Sequence[str], model: str | None) -> Counted:
+        """More for a text than for its lines together."""
+        return Counted([len(text.split()) + text.strip().count("\n") for text in texts], model or "estimate")
+
+
+async def test_a_prompt_never_costs_more_than_its_budget(tmp_path: Path) -> None:
+    """Also with a tokenizer that counts more for the whole text than for its lines."""
+    async with bench(tmp_path, counter=GreedyCounter()) as at:
+        for number in range(9):
+            await remember(at, f"key{number}", "value")
+        for budget in range(1, 45):
+            prompt = await at.store.prompt(Prompt(max_tokens=budget, model="demo"))
+            (tokens,), _ = await GreedyCounter().count([prompt.text], "demo")
+            assert prompt.tokens == tokens <= budget
+            assert len(prompt.included) + len(prompt.left_out) == 9
+        # The heading has 5 tokens, each line 3 and its line break.
+        assert len(prompt.included) == 9
+
+
+async def test_pieces_of_a_document_are_told_apart_in_the_account(tmp_path: Path) -> None:
+    """Each is named with the characters it covers."""
+    pieces = [
+        msgspec.structs.replace(hit("logbook", f"piece {number}", "document"), start=100 * number, end=100 * number + 7)
+        for number in range(3)
+    ]
+    later = msgspec.structs.replace(hit("bees", "a later piece"), start=50, end=63)
+    finder = GivenFinder(*pieces, hit("wax", "whole"), later)
+    async with bench(tmp_path, finder=finder) as at:
+        built = await build(at, query="x", search_ns=["kb"], k=5, max_tokens=600)
+    assert sorted(piece.id for piece in built.included if piece.part == "memory") == [
+        "kb/bees/50-63",
+        "kb/logbook/0-7",
+        "kb/logbook/100-107",
+        "kb/logbook/200-207",
+        "kb/wax",
+    ]
+
+
+async def test_a_query_is_not_answered_with_sessions_it_is_not_about(tmp_path: Path) -> None:
+    """Their summaries would only use up the budget."""
+    async with bench(tmp_path, finder=GivenFinder()) as at:
+        await at.session("old", user_id="ada")
+        await at.sessions.update(SessionUpdate(session_id="old", summary="Tea was bought."), os.urandom(16))
+        await at.session(user_id="ada")
+        await at.say("hello")
+        built = await build(at, session_id="s", query="what is a mast")
+    assert [piece.part for piece in (*built.included, *built.left_out)] == ["history"]
+
+
 async def test_a_session_summary_reaches_the_next_session(tmp_path: Path) -> None:
     """Also where the search finds nothing."""
     async with bench(tmp_path, finder=GivenFinder()) as at:
@@ -304,3 +359,20 @@ async def test_a_session_summary_reaches_the_next_session(tmp_path: Path) -> Non
         built = await build(at, session_id="s")
     assert "Summary: Tea was bought." in built.messages[0].content
     assert START_S > 0
+
+
+async def test_a_context_put_again_by_its_id_is_written_once_and_kept_once(tmp_path: Path) -> None:
+    """The reply is made anew: kept with the id, a large context would take its place on the disk twice."""
+    async with bench(tmp_path) as at:
+        request, request_id = ContextPut(context_id="c", data="x" * 100_000), os.urandom(16)
+        first = await at.contexts.put(request, request_id)
+        at.heard("")
+
+        assert await at.contexts.put(request, request_id) == first
+        assert at.heard("memory.context") == []
+
+        def kept_bytes(connection: sqlite3.Connection) -> int:
+            (size,) = connection.execute("SELECT sum(length(reply)) FROM applied_requests").fetchone()
+            return int(size)
+
+        assert await at.records.read(kept_bytes) < 1_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -344,3 +345,28 @@ async def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path: Path) 
         with pytest.raises(UnusableDatabase, match="cannot be opened for writing"):
             async with opened(path):
                 pass
+
+
+async def test_read_given_up_holds_up_no_other(tmp_path: Path) -> None:
+    """Its thread goes on with it; the next read takes another, and later this one again."""
+    began, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def read_long(connection: sqlite3.Connection) -> None:
+        loop.call_soon_threadsafe(began.set)
+        may_end.wait(20)
+
+    async with opened(tmp_path / "m.db") as database:
+        given_up = asyncio.create_task(database.read(read_long))
+        await began.wait()
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        try:
+            async with asyncio.timeout(10):
+                assert await database.read(lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
+        finally:
+            may_end.set()
+        async with asyncio.timeout(10):
+            both = threading.Barrier(2)
+            await asyncio.gather(*(database.read(lambda connection: both.wait(10)) for _ in range(2)))

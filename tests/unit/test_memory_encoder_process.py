@@ -158,6 +158,18 @@ def test_texts_that_cannot_be_encoded_fail_alone(monkeypatch: pytest.MonkeyPatch
         assert [type(word) for word in words[2:]] == [Vectors, Vectors]
 
 
+def test_service_that_gives_way_itself_still_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `nice -n 15` a thread may not go back to niceness 10, and must not try."""
+    asked: list[int] = []
+    monkeypatch.setattr(os, "getpriority", lambda which, who: 15)
+    monkeypatch.setattr(os, "setpriority", lambda which, who, niceness: asked.append(niceness))
+    with serving(monkeypatch, LengthModel(workers=1)) as child:
+        child.hear()
+        child.ask(1, ["good"])
+        assert child.hear_vectors() == (1, [4.0])
+    assert asked in ([19], [])
+
+
 def test_model_of_another_dimension_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its vectors would not fit the index; the process says so and ends."""
     with serving(monkeypatch, LengthModel(), dimension=384) as child:

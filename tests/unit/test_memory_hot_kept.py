@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,21 @@ async def test_kept_value_is_found_and_a_failing_tier_is_only_logged(
         await kept.set("k", b"v")
         await kept.settle()
     assert [record.message for record in caplog.records] == ["kept value not read", "value not kept"]
+
+
+async def test_tier_that_does_not_answer_holds_up_nobody_who_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that goes away while the service stops: what is not kept by then is given up."""
+    monkeypatch.setattr("workers.memory.hot.kept.SETTLE_S", 0.01)
+
+    class Hanging:
+        async def set(self, *_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+    tier: Any = Hanging()
+    kept = Kept(tier, "knowledge", ttl_s=60)
+    await kept.set("k", b"v")
+    async with asyncio.timeout(10):
+        await kept.settle()
 
 
 def monitor(at: Bench, finder: GivenFinder, marks: Shelf) -> Monitor:

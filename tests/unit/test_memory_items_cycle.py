@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from schemas.bodies import items as bodies
 from tests.items_bench import HOUR_S, START_S, Bench, bench
-from workers.memory.items import cycle
+from workers.memory.items import cycle, rows
 from workers.memory.items.lifecycle import age
 
 LONG = "The boiler is in the cellar. Its pressure must stay above one bar. " * 8
@@ -342,3 +344,74 @@ async def test_a_source_that_changes_in_between_is_left_for_the_next_run(tmp_pat
         assert (report.consolidated, report.promoted) == (0, 2)
         assert await consolidations(at) == []
         assert (await at.age()).promoted == 2
+
+
+# What others do meanwhile ---------------------------------------------------------------------------------------
+
+
+def gone_before(path: Path, memory_id: str, function: Any) -> Any:
+    """`function` of the service's reader, with somebody deleting a memory just before."""
+
+    def run(*arguments: Any, **more: Any) -> Any:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("DELETE FROM memories WHERE id = ?", (memory_id,))
+            other.commit()
+        return function(*arguments, **more)
+
+    return run
+
+
+async def test_a_memory_deleted_while_it_is_looked_at_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is made of one state; what went since is left alone."""
+    async with bench(tmp_path) as at:
+        await at.add(LONG, "m", importance=0.41)
+        at.wait(12 * HOUR_S)
+        monkeypatch.setattr(cycle, "_summary", gone_before(at.path, "m", cycle._summary))
+
+        report = await at.age()
+
+        assert (report.looked_at, await at.all()) == (0, [])
+
+
+async def test_a_listing_is_one_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that is deleted while its page is read is in it."""
+    async with bench(tmp_path) as at:
+        await at.add("c", "a")
+        await at.add("c", "b")
+        monkeypatch.setattr(rows, "by_sequence", gone_before(at.path, "b", rows.by_sequence))
+
+        assert [memory.id for memory in await at.all()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("by", ["promote", "update"])
+async def test_a_memory_taken_out_of_rest_owes_nothing_for_the_hours_in_it(tmp_path: Path, by: str) -> None:
+    """A long memory loses nothing; made medium again it begins to from then on."""
+    async with bench(tmp_path) as at:
+        await at.add("c", "m", tier="long", importance=0.9)
+        at.wait(120.5 * HOUR_S)
+        if by == "promote":
+            await at.memories.promote(bodies.MemoryPromote(id="m", tier="medium"), os.urandom(16))
+        else:
+            await at.update("m", tier="medium")
+        await at.age()
+        assert await importance(at, "m") == ("medium", 0.9)
+
+        at.wait(HOUR_S)
+        await at.age()
+        assert await importance(at, "m") == ("medium", pytest.approx(0.9 * (1 - 0.05 * 121 / 24)))
+
+
+async def test_a_run_for_one_namespace_leaves_the_others_alone(tmp_path: Path) -> None:
+    """Also what has expired there; the report says what the dry run said."""
+    async with bench(tmp_path) as at:
+        await at.add("c", "mine", ns="mine", ttl_s=10)
+        await at.add("c", "yours", ns="yours", ttl_s=10)
+        at.wait(20)
+        at.heard()
+        told = await at.memories.decay(bodies.MemoryDecay(ns="mine", dry_run=True), os.urandom(16))
+        done = await at.memories.decay(bodies.MemoryDecay(ns="mine"), os.urandom(16))
+
+        assert (told.expired, done.expired) == (1, 1)
+        assert at.heard() == [("expire", "mine")]

@@ -58,6 +58,24 @@ async def test_a_document_comes_back_as_written(tmp_path: Path) -> None:
     assert heard == [("doc_put", "d"), ("doc_put", "d")]
 
 
+async def test_a_document_put_again_by_its_id_is_written_once_and_kept_once(tmp_path: Path) -> None:
+    """Its metadata, which may be long, are not kept with the id; the answer is the document as it is by then."""
+    async with bench(tmp_path) as at:
+        request, request_id = bodies.DocPut(doc_id="d", content="c", metadata={"k": "long" * 999}), os.urandom(16)
+        first = await at.documents.put(request, request_id)
+        assert await at.documents.put(request, request_id) == first
+        heard = at.heard()
+        later = await put(at, "d", "other")
+        assert await at.documents.put(request, request_id) == later
+        kept = await at.records.read(
+            lambda raw: raw.execute("SELECT max(length(reply)) FROM applied_requests").fetchone()
+        )
+
+    assert (first.version, later.version) == (1, 2)
+    assert heard == [("doc_put", "d")]
+    assert kept == (0,)
+
+
 async def test_a_part_of_a_document_is_read_by_characters(tmp_path: Path) -> None:
     """Null bytes end nothing, and beyond the end there is nothing."""
     content = "ab\0dé🙂gh"

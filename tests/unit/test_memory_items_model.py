@@ -139,10 +139,20 @@ class MemoryMachine(RuleBasedStateMachine):
         return dict(sorted(found, key=lambda item: item[1].order))
 
     def forget_expired(self) -> None:
-        """Drop what has expired, with all that hangs on it."""
-        for place, memory in list(self.memories.items()):
-            if place in self.memories and memory.expires_at is not None and memory.expires_at <= self.now:
-                self.drop(*place)
+        """Drop what has expired, with all that hangs on it.
+
+        What has expired is gone at once, a consolidation made of it with the next sweep: so that comes now.
+        """
+        count = len(self.memories)
+        expired = [
+            place
+            for place, memory in self.memories.items()
+            if memory.expires_at is not None and memory.expires_at <= self.now
+        ]
+        for place in expired:
+            self.drop(*place)
+        if count - len(self.memories) > len(expired):
+            self.run(self.service.sweep(self.now))
 
     def drop(self, ns: str, memory_id: str) -> None:
         """Take a memory out of the model, with the untouched consolidations that quote it."""
@@ -390,6 +400,7 @@ class MemoryMachine(RuleBasedStateMachine):
             changes["expires_at"] = self.now + fields["ttl_s"]
         if "importance" in fields:
             self.aged_at[ns, memory_id] = self.now
+        self.leave_rest(ns, memory_id, fields.get("tier"))
         self.change(ns, memory_id, reply.version, **changes)
 
     @rule(ns=NAMESPACES, memory_id=IDS, factor=st.sampled_from([0.5, 1.2, 100.0]))
@@ -414,6 +425,11 @@ class MemoryMachine(RuleBasedStateMachine):
         )
         assert reply.importance == self.memories[ns, memory_id].importance
 
+    def leave_rest(self, ns: str, memory_id: str, tier: str | None) -> None:
+        """A long memory that is to be of another tier owes nothing for the hours it rested."""
+        if self.memories[ns, memory_id].tier == "long" and tier not in (None, "long"):
+            self.aged_at[ns, memory_id] = self.now
+
     @rule(ns=NAMESPACES, memory_id=IDS, tier=st.none() | TIERS)
     def promote(self, ns: str, memory_id: str, tier: Any) -> None:
         """To a tier, or one up."""
@@ -426,6 +442,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
         reply = self.write(self.service.promote, request)
 
+        self.leave_rest(ns, memory_id, tier)
         self.change(ns, memory_id, reply.version, tier=tier or ABOVE[before.tier])
 
     @rule(ns=NAMESPACES, memory_id=IDS, cascade=st.booleans())
@@ -843,6 +860,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def events_and_chunks_tell_the_same_story(self) -> None:
         """Replaying the events gives the versions stored; chunks, tags and the outbox belong to what is stored."""
+        self.forget_expired()
         stored = self.run(self.records.read(read_stored))
         told: dict[Place, int] = {}
         for event in self.events:
@@ -858,7 +876,6 @@ class MemoryMachine(RuleBasedStateMachine):
         assert stored.tagged <= set(stored.versions)
         # What hangs on an expired memory goes with it when it is swept.
         expired = {place for place, expires_at in stored.expiries.items() if expires_at <= self.now}
-        self.forget_expired()
         relations = {name for name in stored.relations if not {name[:2], (name[0], name[3])} & expired}
         assert relations == set(self.relations)
         members = [(ns, *member) for ns, *member in stored.members if (ns, member[1]) not in expired]

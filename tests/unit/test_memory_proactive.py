@@ -14,13 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.bodies.memory import Remember
+from schemas.bodies.items import DocDelete, DocPut, MemoryAdd, MemoryDelete, MemoryUpdate
+from schemas.bodies.memory import Forget, Remember
 from schemas.bodies.sessions import SuggestDismiss, Suggestion, SuggestList, SuggestSwitch
+from schemas.bodies.upkeep import ExportPart, ExportRecord, MemoryExport, MemoryImport, NewRecord
 from schemas.errors import NotFound
 from tests.sessions_bench import START_S, Bench, GivenFinder, bench, hit
+from workers.memory.items.documents import Documents
+from workers.memory.items.memories import Memories
 from workers.memory.sessions import proactive_policy as policy
 from workers.memory.sessions import said
 from workers.memory.sessions.proactive import PER_HOUR, PROMISES_EVERY_S
+from workers.memory.upkeep.export import export
+from workers.memory.upkeep.importing import import_records
 
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
@@ -333,6 +339,131 @@ async def test_deleting_a_session_deletes_what_was_suggested_from_it(tmp_path: P
         assert kinds(await look(at)) == ["related"]
         await at.end("old", delete=True)
         assert await listed(at, include_dismissed=True) == []
+        assert await kept_words(at) == []
+
+
+GREENHOUSE = "The greenhouse needs new glass before the rhubarb freezes"
+
+
+async def kept_words(at: Bench) -> list[Any]:
+    """Suggestions of which the database still holds a text or a quotation."""
+    return await at.rows(
+        "SELECT text, reason, evidence FROM suggestions WHERE text || reason != '' OR evidence != x'90'"
+    )
+
+
+async def suggested_memory(at: Bench) -> Memories:
+    """A memory and a document that a session has brought up."""
+    memories = Memories(at.records)
+    await memories.add(MemoryAdd(id="m", content=GREENHOUSE), os.urandom(16))
+    await Documents(at.records).put(DocPut(doc_id="d", content=f"{GREENHOUSE}, says the manual"), os.urandom(16))
+    at.wait(DAY_S)
+    await at.session(user_id="ada")
+    await at.say("Which glass would you take for a greenhouse with rhubarb?")
+    assert kinds(await look(at)) == ["related", "related"]
+    return memories
+
+
+@pytest.mark.parametrize("by", ["delete", "update", "replace", "expire", "import"])
+async def test_a_memory_that_is_forgotten_is_quoted_nowhere(tmp_path: Path, by: str) -> None:
+    """Nor when it says something else; and what was quoted is not suggested again should it come back."""
+    async with bench(tmp_path) as at:
+        memories = await suggested_memory(at)
+        if by == "delete":
+            await memories.delete(MemoryDelete(id="m"), os.urandom(16))
+        elif by == "update":
+            await memories.update(MemoryUpdate(id="m", content="gone"), os.urandom(16))
+        elif by == "replace":
+            await memories.add(MemoryAdd(id="m", content="gone", replace=True), os.urandom(16))
+        elif by == "expire":
+            await memories.update(MemoryUpdate(id="m", ttl_s=1.0), os.urandom(16))
+            at.wait(2.0)
+            await memories.sweep(at.records.now())
+        else:
+            data = {**await exported(at, "memory"), "content": "gone"}
+            request = MemoryImport(records=[NewRecord(kind="memory", ns="memory", data=data)], on_conflict="replace")
+            await import_records(at.records, request, os.urandom(16))
+
+        (left,) = await listed(at, include_dismissed=True)
+        assert left.evidence[0].id == "d"
+        assert len(await kept_words(at)) == 1
+
+        await memories.add(MemoryAdd(id="again", content=GREENHOUSE), os.urandom(16))
+        at.wait(DAY_S)
+        await at.session("later", user_id="ada")
+        await at.say("Which glass would you take for a greenhouse with rhubarb?", session_id="later")
+        assert sorted(one.evidence[0].kind for one in await look(at, "later")) == ["turn", "turn"]
+
+
+async def exported(at: Bench, kind: str) -> dict[str, Any]:
+    """The fields of the only record of a kind."""
+    found: list[ExportRecord] = []
+
+    async def keep(part: ExportPart) -> None:
+        found.extend(part.records)
+
+    await export(at.records, MemoryExport(kinds=[kind]), keep)  # type: ignore[list-item]
+    (record,) = found
+    return record.data
+
+
+@pytest.mark.parametrize("by", ["delete", "put"])
+async def test_a_document_that_is_forgotten_is_quoted_nowhere(tmp_path: Path, by: str) -> None:
+    """As a memory; other tags alone change nothing."""
+    async with bench(tmp_path) as at:
+        await suggested_memory(at)
+        documents = Documents(at.records)
+        same = DocPut(doc_id="d", content=f"{GREENHOUSE}, says the manual", tags=["glass"])
+        await documents.put(same, os.urandom(16))
+        assert len(await listed(at)) == 2
+        if by == "delete":
+            await documents.delete(DocDelete(doc_id="d"), os.urandom(16))
+        else:
+            await documents.put(DocPut(doc_id="d", content="gone"), os.urandom(16))
+
+        (left,) = await listed(at, include_dismissed=True)
+        assert left.evidence[0].id == "m"
+        assert len(await kept_words(at)) == 1
+
+
+async def test_a_fact_that_is_forgotten_is_not_offered_again(tmp_path: Path) -> None:
+    """The offer to remember it goes along."""
+    async with bench(tmp_path) as at:
+        await at.session(user_id="ada")
+        await at.say("My name is Ada Byron and I write.", "I live in Turin.")
+        made = {suggestion.text: suggestion for suggestion in await look(at)}
+        assert len(made) == 2
+        await at.store.remember(Remember(key="name", value="Ada Byron"), os.urandom(16))
+
+        await at.store.forget(Forget(key="name"), os.urandom(16))
+
+        (left,) = await listed(at, include_dismissed=True)
+        assert "Turin" in left.text
+        await at.say("My name is Ada Byron, as I said.")
+        assert await look(at) == []
+
+
+async def test_what_was_suggested_in_a_deleted_session_is_not_suggested_in_the_next(tmp_path: Path) -> None:
+    """Deleting forgets words, not that the user has seen them."""
+    async with bench(tmp_path) as at:
+        await suggested_memory(at)
+        await at.end("s", delete=True)
+        assert await kept_words(at) == []
+
+        await at.session("later", user_id="ada")
+        await at.say("Which glass would you take for a greenhouse with rhubarb?", session_id="later")
+        assert await look(at, "later") == []
+
+
+async def test_what_is_deleted_during_a_look_is_not_suggested(tmp_path: Path) -> None:
+    """The words would come back after they were gone."""
+    finder = GivenFinder(hit("m", GREENHOUSE, at=START_S - DAY_S))
+    async with bench(tmp_path, finder=finder) as at:
+        await at.session(user_id="ada")
+        await at.say("Which glass would you take for a greenhouse with rhubarb?")
+        # The search still finds what is no longer there.
+        assert await look(at) == []
+        assert await at.rows("SELECT 1 FROM suggestions") == []
 
 
 # What turns say -----------------------------------------------------------------------------------------------------
@@ -428,3 +559,32 @@ def test_words_that_say_nothing_are_not_terms() -> None:
     """What is left is stemmed, so that forms of a word meet."""
     assert policy.terms("I really think that was great, thanks!") == frozenset()
     assert policy.terms("Gardens, gardening and a garden's gardener") == {"garden", "gardener"}
+
+
+# Whose it is --------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_of_a_namespace_of_their_own_see_nothing_beside_it(tmp_path: Path) -> None:
+    """Who may read its suggestions need not have the right to read what others keep."""
+    finder = GivenFinder(hit("m", "greenhouse rhubarb glass", at=START_S - DAY_S))
+    async with bench(tmp_path, finder=finder) as at:
+        for ns in ("session", "user.bob"):
+            finder.asked.clear()
+            await at.session(ns=ns)
+            await at.say("greenhouse rhubarb glass", ns=ns)
+            await look(at, ns=ns)
+            expected = ["session", "memory", "kb"] if ns == "session" else ["user.bob", "user.bob"]
+            assert [search.ns for search in finder.asked] == expected
+
+
+async def test_the_facts_of_a_namespace_are_what_its_sessions_need_not_suggest(tmp_path: Path) -> None:
+    """Known to others is not known to Bob."""
+    async with bench(tmp_path) as at:
+        await at.store.remember(Remember(key="travels by", value="Trains over planes"), os.urandom(16))
+        await at.session(ns="user.bob")
+        await at.say("I prefer trains over planes.", ns="user.bob")
+        assert kinds(await look(at, ns="user.bob")) == ["remember"]
+
+        await at.store.remember(Remember(key="drinks", value="Tea", ns="user.bob"), os.urandom(16))
+        await at.say("I prefer tea.", ns="user.bob")
+        assert await look(at, ns="user.bob") == []

@@ -27,7 +27,7 @@ from tests.sessions_bench import WordCounter
 from workers.memory.items.documents import Documents
 from workers.memory.items.memories import Memories
 from workers.memory.records import Records
-from workers.memory.search import text_index
+from workers.memory.search import candidates, text_index
 from workers.memory.search.pipeline import Searcher
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.store import MemoryStore
@@ -398,6 +398,36 @@ async def test_small_namespace_in_a_large_store_is_searched_by_itself(
 
         assert await hub.ids("hound", ns="small") == [small]
         assert len(await hub.ids("hound", ns="large", k=1000)) == 100
+
+
+async def test_newer_chunks_of_others_do_not_hide_those_of_a_large_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the words of most of the store are looked up without the namespace."""
+    monkeypatch.setattr(text_index, "SMALL_STORE_CHUNKS", 10)
+    async with opened(tmp_path, replace(SearchSettings(), candidates=10), has_meaning=False) as hub:
+        mine = [await hub.add(f"the hound {number}", ns="large") for number in range(80)]
+        for _ in range(30):
+            await hub.add("the hound", ns="other")
+
+        assert set(await hub.ids("hound", ns="large", k=5)) <= set(mine)
+        assert len(await hub.ids("hound", ns="large", k=5)) == 5
+
+
+async def test_filter_that_many_chunks_fulfil_is_not_hidden_by_newer_ones_that_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many to be held in a set; and none of them among the best candidates without the filter."""
+    monkeypatch.setattr(candidates, "ALLOWED_MAX", 10)
+    async with opened(tmp_path, replace(SearchSettings(), candidates=10), has_meaning=False) as hub:
+        notes = [await hub.add(f"the hound {number}", type="note") for number in range(20)]
+        for _ in range(80):
+            await hub.add("the hound", type="log")
+
+        found = await hub.ids("hound", filters=Filters(type="note"), k=5)
+
+        assert len(found) == 5
+        assert set(found) <= set(notes)
 
 
 # Replies --------------------------------------------------------------------------------------------------------

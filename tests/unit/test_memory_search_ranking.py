@@ -234,9 +234,18 @@ def test_half_as_many_words_do_where_there_is_no_meaning() -> None:
     assert floored({1: 1}, {2: 0.0}) == []
 
 
+def test_strays_stay_behind() -> None:
+    """Hits with less than a part of the best one's score."""
+    relevance = Relevance(SETTINGS, found("rhubarb soup", {1: 3}), {1: 0.9, 2: 0.5, 3: 0.17})
+    hits = ranked("rhubarb soup", [row(1), row(2), row(3)], relevance)
+
+    assert [hit.row.id for hit in above_floor(hits, relevance, replace(SETTINGS, stray_floor=0.3))] == [1, 2]
+    assert [hit.row.id for hit in above_floor(hits, relevance, replace(SETTINGS, stray_floor=0.0))] == [1, 2, 3]
+
+
 def test_floors_of_zero_let_everything_pass() -> None:
     """They can be switched off."""
-    settings = replace(SETTINGS, text_floor=0.0, dense_floor=0.0)
+    settings = replace(SETTINGS, text_floor=0.0, dense_floor=0.0, stray_floor=0.0)
     relevance = Relevance(settings, found("one", {}), {})
     hits = ranked("one", [row(chunk) for chunk, _ in zip(count(1), range(3), strict=False)], relevance)
 

@@ -110,6 +110,17 @@ async def test_a_summary_stands_before_the_turns_of_its_session(tmp_path: Path) 
         assert text.splitlines()[:2] == ["[2023-11-14, session garden]", "Summary: Ada's garden."]
 
 
+async def test_a_session_that_the_query_is_not_about_stays_out(tmp_path: Path) -> None:
+    """Its summary comes only for who asks for nothing in particular."""
+    async with bench(tmp_path) as at:
+        await two_sessions(at)
+        await at.sessions.update(SessionUpdate(session_id="garden", summary="Ada's garden."), os.urandom(16))
+        nothing = await bridge(at, query="xylophone")
+        assert (nothing.text, nothing.sessions, nothing.left_out) == ("", [], 0)
+        await at.session("fresh", user_id="ada")
+        assert "Summary: Ada's garden." in (await bridge(at, "fresh")).text
+
+
 async def test_a_turn_cannot_pretend_to_be_several(tmp_path: Path) -> None:
     """Line breaks inside it become spaces, and a long one is cut."""
     async with bench(tmp_path) as at:

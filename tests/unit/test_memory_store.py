@@ -425,6 +425,27 @@ async def test_replies_are_forgotten_after_an_hour(tmp_path: Path) -> None:
         assert await at.store.kv_set(KvSet(key="k", value=1), late) == kept
 
 
+async def test_replies_given_by_a_clock_that_was_ahead_are_forgotten_too(tmp_path: Path) -> None:
+    """From when the clock was set right and the service started again, not from the time it said."""
+    async with bench(tmp_path) as at:
+        at.wall_s += 10 * 366 * 86_400
+        await at.set("k")
+        await at.records.close()
+        at.wall_s -= 10 * 366 * 86_400
+        await at.open()
+        await at.records.write(lambda connection, now: Outcome(applied.date_back(connection, now), []))
+        await at.set("k")
+        at.wait(applied.KEEP_S + 1)
+        await at.set("k")
+
+        await at.store.sweep(at.records.now())
+
+        kept = await at.records.read(
+            lambda connection: connection.execute("SELECT applied_at FROM applied_requests").fetchall()
+        )
+        assert [applied_at for (applied_at,) in kept] == [at.records.now()]
+
+
 # Facts ----------------------------------------------------------------------------------------------------------
 
 

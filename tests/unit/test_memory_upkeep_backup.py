@@ -78,9 +78,9 @@ class Memory:
         """Make a backup."""
         return await self.upkeep.backup(MemoryBackup(name=name), new_id(), unheard)
 
-    async def restore(self, path: str) -> Restored:
+    async def restore(self, path: str, request_id: bytes | None = None) -> Restored:
         """Go back to a backup."""
-        return await self.upkeep.restore(MemoryRestore(path=path), unheard)
+        return await self.upkeep.restore(MemoryRestore(path=path), request_id or new_id(), unheard)
 
     async def ask(self, sql: str) -> list[Any]:
         """The rows of a query."""
@@ -739,3 +739,16 @@ async def test_the_offline_program_tells_where_it_kept_what_was_there(tmp_path: 
     assert (done.returncode, failed.returncode) == (0, 1)
     assert '"kept_as":"' in done.stdout
     assert "not_found: there is no backup" in failed.stderr
+
+
+async def test_a_repeated_request_restores_once(tmp_path: Path) -> None:
+    """What was written after the restore is not taken back by its echo."""
+    async with opened(tmp_path) as memory:
+        await memory.set(a=1)
+        await memory.backup("monday")
+        request_id = new_id()
+        first = await memory.restore("monday", request_id)
+        await memory.set(a=2)
+
+        assert await memory.restore("monday", request_id) == first
+        assert await memory.get("a") == 2

@@ -13,9 +13,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.bodies.items import DocPut, ExperienceRecord, MemoryAdd
+from schemas.bodies.items import DocPut, ExperienceRecord, MemoryAdd, MemoryDelete
 from schemas.bodies.memory import KvDelete, KvGet, KvSet, Remember
-from schemas.bodies.sessions import NewTurn, SessionAppend, SessionCreate
+from schemas.bodies.sessions import (
+    ContextDelete,
+    ContextGet,
+    ContextPut,
+    NewTurn,
+    SessionAppend,
+    SessionCreate,
+    SessionGet,
+    SessionList,
+    SuggestList,
+)
 from schemas.bodies.upkeep import ExportPart, ExportRecord, Imported, MemoryExport, MemoryImport, NewRecord
 from schemas.envelope import new_id
 from schemas.errors import BadRequest, BusError, Conflict, TooLarge
@@ -24,7 +34,10 @@ from workers.memory.items.experiences import Experiences
 from workers.memory.items.memories import Memories
 from workers.memory.outcome import Event
 from workers.memory.records import Records
+from workers.memory.sessions.contexts import Contexts
+from workers.memory.sessions.proactive import Monitor
 from workers.memory.sessions.sessions import Sessions
+from workers.memory.sessions.tokens import Estimator
 from workers.memory.store import MemoryStore
 from workers.memory.upkeep.export import PART_ROWS, export
 from workers.memory.upkeep.importing import import_records
@@ -171,6 +184,25 @@ def samples() -> list[NewRecord]:
                 expires_at=NOW + 1e6,
             ),
         ),
+        (
+            "suggestion",
+            "session",
+            {
+                "suggestion_id": "sug-00112233445566778899aabbccddeeff",
+                "kind": "related",
+                "text": "There is a memory of this",
+                "reason": "It is close",
+                "confidence": 0.75,
+                "evidence": [{"kind": "memory", "id": "a-second", "text": "The bees", "score": 1.5, "at": NOW - 100}],
+                "made_at": NOW - 60,
+                "user_id": "ada",
+                "session_id": "s/1",
+                "evidence_from": "memory memory/a-second",
+                "dismissed_at": NOW - 50,
+            },
+        ),
+        ("switch", "session", {"user_id": "", "is_on": True}),
+        ("switch", "session", {"user_id": "ada", "is_on": False}),
     ]
     return [NewRecord(kind=kind, ns=ns, data=fields) for kind, ns, fields in data]  # type: ignore[arg-type]
 
@@ -265,6 +297,7 @@ def test_no_column_is_left_out_of_the_export(tmp_path: Path) -> None:
         "sessions": {"turns"},
         "group_members": {"sequence", "group_id"},
         "turns": {"session_id"},
+        "suggestions": {"fingerprint"},
     }
     tables = {kind.table: set(kind.columns) for kind in KINDS.values()}
     tables |= {kind.parts.table: set(kind.parts.data.__struct_fields__) for kind in KINDS.values() if kind.parts}
@@ -374,13 +407,19 @@ async def test_importing_again_changes_nothing(tmp_path: Path) -> None:
         assert packed(await everything(records)) == packed(samples())
 
 
+def other_fields(kind: str) -> dict[str, Any]:
+    """What makes another content of the first sample of a kind."""
+    other: dict[str, dict[str, Any]] = {"suggestion": {"made_at": 1.0}, "switch": {"is_on": False}}
+    return other.get(kind, {"created_at": 1.0})
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 async def test_another_content_under_the_same_id_is_a_conflict(tmp_path: Path, kind: str) -> None:
     """By default nothing is overwritten; the error names the record, and the rest of the batch is not written."""
     async with opened(tmp_path / "one") as records:
         record = next(sample for sample in samples() if sample.kind == kind)
         await taken_in(records, [record])
-        other = msgspec.structs.replace(record, data={**record.data, "created_at": 1.0})
+        other = msgspec.structs.replace(record, data={**record.data, **other_fields(kind)})
         news = NewRecord(kind="kv", ns="kv", data=head(key="new", value=1, version=1))
 
         with pytest.raises(Conflict, match="record 1") as caught:
@@ -396,20 +435,20 @@ async def test_replace_and_skip_decide_about_a_conflict(tmp_path: Path, kind: st
     async with opened(tmp_path / "one") as records:
         record = next(sample for sample in samples() if sample.kind == kind)
         await taken_in(records, [record])
-        other = msgspec.structs.replace(record, data={**record.data, "created_at": 1.0})
+        other = msgspec.structs.replace(record, data={**record.data, **other_fields(kind)})
 
         assert await taken_in(records, [other], "skip") == Imported(imported=0, skipped=1)
         assert packed(await everything(records)) == packed([record])
 
         assert await taken_in(records, [other], "replace") == Imported(imported=1, skipped=0)
         (found,) = await everything(records)
-        assert found.data["created_at"] == 1.0
+        assert found.data.items() >= other_fields(kind).items()
         if "version" in record.data:
             assert found.data.pop("version") == record.data["version"] + 1
             other.data.pop("version")
         assert packed([found]) == packed([other])
         assert await taken_in(
-            records, [msgspec.structs.replace(other, data={**record.data, "created_at": 1.0})], "replace"
+            records, [msgspec.structs.replace(other, data={**record.data, **other_fields(kind)})], "replace"
         ) == (Imported(imported=0, skipped=1))
 
 
@@ -464,6 +503,38 @@ async def test_a_groups_number_belongs_to_one_namespace(tmp_path: Path) -> None:
             await taken_in(records, [msgspec.structs.replace(group, ns="elsewhere")], "replace")
 
 
+async def test_what_was_dismissed_or_switched_off_stays_so_after_a_move(tmp_path: Path) -> None:
+    """The monitor of the other memory knows it, and forgets on request what it quotes."""
+    async with opened(tmp_path / "one") as one, opened(tmp_path / "two") as two:
+        await taken_in(one, samples())
+        await taken_in(two, as_new(await everything(one)))
+        finder: Any = None
+        monitor = Monitor(two, finder, lambda: None, is_enabled=True)
+
+        assert (await monitor.listing(SuggestList(user_id="ada"))).suggestions == []
+        assert not (await monitor.listing(SuggestList(user_id="ada"))).is_on
+        assert (await monitor.listing(SuggestList(user_id="bob"))).is_on
+        (kept,) = (await monitor.listing(SuggestList(include_dismissed=True))).suggestions
+        assert kept.evidence[0].text == "The bees"
+
+        await Memories(two).delete(MemoryDelete(id="a-second"), new_id())
+        assert (await monitor.listing(SuggestList(include_dismissed=True))).suggestions == []
+        forgotten = await everything(two, kinds=["suggestion"])
+        async with opened(tmp_path / "three") as three:
+            await taken_in(three, as_new(forgotten))
+            assert packed(await everything(three)) == packed(forgotten)
+
+
+async def test_a_suggestion_belongs_to_one_namespace(tmp_path: Path) -> None:
+    """Its id says which; one made up for another is a conflict."""
+    async with opened(tmp_path / "one") as records:
+        suggestion = next(record for record in samples() if record.kind == "suggestion")
+        await taken_in(records, [suggestion])
+
+        with pytest.raises(Conflict, match="is a suggestion of namespace 'session' already"):
+            await taken_in(records, [msgspec.structs.replace(suggestion, ns="elsewhere")], "replace")
+
+
 async def test_an_imported_write_is_an_event(tmp_path: Path) -> None:
     """Subscribers hear of it as of every other write, with the record's id and version."""
     events: list[Event] = []
@@ -512,6 +583,8 @@ async def test_an_import_under_one_id_happens_once(tmp_path: Path) -> None:
         ("session", {"turns": "none"}, "turns", BadRequest),
         ("group", {"members": [{}]}, "members[0].memory_id", BadRequest),
         ("session", {"state": "deleting"}, "state", BadRequest),
+        ("suggestion", {"suggestion_id": "sug-1"}, "suggestion_id", BadRequest),
+        ("suggestion", {"evidence": [{"kind": "turn"}]}, "evidence[0].id", BadRequest),
     ],
 )
 async def test_a_field_that_does_not_fit_is_named_with_its_record(
@@ -597,3 +670,34 @@ def searchable(connection: sqlite3.Connection) -> list[Any]:
         "SELECT ns, doc_id, typeof(tags), characters, chunks FROM knowledge_base ORDER BY 1, 2",
     )
     return [row for query in queries for row in connection.execute(query)]
+
+
+async def test_an_imported_context_starts_above_those_that_are_gone(tmp_path: Path) -> None:
+    """As entries do."""
+    async with opened(tmp_path / "one") as records:
+        contexts = Contexts(records)
+        for _ in range(5):
+            await contexts.put(ContextPut(context_id="c"), new_id())
+        await contexts.delete(ContextDelete(context_id="c"), new_id())
+
+        await taken_in(records, [record for record in samples() if record.kind == "context"])
+
+        assert (await contexts.get(ContextGet(context_id="c"))).version == 6
+
+
+async def test_an_imported_session_without_an_end_lasts(tmp_path: Path) -> None:
+    """It is read, listed and gone on with like any other."""
+    async with opened(tmp_path / "one") as records:
+        fields = {"session_id": "s", "user_id": "ada", "type": "conversation", "state": "open"}
+        times = {"created_at": NOW - 90, "last_used_at": NOW - 80}
+        await taken_in(records, [NewRecord(kind="session", ns="session", data={**fields, **times})])
+        sessions = Sessions(records, Estimator(), ttl_s=60, on_turns=lambda *_: None)
+
+        assert (await sessions.get(SessionGet(session_id="s", touch=True))).state == "open"
+        turns = [NewTurn(role="user", content="Hello")]
+        appended = await sessions.append(SessionAppend(session_id="s", turns=turns), new_id())
+        await sessions.sweep(NOW + 1e6)
+
+        assert appended.expires_at is None
+        (listed,) = (await sessions.listing(SessionList())).sessions
+        assert (listed.state, listed.expires_at, listed.turns, listed.last_used_at) == ("open", None, 1, NOW)

@@ -79,6 +79,26 @@ async def test_vector_whose_removal_is_ordered_is_no_surplus(tmp_path: Path) -> 
         assert verified.waiting == 1
 
 
+async def test_index_that_lost_its_last_writes_is_repaired_although_the_counts_agree(tmp_path: Path) -> None:
+    """A change is a removal and a new vector: an index that is a moment behind holds as many as it should."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", "one", "two")
+            await store.put("b", "three")
+            await store.settled()
+            before = dict(index.points)
+            await store.put("b", "changed")
+            await store.settled()
+        index.points = before
+
+        await agreement.restore_lost(store.records, index, encoder.name)
+        async with store.pumping(encoder, index):
+            await store.settled()
+
+        assert (await compare(store, index)).agrees
+
+
 async def test_rebuild_empties_the_index_and_orders_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

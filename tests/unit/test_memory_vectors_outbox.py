@@ -208,3 +208,53 @@ def test_who_spoke_and_when_is_encoded_with_what_was_said() -> None:
     at = datetime(2024, 5, 3, 23, 30).astimezone().timestamp()
     assert embedded_text("The train leaves at 7.", "Ana", at) == "2024-05-03 Ana: The train leaves at 7."
     assert embedded_text("The train leaves at 7.", None, at) == "The train leaves at 7."
+
+
+async def test_what_is_new_overtakes_a_long_document(tmp_path: Path) -> None:
+    """A turn is embedded before the rest of a document that was there first; everything is embedded once."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    pieces = [f"{number} {'x' * 9_000}" for number in range(40)]
+    async with opened_store(tmp_path) as store:
+        document = await store.put("book", *pieces, kind="document")
+        encoder.may_go_on.clear()
+        async with store.pumping(encoder, index):
+            await until(lambda: bool(encoder.calls), "the encoder has the first page")
+            turn = await store.put("s/1", "hello", kind="turn")
+            encoder.may_go_on.set()
+            await store.settled()
+
+        given = [text for call in encoder.calls for text in call]
+        assert given.index("hello") < 20
+        assert sorted(given) == sorted([*pieces, "hello"])
+        assert set(index.points) == {*document, *turn}
+        await check_agreement(store, encoder, index)
+
+
+async def test_chunk_removed_while_its_document_waits_leaves_no_vector(tmp_path: Path) -> None:
+    """What is to be removed overtakes nothing."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        await store.put("book", *(f"{number} {'x' * 9_000}" for number in range(40)), kind="document")
+        encoder.may_go_on.clear()
+        async with store.pumping(encoder, index):
+            await until(lambda: bool(encoder.calls), "the encoder has the first page")
+            await store.remove("book", kind="document")
+            (kept,) = await store.put("m", "kept")
+            encoder.may_go_on.set()
+            await store.settled()
+
+        assert set(index.points) == {kept}
+        await check_agreement(store, encoder, index)
+
+
+async def test_page_ends_before_it_takes_the_encoder_too_long(tmp_path: Path) -> None:
+    """By characters as well as by number."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        await store.put("long", *(f"{number} {'x' * 9_000}" for number in range(10)))
+        await store.put("short", *(str(number) for number in range(outbox.PAGE_CHUNKS + 1)))
+        async with store.pumping(encoder, index):
+            await store.settled()
+
+        assert max(len(call) for call in encoder.calls) == outbox.PAGE_CHUNKS
+        assert max(sum(len(text) for text in call) for call in encoder.calls) <= outbox.PAGE_CHARACTERS

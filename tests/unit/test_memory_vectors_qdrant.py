@@ -16,6 +16,8 @@ from workers.memory.vectors.qdrant import QdrantIndex, client_factory
 from workers.memory.vectors.unavailable import IndexUnavailable
 
 pytest.importorskip("qdrant_client")
+from qdrant_client import AsyncQdrantClient
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
 
 def healthy(method: str, path: str) -> tuple[int, Any]:
@@ -57,13 +59,26 @@ async def test_refused_connection_is_unavailable_with_its_reason() -> None:
 
 
 async def test_server_that_does_not_answer_is_given_up() -> None:
-    """After the time limit of a call, several times."""
+    """After the time limit of a call, once: a search waits for it."""
     async with answering(lambda method, path, body: None) as (url, asked):
         index = index_at(url, timeout_s=1)
         with pytest.raises(IndexUnavailable, match="the Qdrant server failed"):
             await index.count()
         await index.close()
-    assert len(asked) == 3
+    assert len(asked) == 1
+
+
+async def test_server_that_asks_for_patience_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client has an error of its own for that: search goes on without meaning, and the pump tries again."""
+
+    async def answer(*_: Any, **__: Any) -> None:
+        raise ResourceExhaustedResponse("too many requests", 7)
+
+    index = index_at("http://127.0.0.1:1")
+    monkeypatch.setattr(AsyncQdrantClient, "collection_exists", answer)
+    with pytest.raises(IndexUnavailable, match=r"the Qdrant server failed: .*too many requests"):
+        await index.count()
+    await index.close()
 
 
 async def test_passing_failure_is_tried_again() -> None:

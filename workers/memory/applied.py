@@ -74,6 +74,16 @@ def latest_applied_at(connection: sqlite3.Connection) -> float:
     return row[0] if row is not None else 0.0
 
 
+def date_back(connection: sqlite3.Connection, now: float) -> int:
+    """Take what was applied later than now, by a clock that has been set back since, for applied now; returns how many.
+
+    Otherwise `prune`, which goes from the oldest on, would stand still until that time, and the table would grow.
+    """
+    if latest_applied_at(connection) <= now:
+        return 0
+    return connection.execute("UPDATE applied_requests SET applied_at = ?1 WHERE applied_at > ?1", (now,)).rowcount
+
+
 def has_outdated(connection: sqlite3.Connection, now: float) -> bool:
     """True when `prune` would find something."""
     row = connection.execute("SELECT applied_at FROM applied_requests ORDER BY sequence LIMIT 1").fetchone()

@@ -52,6 +52,7 @@ class Database:
         self._on_committed = on_committed
         self._readers: list[Connection] = []
         self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._freeing: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._is_closed = False
         self._committing: asyncio.Task[None] | None = None
@@ -103,6 +104,7 @@ class Database:
         if self._here is not None:
             self._here.close()
             self._here = None
+        await asyncio.gather(*self._freeing)
         # The writer last: whoever closes last folds the log back into the file.
         for connection in (*self._readers, self._writer):
             await connection.close()
@@ -110,12 +112,26 @@ class Database:
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """What `function` reads, on a connection that sees everything committed so far."""
         reader = await self._idle.get()
+        is_given_up = False
         try:
             return await reader.run(function)
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
+        except asyncio.CancelledError:
+            is_given_up = True
+            raise
         finally:
-            self._idle.put_nowait(reader)
+            if is_given_up:
+                # Its thread goes on with it, and whoever took this reader now would wait for that.
+                freeing = asyncio.create_task(self._free_when_done(reader), name="memory reader")
+                self._freeing.add(freeing)
+                freeing.add_done_callback(self._freeing.discard)
+            else:
+                self._idle.put_nowait(reader)
+
+    async def _free_when_done(self, reader: Connection) -> None:
+        await reader.run(lambda _: None)
+        self._idle.put_nowait(reader)
 
     async def read_here(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """What `function` reads, run in the event loop: for the look-up of one row, a few microseconds.

@@ -27,6 +27,7 @@ from workers.memory import chunks
 from workers.memory.items.chunking import cut
 from workers.memory.outcome import Outcome, changed
 from workers.memory.prompt import BYTES_PER_TOKEN_MAX, PromptText, usefulness
+from workers.memory.sessions import suggestions
 
 # Keys that one `forget` names in its reply; `forgotten` counts them all.
 FORGOTTEN_KEYS_MAX: Final = 1_000
@@ -95,6 +96,9 @@ def forget(connection: sqlite3.Connection, request: Forget) -> Outcome:
     """Delete one fact, a category or everything in the namespace. Raises BadRequest unless one of them is asked for."""
     where, values = _chosen(request)
     keys = [key for (key,) in connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key", values)]
+    suggestions.forget_facts(
+        connection, request.ns, connection.execute(f"SELECT key, value FROM facts WHERE {where}", values)
+    )
     connection.execute(f"DELETE FROM facts WHERE {where}", values)
     for key in keys:
         chunks.remove(connection, ns=request.ns, kind="fact", source_id=key)

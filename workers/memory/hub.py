@@ -14,7 +14,7 @@ from bus.settings import Settings
 from bus.worker import Worker
 from schemas.bodies.control import ErrorReport
 from schemas.errors import BusError
-from workers.memory import handlers
+from workers.memory import applied, handlers
 from workers.memory.accounts import handlers as account_handlers
 from workers.memory.accounts.accounts import Accounts
 from workers.memory.event_outbox import EventOutbox
@@ -27,7 +27,7 @@ from workers.memory.items import handlers as item_handlers
 from workers.memory.items.documents import Documents
 from workers.memory.items.experiences import Experiences
 from workers.memory.items.memories import Memories
-from workers.memory.outcome import Event
+from workers.memory.outcome import Event, Outcome
 from workers.memory.records import Records
 from workers.memory.search import handlers as search_handlers
 from workers.memory.search.pipeline import Searcher
@@ -89,6 +89,7 @@ class Hub:
         await self._accounts.open()
         # With the wall clock set back since, what had expired at the last write must not come back.
         await self._sweep(await self._records.newest_time())
+        await self._records.write(lambda connection, now: Outcome(applied.date_back(connection, now), []))
 
     async def close(self) -> None:
         """End what runs in threads of its own."""

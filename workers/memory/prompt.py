@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from schemas.bodies.memory import PromptAddition
 
@@ -25,6 +27,8 @@ BYTES_PER_TOKEN: Final = 3
 
 # No text is looked at that is longer than this per token of the budget: long runs of one character make such tokens.
 BYTES_PER_TOKEN_MAX: Final = 16
+
+Recount = Callable[[str], Awaitable[int | None]]
 
 
 def usefulness(
@@ -107,6 +111,25 @@ def counted_addition(
         else:
             text.leave_out(key)
     return text.addition()
+
+
+async def fitting_addition(
+    max_tokens: int, candidates: Sequence[tuple[str, str]], costs: Mapping[str, int], counted_by: str, count: Recount
+) -> PromptAddition:
+    """The `counted_addition`, counted once more as a whole, with fewer facts while that is too much.
+
+    Lines joined may cost more than one by one, by a token or two. count: tokens of a text by the same tokenizer, None
+    where it has just gone away; then what it said of the lines stands.
+    """
+    room = max_tokens
+    while True:
+        addition = counted_addition(room, candidates, costs, counted_by)
+        tokens = await count(addition.text) if addition.text else None
+        if tokens is None:
+            return addition
+        if tokens <= max_tokens:
+            return msgspec.structs.replace(addition, tokens=tokens)
+        room = min(room, addition.tokens) - (tokens - max_tokens)
 
 
 def prompt_line(key: str, value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -64,6 +65,10 @@ class Records:
         """What `function` reads of everything committed so far. Raises the errors of `sqlite_errors.explain`."""
         return await self.database.read(function)
 
+    async def read_whole(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """`read` of one state of the database, for a function whose statements must fit together."""
+        return await self.database.read(partial(_in_one_state, function))
+
     async def read_here(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """`read` of one row, done in the event loop: see `Database.read_here`."""
         return await self.database.read_here(function)
@@ -76,3 +81,13 @@ class Records:
         """The reply of `write`, made to happen once per request id: again, it answers the same and changes nothing."""
         reply: T = await self.database.write(write, Once(operation, request_id, reply_type))
         return reply
+
+
+def _in_one_state(function: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    connection.execute("BEGIN")
+    try:
+        return function(connection)
+    finally:
+        # A failing disk may have ended it already.
+        if connection.in_transaction:
+            connection.execute("COMMIT")

@@ -9,7 +9,7 @@ from typing import Final
 from schemas.bodies import memory as bodies
 from workers.memory import applied, facts, kv
 from workers.memory.outcome import Outcome
-from workers.memory.prompt import HEADING, counted_addition, prompt_line
+from workers.memory.prompt import HEADING, fitting_addition, prompt_line
 from workers.memory.records import Records
 from workers.memory.sessions.tokens import ESTIMATE, Estimator, TokenCounter
 from workers.memory.text import check_texts
@@ -113,13 +113,21 @@ class MemoryStore:
         check_texts(request)
         now = self._records.now()
         if request.model is not None:
-            candidates = await self._records.read(lambda connection: facts.prompt_candidates(connection, request, now))
+            candidates = await self._records.read_whole(
+                lambda connection: facts.prompt_candidates(connection, request, now)
+            )
             lines = [f"\n{prompt_line(key, value)}" for key, value in candidates if value]
             counted = await self._counter.count([HEADING, *lines], request.model)
             if counted.by != ESTIMATE:
                 costs = dict(zip([HEADING, *lines], counted.counts, strict=True))
-                return counted_addition(request.max_tokens, candidates, costs, counted.by)
-        return await self._records.read(lambda connection: facts.prompt_addition(connection, request, now))
+                recount = partial(self._recount, request.model, counted.by)
+                return await fitting_addition(request.max_tokens, candidates, costs, counted.by, recount)
+        return await self._records.read_whole(lambda connection: facts.prompt_addition(connection, request, now))
+
+    async def _recount(self, model: str, by: str, text: str) -> int | None:
+        """Tokens of `text`, None where `by` does not count any more."""
+        counted = await self._counter.count([text], model)
+        return counted.counts[0] if counted.by == by else None
 
     # Upkeep -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
+import msgspec
+
 from bus.authorize import LOCAL, Caller
 from bus.private_file import write_private
 from bus.ratelimit import rate_of
@@ -20,6 +22,7 @@ from bus.tokens import LocalToken, local_token_path
 from bus.worker import Call
 from schemas.bodies import accounts as bodies
 from schemas.errors import Forbidden, Unauthenticated
+from workers.memory import applied
 from workers.memory.accounts import access_tokens, families, scores, users
 from workers.memory.accounts.access_tokens import BadToken
 from workers.memory.accounts.keys import Key, KeyRing
@@ -111,7 +114,8 @@ class Accounts:
         if now - self._swept_at < _SWEEP_S:
             return
         self._swept_at = now
-        await self._records.write(lambda connection, _: families.prune(connection, now))
+        traded_s = self._settings.auth.refresh_ttl_s
+        await self._records.write(lambda connection, _: families.prune(connection, now, traded_s=traded_s))
         kids = await self._records.read(lambda connection: families.kids_in_use(connection, now))
         await asyncio.to_thread(self._keys.keep, kids)
 
@@ -139,11 +143,12 @@ class Accounts:
         )
 
         def write(connection: sqlite3.Connection, _: float) -> Outcome:
+            current = _still(connection, account)
             families.begin(connection, family, key.kid, _hash(refresh_token), now)
             families.note(connection, account.name, source, "ok", now)
-            return Outcome(None, [])
+            return Outcome(current, [])
 
-        await self._records.write(write)
+        account = await self._records.write(write)
         return self._tokens(key, account, family, refresh_token, self._settings.auth.access_ttl_s)
 
     async def refresh(self, request: bodies.Refresh, call: Call) -> bodies.Tokens:
@@ -193,12 +198,15 @@ class Accounts:
 
     async def change_password(self, request: bodies.PasswordChange, call: Call) -> bodies.User:
         """Change one's own password. Raises as `login` does."""
+        # The same request again: the password it names is the old one by now.
+        stored = await self._records.read(lambda connection: applied.find_reply(connection, _subject_of(call), call.id))
+        if stored is not None:
+            return msgspec.msgpack.decode(stored, type=bodies.User)
         source = _source_of(call)
         async with self._turn_for(request.user_id, source, call) as turn:
             account = await self._checked(turn, request.user_id, request.password, source)
             password_hash = await turn.hash(request.new_password)
-        change = bodies.UserUpdate(user_id=account.name)
-        return await self._update(change, password_hash, call)
+        return await self._update(bodies.UserUpdate(user_id=account.name), password_hash, call, checked=account)
 
     async def verify(self, token: str) -> bodies.TokenState:
         """Whose token it is and what it is good for, with the user's present rights."""
@@ -356,9 +364,10 @@ class Accounts:
             raise Unauthenticated(_WRONG, reason="wrong")
         await self._slowdown.succeeded(name, source)
         new_hash = checked.new_hash
-        if new_hash is not None:
-            await self._records.write(lambda connection, _: users.set_password_hash(connection, name, new_hash))
-        return account
+        if new_hash is None:
+            return account
+        await self._records.write(lambda connection, _: users.set_password_hash(connection, account, new_hash))
+        return account._replace(password_hash=new_hash)
 
     async def _note_failure(self, user: str, source: str) -> None:
         retry_after_s = await self._slowdown.failed(user, source)
@@ -379,20 +388,24 @@ class Accounts:
         account = Account(name, password_hash, scopes, namespaces, is_disabled=False)
         now = self._now()
         return await self._records.write_once(
-            call.subject.partition("@")[0],
+            _subject_of(call),
             call.id,
             bodies.User,
             lambda connection, _: users.add(connection, account, now),
         )
 
-    async def _update(self, request: bodies.UserUpdate, password_hash: str | None, call: Call) -> bodies.User:
+    async def _update(
+        self, request: bodies.UserUpdate, password_hash: str | None, call: Call, *, checked: Account | None = None
+    ) -> bodies.User:
+        """Write the change; `checked`: as long as that account has the password that was checked."""
         now = self._now()
-        reply = await self._records.write_once(
-            call.subject.partition("@")[0],
-            call.id,
-            bodies.User,
-            lambda connection, _: users.update(connection, request, password_hash, now),
-        )
+
+        def write(connection: sqlite3.Connection, _: float) -> Outcome:
+            if checked is not None:
+                _still(connection, checked)
+            return users.update(connection, request, password_hash, now)
+
+        reply = await self._records.write_once(_subject_of(call), call.id, bodies.User, write)
         if password_hash is not None:
             await self._slowdown.forgive(request.user_id)
         self.on_revoked()
@@ -469,6 +482,19 @@ def _local_state() -> bodies.TokenState:
 def _hash(token: str) -> bytes:
     """What is kept of a refresh token: it is random, so that a plain hash cannot be reversed."""
     return hashlib.sha256(token.encode(errors="replace")).digest()
+
+
+def _still(connection: sqlite3.Connection, account: Account) -> Account:
+    """The account as it stands. Checking takes a while: raises Unauthenticated where the password was changed since."""
+    current = users.as_checked(connection, account)
+    if current is None:
+        raise Unauthenticated(_WRONG, reason="wrong")
+    return current
+
+
+def _subject_of(call: Call) -> str:
+    """The operation, without the instance it was addressed to."""
+    return call.subject.partition("@")[0]
 
 
 def _source_of(call: Call) -> str:

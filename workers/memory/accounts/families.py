@@ -178,12 +178,17 @@ def newest(connection: sqlite3.Connection) -> float:
     return 0.0 if row is None else row[0]
 
 
-def prune(connection: sqlite3.Connection, now: float) -> Outcome:
-    """Forget families that ended long ago and the oldest of too many sign-ins; the reply is how many rows went."""
+def prune(connection: sqlite3.Connection, now: float, *, traded_s: float) -> Outcome:
+    """Forget what nobody needs any more; the reply is how many rows went.
+
+    Families that ended long ago, the oldest of too many sign-ins, and refresh tokens traded in more than `traded_s`
+    seconds ago: by then they would have expired, and a sign-in that lasts for years must not gather them.
+    """
     families = connection.execute(
         "DELETE FROM token_families WHERE expires_at < ? OR revoked_at < ?", (now - ENDED_S, now - ENDED_S)
     ).rowcount
     sign_ins = connection.execute(
         "DELETE FROM sign_ins WHERE sequence <= (SELECT max(sequence) FROM sign_ins) - ?", (SIGN_INS_MAX,)
     ).rowcount
-    return Outcome(families + sign_ins, [])
+    tokens = connection.execute("DELETE FROM tokens WHERE used_at < ?", (now - traded_s,)).rowcount
+    return Outcome(families + sign_ins + tokens, [])

@@ -88,10 +88,21 @@ def update(connection: sqlite3.Connection, request: UserUpdate, password_hash: s
     return Outcome(show(connection, request.user_id, now), [event])
 
 
-def set_password_hash(connection: sqlite3.Connection, name: str, password_hash: str) -> Outcome:
-    """Keep the same password under newer parameters."""
-    connection.execute("UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
+def set_password_hash(connection: sqlite3.Connection, account: Account, password_hash: str) -> Outcome:
+    """Keep the same password under newer parameters, unless another one was set meanwhile."""
+    connection.execute(
+        "UPDATE users SET password_hash = ? WHERE name = ? AND password_hash = ?",
+        (password_hash, account.name, account.password_hash),
+    )
     return Outcome(None, [])
+
+
+def as_checked(connection: sqlite3.Connection, account: Account) -> Account | None:
+    """The account as it stands; None where the password that was checked is no longer its own, or it may not sign in."""
+    current = find(connection, account.name)
+    if current is None or current.is_disabled or current.password_hash != account.password_hash:
+        return None
+    return current
 
 
 def delete(connection: sqlite3.Connection, name: str) -> Outcome:

@@ -17,6 +17,10 @@ QUERY_VECTORS_S: Final = 30 * 86_400.0
 # Seconds for which it is kept how far a session was looked at: as long as it is likely to go on.
 LOOKED_TO_S: Final = 30 * 86_400.0
 
+# Seconds in which the tier takes what is being stored while the service stops. Where a Redis goes away just then, nobody
+# moves the writes to SQLite any more, and they would wait for ever.
+SETTLE_S: Final = 2.0
+
 
 class Kept:
     """Values in one space of the tier, for `ttl_s` seconds each. They must be right whenever they are found."""
@@ -42,9 +46,14 @@ class Kept:
         task.add_done_callback(self._storing.discard)
 
     async def settle(self) -> None:
-        """Wait for what is being stored."""
-        while self._storing:
-            await asyncio.wait(self._storing)
+        """Wait for what is being stored, SETTLE_S at most; what takes longer is not kept."""
+        if not self._storing:
+            return
+        _, late = await asyncio.wait(self._storing, timeout=SETTLE_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def _store(self, key: str, value: bytes) -> None:
         try:

@@ -13,9 +13,11 @@ from workers.memory.chunks import Piece
 from workers.memory.items.chunking import titled
 from workers.memory.items.drafts import check_size, pieces_of, time_of
 from workers.memory.items.floors import floor, raise_floor
+from workers.memory.items.once import once_then_read
 from workers.memory.items.rows import OVERHEAD_BYTES, Page, encode_tags, tags_of
-from workers.memory.outcome import Outcome, changed
+from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.records import Records
+from workers.memory.sessions import suggestions
 from workers.memory.text import check_texts, end_of_prefix
 from workers.memory.values import pack, unpack
 
@@ -23,7 +25,10 @@ _INFO: Final = "doc_id, ns, title, version, characters, chunks, created_at, upda
 
 
 class Documents:
-    """The documents of one database. Writes happen once per request id, as those of `Memories` do."""
+    """The documents of one database. Writes happen once per request id, as those of `Memories` do.
+
+    A `put` that comes again answers the document as it is by then.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -37,8 +42,13 @@ class Documents:
         texts = (request.ns, request.doc_id, request.title, request.content, tags)
         check_size(texts, len(metadata), max_bytes)
         ready = _Ready(request, tags, metadata, titled(await pieces_of(request.content), request.title))
-        return await self._records.write_once(
-            "memory.doc.put", request_id, DocInfo, lambda connection, now: _put(connection, ready, now)
+        # Its metadata may be long, so they are not kept with the request id.
+        return await once_then_read(
+            self._records,
+            "memory.doc.put",
+            request_id,
+            lambda connection, now: _put(connection, ready, now),
+            lambda connection, _: _read_info(connection, request.ns, request.doc_id),
         )
 
     async def get(self, request: DocGet) -> Document:
@@ -77,7 +87,7 @@ class _Before(NamedTuple):
     content: str
 
 
-def _put(connection: sqlite3.Connection, ready: _Ready, now: float) -> Outcome:
+def _put(connection: sqlite3.Connection, ready: _Ready, now: float) -> Sequence[Event]:
     request = ready.request
     before = _before(connection, request)
     _require_version(request, before)
@@ -107,6 +117,8 @@ def _put(connection: sqlite3.Connection, ready: _Ready, now: float) -> Outcome:
         ),
     )
     # What search finds stays as it is where only tags or metadata are new: nothing has to be embedded again.
+    if before is not None and before.content != request.content:
+        suggestions.forget_source(connection, request.ns, "document", request.doc_id)
     if before is None or (before.title, before.content, before.at) != (request.title, request.content, at):
         chunks.put(
             connection,
@@ -117,10 +129,14 @@ def _put(connection: sqlite3.Connection, ready: _Ready, now: float) -> Outcome:
             at=at,
             stream=request.doc_id,
         )
-    row = connection.execute(
-        f"SELECT {_INFO} FROM knowledge_base WHERE ns = ? AND doc_id = ?", (request.ns, request.doc_id)
-    ).fetchone()
-    return Outcome(_info(row), [changed(request.ns, request.doc_id, "doc_put", version)])
+    return [changed(request.ns, request.doc_id, "doc_put", version)]
+
+
+def _read_info(connection: sqlite3.Connection, ns: str, doc_id: str) -> DocInfo:
+    row = connection.execute(f"SELECT {_INFO} FROM knowledge_base WHERE ns = ? AND doc_id = ?", (ns, doc_id)).fetchone()
+    if row is None:
+        raise _not_found(ns, doc_id)
+    return _info(row)
 
 
 def _get(connection: sqlite3.Connection, request: DocGet) -> Document:
@@ -128,9 +144,7 @@ def _get(connection: sqlite3.Connection, request: DocGet) -> Document:
         f"SELECT {_INFO}, content FROM knowledge_base WHERE ns = ? AND doc_id = ?", (request.ns, request.doc_id)
     ).fetchone()
     if row is None:
-        raise NotFound(
-            f"no document {request.doc_id!r} in namespace {request.ns!r}", ns=request.ns, doc_id=request.doc_id
-        )
+        raise _not_found(request.ns, request.doc_id)
     end = None if request.length is None else request.start + request.length
     # Cut here and not by SQLite, whose functions for text stop at a null byte.
     return Document(**_fields(row), content=row[-1][request.start : end], start=request.start)
@@ -168,6 +182,7 @@ def _delete(connection: sqlite3.Connection, request: DocDelete) -> Outcome:
     if row is None:
         return Outcome(reply, [])
     chunks.remove(connection, ns=request.ns, kind="document", source_id=request.doc_id)
+    suggestions.forget_source(connection, request.ns, "document", request.doc_id)
     raise_floor(connection, request.ns, "document", row[0])
     return Outcome(reply, [changed(request.ns, request.doc_id, "doc_delete", row[0])])
 
@@ -193,6 +208,10 @@ def _require_version(request: DocPut, before: _Before | None) -> None:
         ns=request.ns,
         doc_id=request.doc_id,
     )
+
+
+def _not_found(ns: str, doc_id: str) -> NotFound:
+    return NotFound(f"no document {doc_id!r} in namespace {ns!r}", ns=ns, doc_id=doc_id)
 
 
 def _info(row: tuple[Any, ...]) -> DocInfo:

@@ -78,9 +78,15 @@ def draft(
 
 async def pieces_of(text: str) -> Sequence[Piece]:
     """The pieces of a content, cut in a thread where it is long."""
-    if len(text) <= CUT_HERE_CHARACTERS:
-        return cut(text)
-    return await asyncio.to_thread(cut, text)
+    (pieces,) = await pieces_of_each([text])
+    return pieces
+
+
+async def pieces_of_each(texts: Sequence[str]) -> list[Sequence[Piece]]:
+    """The pieces of several contents, cut in a thread where they are long together."""
+    if sum(map(len, texts)) <= CUT_HERE_CHARACTERS:
+        return [cut(text) for text in texts]
+    return await asyncio.to_thread(lambda: [cut(text) for text in texts])
 
 
 def check_size(texts: Sequence[str | None], more_bytes: int, max_bytes: int, path: str = "") -> None:

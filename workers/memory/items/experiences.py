@@ -83,7 +83,7 @@ class Experiences:
         check_texts(request)
         now = self._records.now()
         page_bytes = self._records.page_bytes
-        page = await self._records.read(lambda connection: _list(connection, request, now, page_bytes))
+        page = await self._records.read_whole(lambda connection: _list(connection, request, now, page_bytes))
         ids = [experience.exp_id for experience in page.experiences]
         if ids:
             await self._records.write_once(
@@ -177,17 +177,19 @@ def _list(connection: sqlite3.Connection, request: ExperienceList, now: float, p
         if value is not None:
             where.append(condition)
             values.append(value)
+    # Only what is shown is read whole: SQLite would sort all of them in memory, with their contexts.
     found = connection.execute(
-        f"SELECT {_COLUMNS} FROM experiences WHERE {' AND '.join(where)} ORDER BY {_ORDER[request.sort]}", values
+        f"SELECT sequence, tags FROM experiences WHERE {' AND '.join(where)} ORDER BY {_ORDER[request.sort]}", values
     )
     page: Page[Experience] = Page(request.limit, page_bytes)
     skipped = 0
-    for row in found:
-        if request.tag is not None and request.tag not in tags_of(row[13]):
+    for sequence, tags in found:
+        if request.tag is not None and request.tag not in tags_of(tags):
             continue
         if skipped < request.offset:
             skipped += 1
             continue
+        row = connection.execute(f"SELECT {_COLUMNS} FROM experiences WHERE sequence = ?", (sequence,)).fetchone()
         size_bytes = _bytes_of(row)
         if not page.has_room_for(size_bytes):
             return ExperiencePage(experiences=page.items, has_more=True)

@@ -27,6 +27,9 @@ RATES: Final[dict[str, float]] = {"short": 0.1, "medium": 0.05}
 THRESHOLDS: Final[dict[str, float]] = {"short": 0.4, "medium": 0.2}
 NEXT_TIER: Final[dict[str, Tier]] = {"short": "medium", "medium": "long"}
 
+# The tier in which nothing is lost any more.
+RESTING: Final[Tier] = "long"
+
 # Related memories from which a memory that leaves the short tier is consolidated with them.
 CONSOLIDATE_FROM: Final = 3
 CONSOLIDATED_IMPORTANCE: Final = 0.7

@@ -14,8 +14,9 @@ import msgspec
 from schemas.bodies import items as bodies
 from schemas.errors import BadRequest, BusError
 from workers.memory import applied
+from workers.memory.chunks import Piece
 from workers.memory.items import cycle, groups, reading, relations, removal, rows, writing
-from workers.memory.items.drafts import Draft, Revision, draft, id_of, pieces_of
+from workers.memory.items.drafts import Draft, Revision, draft, id_of, pieces_of, pieces_of_each
 from workers.memory.items.once import Change, once_then_read
 from workers.memory.outcome import Event, Outcome
 from workers.memory.records import Records
@@ -46,7 +47,7 @@ class Memories:
     async def add(self, request: bodies.MemoryAdd, request_id: bytes) -> bodies.MemoryAdded:
         """Keep a memory. Raises BadRequest, Conflict, TooLarge, Unprocessable."""
         check_texts(request)
-        made = await self._draft(request, request.ns, id_of(request_id))
+        made = self._draft(request, await pieces_of(request.content), request.ns, id_of(request_id))
         return await self._records.write_once(
             "memory.add",
             request_id,
@@ -58,8 +59,9 @@ class Memories:
         """Keep several memories, all or none. Raises as `add`."""
         check_texts(request)
         _refuse_twice(request.items)
+        pieces = await pieces_of_each([item.content for item in request.items])
         made = [
-            await self._draft(item, request.ns, id_of(request_id, number), path=f"items[{number}].")
+            self._draft(item, pieces[number], request.ns, id_of(request_id, number), path=f"items[{number}].")
             for number, item in enumerate(request.items)
         ]
         return await self._records.write_once(
@@ -263,7 +265,7 @@ class Memories:
 
     async def sweep(self, now: float) -> None:
         """Remove what has expired at `now`. Costs one read when nothing has."""
-        await self._sweep(now)
+        await self._sweep(now, None)
 
     async def _age(self, ns: str | None, *, dry_run: bool) -> bodies.CycleReport:
         now = self._records.now()
@@ -271,7 +273,7 @@ class Memories:
             if dry_run:
                 expired = await self._records.read(lambda connection: removal.count_expired(connection, ns, now))
             else:
-                expired = await self._sweep(now)
+                expired = await self._sweep(now, ns)
             taken: cycle.Taken = set()
             # What leaves the short tier is not looked at again as a medium one: no pass is due for it any more.
             reports = [await self._age_tier(tier, ns, now, taken, dry_run=dry_run) for tier in cycle.TIERS]
@@ -285,7 +287,7 @@ class Memories:
         reports: list[bodies.CycleReport] = []
         after: int | None = 0
         while after is not None:
-            batch = await self._records.read(
+            batch = await self._records.read_whole(
                 partial(cycle.plan, tier=tier, after=after, ns=ns, now=now, taken=taken, max_bytes=max_bytes)
             )
             after = batch.after
@@ -295,16 +297,19 @@ class Memories:
                 reports.append(await self._records.write(partial(_apply, batch=batch, at=now, max_bytes=max_bytes)))
         return cycle.total(reports, expired=0, dry_run=dry_run)
 
-    async def _sweep(self, now: float) -> int:
+    async def _sweep(self, now: float, ns: str | None) -> int:
         expired = 0
-        while await self._records.read(lambda connection: removal.has_expired(connection, now)):
-            expired += await self._records.write(lambda connection, _: removal.expire(connection, now, SWEEP_MEMORIES))
+        while await self._records.read(lambda connection: removal.has_expired(connection, ns, now)):
+            expired += await self._records.write(
+                lambda connection, _: removal.expire(connection, ns, now, SWEEP_MEMORIES)
+            )
         return expired
 
     # ------------------------------------------------------------------------------------------------------------
 
-    async def _draft(self, request: bodies.NewMemory, ns: str, made_id: str, path: str = "") -> Draft:
-        pieces = await pieces_of(request.content)
+    def _draft(
+        self, request: bodies.NewMemory, pieces: Sequence[Piece], ns: str, made_id: str, path: str = ""
+    ) -> Draft:
         return draft(request, pieces, ns=ns, made_id=made_id, max_bytes=self._records.max_body_bytes, path=path)
 
     async def _changed(
@@ -328,7 +333,7 @@ class Memories:
 
     async def _read_now(self, read: Callable[[Connection, float], T]) -> T:
         now = self._records.now()
-        return await self._records.read(lambda connection: read(connection, now))
+        return await self._records.read_whole(lambda connection: read(connection, now))
 
 
 def _apply(connection: Connection, _: float, *, batch: cycle.Batch, at: float, max_bytes: int) -> Outcome:

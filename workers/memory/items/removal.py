@@ -11,6 +11,7 @@ from workers.memory import chunks
 from workers.memory.items import rows
 from workers.memory.items.floors import raise_floor
 from workers.memory.outcome import Event, Outcome, changed
+from workers.memory.sessions import suggestions
 from workers.memory.values import unpack
 
 # The kind of relation that leads from a memory to the consolidation made of it and others.
@@ -58,9 +59,12 @@ def expire_if_due(connection: sqlite3.Connection, ns: str, ids: Iterable[str], n
     return remove(connection, ns, due, "expire") if due else []
 
 
-def has_expired(connection: sqlite3.Connection, now: float) -> bool:
+def has_expired(connection: sqlite3.Connection, ns: str | None, now: float) -> bool:
     """True when `expire` would find something."""
-    return connection.execute("SELECT 1 FROM memories WHERE expires_at <= ? LIMIT 1", (now,)).fetchone() is not None
+    found = connection.execute(
+        "SELECT 1 FROM memories WHERE expires_at <= ? AND (? IS NULL OR ns = ?) LIMIT 1", (now, ns, ns)
+    )
+    return found.fetchone() is not None
 
 
 def count_expired(connection: sqlite3.Connection, ns: str | None, now: float) -> int:
@@ -71,15 +75,16 @@ def count_expired(connection: sqlite3.Connection, ns: str | None, now: float) ->
     return int(count)
 
 
-def expire(connection: sqlite3.Connection, now: float, limit: int) -> Outcome:
+def expire(connection: sqlite3.Connection, ns: str | None, now: float, limit: int) -> Outcome:
     """Remove up to `limit` memories whose time is over, the longest first; the reply is their number."""
     due = connection.execute(
-        "SELECT ns, id FROM memories WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit)
+        "SELECT ns, id FROM memories WHERE expires_at <= ? AND (? IS NULL OR ns = ?) ORDER BY expires_at LIMIT ?",
+        (now, ns, ns, limit),
     ).fetchall()
     by_ns: dict[str, list[str]] = {}
-    for ns, memory_id in due:
-        by_ns.setdefault(ns, []).append(memory_id)
-    events = [event for ns, ids in by_ns.items() for event in remove(connection, ns, ids, "expire")]
+    for due_ns, memory_id in due:
+        by_ns.setdefault(due_ns, []).append(memory_id)
+    events = [event for due_ns, ids in by_ns.items() for event in remove(connection, due_ns, ids, "expire")]
     return Outcome(len(due), events)
 
 
@@ -97,6 +102,7 @@ def remove(connection: sqlite3.Connection, ns: str, ids: Sequence[str], action: 
         highest = max(highest, version)
         events.append(changed(ns, memory_id, action, version))
         chunks.remove(connection, ns=ns, kind="memory", source_id=memory_id)
+        suggestions.forget_source(connection, ns, "memory", memory_id)
     for statement in _BELONGINGS:
         connection.executemany(statement, [(ns, memory_id) for memory_id in doomed])
     raise_floor(connection, ns, "memory", highest)

@@ -24,9 +24,10 @@ from workers.memory.chunks import Source
 from workers.memory.items import rows
 from workers.memory.items.drafts import Draft, Revision, check_size
 from workers.memory.items.floors import floor
-from workers.memory.items.lifecycle import NEXT_TIER
+from workers.memory.items.lifecycle import NEXT_TIER, RESTING
 from workers.memory.items.removal import expire_if_due
 from workers.memory.outcome import Event, Outcome, changed
+from workers.memory.sessions import suggestions
 from workers.memory.values import pack
 
 _WRITTEN: Final = (
@@ -118,12 +119,15 @@ def update(connection: sqlite3.Connection, revision: Revision, now: float, max_b
             before.sequence,
         ),
     )
-    if request.importance is not None:
-        # The new importance is that of now: passes of the life cycle before it have nothing to say about it.
+    if request.importance is not None or (before.tier == RESTING and after.tier != RESTING):
+        # The new importance is that of now, and so is that of a memory which rested: passes of the life cycle before
+        # have nothing to say about it.
         connection.execute("UPDATE memories SET decayed_at = ? WHERE sequence = ?", (now, before.sequence))
     if request.tags is not None:
         connection.execute("DELETE FROM memory_tags WHERE ns = ? AND id = ?", (request.ns, request.id))
         _write_tags(connection, [(request.ns, tag, request.id) for tag in after.tags])
+    if before.content != after.content:
+        suggestions.forget_source(connection, request.ns, "memory", request.id)
     found_by = ("content", "speaker", "at", "parent_id")
     if any(getattr(before, field) != getattr(after, field) for field in found_by):
         pieces = revision.pieces
@@ -172,7 +176,9 @@ def reinforce(connection: sqlite3.Connection, request: MemoryReinforce, now: flo
 def promote(connection: sqlite3.Connection, request: MemoryPromote, now: float) -> list[Event]:
     """Set the tier, or move one up. Raises NotFound."""
     if request.tier is not None:
-        return _change(connection, request, now, "promote", "tier = ?", (request.tier,))
+        # A memory that rested until now owes nothing for the passes meanwhile.
+        rested = f"decayed_at = CASE tier WHEN '{RESTING}' THEN ? ELSE decayed_at END"
+        return _change(connection, request, now, "promote", f"tier = ?, {rested}", (request.tier, now))
     cases = " ".join(f"WHEN '{tier}' THEN '{above}'" for tier, above in NEXT_TIER.items())
     return _change(connection, request, now, "promote", f"tier = CASE tier {cases} ELSE tier END", ())
 
@@ -212,6 +218,7 @@ def _add_one(connection: sqlite3.Connection, ns: str, draft: Draft, now: float, 
         connection.execute(_OVERWRITE, values)
         connection.execute("DELETE FROM memory_tags WHERE ns = ? AND id = ?", (ns, draft.id))
         chunks.remove(connection, ns=ns, kind="memory", source_id=draft.id)
+        suggestions.forget_source(connection, ns, "memory", draft.id)
         return Added(draft, existing.sequence, version, is_new=False)
     try:
         sequence = connection.execute(_INSERT, values).lastrowid

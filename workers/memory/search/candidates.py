@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from schemas.bodies.search import Filters
@@ -18,7 +18,7 @@ EVIDENCE_CHUNKS: Final = 20
 EVIDENCE_CHUNKS_ALONE: Final = 200
 
 # Chunks that fulfil the filters, at most, that are put in a set and ranked exactly. With more of them the best
-# candidates without the filters hold enough that fulfil them.
+# candidates without the filters mostly hold enough that fulfil them; where they do not, all candidates are asked.
 ALLOWED_MAX: Final = 5_000
 
 _SOURCES: Final = (
@@ -119,6 +119,26 @@ def allowed(connection: sqlite3.Connection, asked: Condition) -> frozenset[int] 
     return None if len(chunks) > ALLOWED_MAX else frozenset(chunks)
 
 
+def fulfilling(connection: sqlite3.Connection, chunks: Iterable[int], asked: Condition) -> frozenset[int]:
+    """Those of `chunks` that fulfil the condition."""
+    rows = connection.execute(
+        f"SELECT c.id FROM {_KNOWN}{_SOURCES} WHERE {asked.where}", (json.dumps(list(chunks)), *asked.values)
+    )
+    return frozenset(chunk for (chunk,) in rows)
+
+
+class Own(Container[int]):
+    """The chunks of a namespace. Each is looked up when it is asked for, in some microseconds."""
+
+    def __init__(self, connection: sqlite3.Connection, ns: str) -> None:
+        self._connection = connection
+        self._ns = ns
+
+    def __contains__(self, chunk: object) -> bool:
+        found = self._connection.execute("SELECT 1 FROM chunks WHERE id = ? AND ns = ?", (chunk, self._ns))
+        return found.fetchone() is not None
+
+
 def newest(connection: sqlite3.Connection, asked: Condition, limit: int) -> list[int]:
     """The newest chunks that fulfil the condition."""
     rows = connection.execute(
@@ -149,8 +169,8 @@ def tagged(connection: sqlite3.Connection, ns: str, tags: Collection[str], limit
 def neighbours(connection: sqlite3.Connection, ns: str, seeds: Sequence[int]) -> tuple[list[int], Neighbours]:
     """Those of `seeds` that are in the namespace with the chunks up to two places beside them, and their order."""
     side = (
-        "(SELECT group_concat(id) FROM (SELECT n.id FROM chunks n WHERE n.ns = c.ns AND n.stream = c.stream"
-        " AND n.position {} c.position ORDER BY n.position {} LIMIT 2))"
+        "CASE WHEN c.stream IS NOT NULL THEN (SELECT group_concat(id) FROM (SELECT n.id FROM chunks n WHERE n.ns = c.ns"
+        " AND n.stream = c.stream AND n.position {} c.position ORDER BY n.position {} LIMIT 2)) END"
     )
     rows = connection.execute(
         f"SELECT c.id, {side.format('<', 'DESC')}, {side.format('>', 'ASC')} FROM {_KNOWN} WHERE c.ns = ?",

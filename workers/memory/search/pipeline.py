@@ -83,17 +83,19 @@ class Searcher:
         limit = max(self._settings.nearest, request.k) * (FILTERED_TIMES if has_filters else 1)
         nearest = asyncio.ensure_future(self._nearest(request, limit))
         try:
-            # Lets the encoder have the query first: what is done here meanwhile costs no time.
+            # The encoder gets the query first: what the reader's thread does meanwhile costs no time.
             await asyncio.sleep(0)
-            query = understand(request.query, reference, self._tokenizer)
-            found, only = await self._records.read(lambda connection: self._find(connection, request, query, now))
+            query, found, only = await self._records.read(
+                lambda connection: self._find(connection, request, reference, now)
+            )
             dense = await nearest
         finally:
             nearest.cancel()
         if only is not None and dense.cosines and len(only & dense.cosines.keys()) < min(request.k, len(only)):
             dense = await self._nearest(request, FAR_NEAREST)
         case = Case(request, query, found, dense.cosines, only, reference, now)
-        hits, waiting = await self._records.read(lambda connection: self._weigh(connection, case))
+        # One state of the database, so that what was found is still there when it is shown.
+        hits, waiting = await self._records.read_whole(lambda connection: self._weigh(connection, case))
         if request.touch and hits:
             await self._touch(request.ns, hits)
         return SearchReply(
@@ -121,31 +123,27 @@ class Searcher:
         return _Dense(dict(found), "")
 
     def _find(
-        self, connection: sqlite3.Connection, request: Search, query: Query, now: float
-    ) -> tuple[Found, frozenset[int] | None]:
-        """The chunks with words of the query; and those that fulfil the filters, None without filters or with many."""
+        self, connection: sqlite3.Connection, request: Search, reference: float, now: float
+    ) -> tuple[Query, Found, frozenset[int] | None]:
+        """The query, the chunks with its words, and those that fulfil the filters: None without filters or with many."""
+        query = understand(request.query, reference, self._tokenizer)
         asked = candidates.condition(request.ns, request.filters, now)
         candidates.prepare(connection, request.filters)
         only = candidates.allowed(connection, asked) if asked.is_filter else None
         match request.mode:
             case "dense":
-                return _NOTHING_FOUND, only
+                return query, _NOTHING_FOUND, only
             case "symbolic":
                 # Names and phrases are evidence; the other words are not looked for.
                 symbols = [term for term in query.terms if term.is_name or " " in term.match]
-                return self._text_index.find(connection, request.ns, symbols), only
-        return self._text_index.find(connection, request.ns, query.terms), only
+                return query, self._text_index.find(connection, request.ns, symbols), only
+        return query, self._text_index.find(connection, request.ns, query.terms), only
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""
         candidates.prepare(connection, case.request.filters)
-        # One snapshot, so that what was found is still there when it is shown.
-        connection.execute("BEGIN")
-        try:
-            hits = Weighing(connection, case, self._settings, self._tokenizer).hits()
-            return hits, candidates.waiting(connection, WAITING_MAX)
-        finally:
-            connection.execute("COMMIT")
+        hits = Weighing(connection, case, self._settings, self._tokenizer).hits()
+        return hits, candidates.waiting(connection, WAITING_MAX)
 
     async def _touch(self, ns: str, hits: list[SearchHit]) -> None:
         """Count the access to the memories among the hits."""

@@ -23,7 +23,7 @@ word in a chunk and the chunk's length add something only where there is no mean
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
@@ -145,7 +145,7 @@ class Relevance:
                 added += weight * (times * (SATURATION + 1) / (times + length) - 1)
         return added / self._total
 
-    def seeds(self, count: int, allowed: Collection[int] | None = None) -> list[int]:
+    def seeds(self, count: int, allowed: Container[int] | None = None) -> list[int]:
         """The chunks that are best by themselves."""
         settings = self._settings
         masks = self.found.masks
@@ -168,6 +168,10 @@ class Relevance:
             for chunk in candidates
         ]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
+
+    def known(self) -> set[int]:
+        """Every chunk that words or meaning say something of."""
+        return self.found.masks.keys() | self.dense.keys()
 
     def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:
         """Coverage over the chunk's window; cosine averaged over it, never below 0; and the terms it holds."""
@@ -299,18 +303,22 @@ def above_floor(hits: list[Ranked], relevance: Relevance, settings: SearchSettin
     """The hits that have something to do with the query; none where not one of them has enough.
 
     A query is answered where some chunk holds `text_floor` of its words or is at `dense_floor` in meaning. Then the hits
-    with half as much, neighbours counted, go with it: answers often say little by themselves.
+    with half as much, neighbours counted, go with it: answers often say little by themselves. Strays stay behind.
     """
     # By words alone half must do for the query too: what only the meaning tells is not known.
     text_floor = settings.text_floor if relevance.dense else settings.text_floor / 2
     if not any(hit.covered >= text_floor or hit.cosine >= settings.dense_floor for hit in hits):
         return []
+    least = settings.stray_floor * hits[0].score
     return [
         hit
         for hit in hits
-        if hit.covered >= text_floor / 2
-        or hit.cosine >= settings.dense_floor / 2
-        or hit.meaning >= settings.dense_floor / 2
+        if hit.score >= least
+        and (
+            hit.covered >= text_floor / 2
+            or hit.cosine >= settings.dense_floor / 2
+            or hit.meaning >= settings.dense_floor / 2
+        )
     ]
 
 

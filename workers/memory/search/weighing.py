@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from typing import Final, NamedTuple
 
 from bus.settings import SearchSettings
@@ -63,6 +63,7 @@ class Weighing:
         self._tokenizer = tokenizer
         self._relevance = Relevance(settings, case.found, case.cosines)
         self._links = Neighbours()
+        self._has_others = False
         self._asked = candidates.condition(case.request.ns, case.request.filters, case.now)
         has_topic = any(term.is_topic and term.label not in case.found.speakers for term in case.query.terms)
         self._has_topic = has_topic and case.request.mode != "symbolic"
@@ -72,9 +73,12 @@ class Weighing:
         request, settings = self._case.request, self._settings
         count = max(settings.candidates, 2 * request.k) * (FILTERED_TIMES if self._asked.is_filter else 1)
         evidence = self._evidence()
-        seeds = dict.fromkeys([*self._seeds(count), *evidence])
-        beside, self._links = candidates.neighbours(self._connection, request.ns, list(seeds))
-        ranked = self._ranked({*narrow(self._relevance, self._links, beside, settings, count), *evidence})
+        ranked = self._best(count, self._case.only, evidence)
+        if self._asked.is_filter and self._case.only is None and len(ranked) < 2 * request.k:
+            fulfilling = candidates.fulfilling(self._connection, self._relevance.known(), self._asked)
+            ranked = self._best(count, fulfilling, evidence)
+        elif self._has_others:
+            ranked = self._best(count, candidates.Own(self._connection, request.ns), evidence)
         if self._has_topic:
             ranked = above_floor(ranked, self._relevance, settings)
         elif request.mode in ("hybrid", "symbolic"):
@@ -83,12 +87,26 @@ class Weighing:
             ranked = self._with_relations(ranked)
         return self._shown([hit for hit in ranked if hit.score >= request.min_score][: request.k])
 
-    def _seeds(self, count: int) -> Collection[int]:
+    def _best(self, count: int, allowed: Container[int] | None, evidence: list[int]) -> list[Ranked]:
+        """The best of the chunks in `allowed`, of what stands beside them, and of the evidence."""
+        beside = self._beside([*self._seeds(count, allowed), *evidence])
+        best = narrow(self._relevance, self._links, beside, self._settings, count)
+        return self._ranked({*best, *evidence})
+
+    def _beside(self, seeds: Collection[int]) -> list[int]:
+        """The seeds of this namespace and the chunks beside them."""
+        distinct = list(dict.fromkeys(seeds))
+        beside, self._links = candidates.neighbours(self._connection, self._case.request.ns, distinct)
+        # The words of a large namespace are looked up in the whole store, and the best may be others' chunks.
+        self._has_others = self._case.only is None and not set(distinct) <= set(beside)
+        return beside
+
+    def _seeds(self, count: int, allowed: Container[int] | None) -> Collection[int]:
         """The chunks that are best by themselves; all that may be hits where they are few."""
         only = self._case.only
         if self._case.request.mode == "symbolic" and self._asked.is_filter and not self._case.found.masks:
             return candidates.newest(self._connection, self._asked, count)
-        return only if only is not None and len(only) <= count else self._relevance.seeds(count, only)
+        return only if only is not None and len(only) <= count else self._relevance.seeds(count, allowed)
 
     def _evidence(self) -> list[int]:
         """Chunks that the query's times, tags and speakers bring in whatever their words and meaning."""

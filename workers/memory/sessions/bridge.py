@@ -24,7 +24,7 @@ WINDOW_TURNS: Final = 1
 QUERY_TURNS: Final = 3
 QUERY_TURN_CHARACTERS: Final = 600
 
-# Earlier sessions whose summaries are offered where the search names none.
+# Earlier sessions whose summaries are offered where nothing is asked for and the search names none.
 RECENT_SUMMARIES: Final = 2
 
 # Characters of one turn as it is shown; the rest of a longer one is not what was found.
@@ -67,7 +67,7 @@ class Bridger:
             lambda connection: sessions.read(connection, request.ns, request.session_id, now)
         )
         query = request.query or await self.query_of(session)
-        passages, _ = await self.passages(session, query, request.k)
+        passages, _ = await self.passages(session, query, request.k, or_latest=not request.query)
         counted = await self._counter.count([passage.text for passage in passages], request.model)
         room = choose(request.max_tokens, [Part("bridge", counted.counts, 1.0)])["bridge"]
         return await self._reply(request, passages, room, counted)
@@ -87,8 +87,12 @@ class Bridger:
         spoken = [turn for turn in latest if speaker_of(turn.role, turn.speaker, turn.metadata) is not None]
         return "\n".join(turn.content[:QUERY_TURN_CHARACTERS] for turn in reversed(spoken))
 
-    async def passages(self, session: Session, query: str, k: int) -> tuple[list[Passage], str]:
-        """Passages of the user's other sessions, best first, and why the search could do less than it should."""
+    async def passages(self, session: Session, query: str, k: int, *, or_latest: bool) -> tuple[list[Passage], str]:
+        """Passages of the user's other sessions, best first, and why the search could do less than it should.
+
+        or_latest: where there are none, the summaries of the latest sessions, with a score of 0. For who asks for
+        nothing in particular; a query is not answered with what it is not about.
+        """
         hits: Sequence[SearchHit] = ()
         degraded = ""
         if query.strip() and k:
@@ -102,7 +106,9 @@ class Bridger:
             )
             hits, degraded = found.hits, found.degraded
         now = self._records.now()
-        return await self._records.read(lambda connection: _passages(connection, session, hits, now)), degraded
+        return await self._records.read(
+            lambda connection: _passages(connection, session, hits, now, or_latest)
+        ), degraded
 
     async def _reply(self, request: SessionBridge, passages: list[Passage], room: int, counted: Counted) -> Bridge:
         """The best `room` passages, or fewer where together they cost more than they do one by one."""
@@ -138,7 +144,9 @@ def render(passages: Sequence[Passage]) -> str:
     return "\n".join(lines)
 
 
-def _passages(connection: sqlite3.Connection, session: Session, hits: Sequence[SearchHit], now: float) -> list[Passage]:
+def _passages(
+    connection: sqlite3.Connection, session: Session, hits: Sequence[SearchHit], now: float, or_latest: bool
+) -> list[Passage]:
     """The windows around the hits, best first, each turn in one of them only; summaries of their sessions before."""
     passages: list[Passage] = []
     others: dict[str, Session | None] = {}
@@ -160,7 +168,7 @@ def _passages(connection: sqlite3.Connection, session: Session, hits: Sequence[S
         shown.update((session_id, turn.number) for turn in fresh)
         if fresh:
             passages.append(_passage(other, fresh, hit.score))
-    if not any(others.values()):
+    if or_latest and not any(others.values()):
         passages += [_passage(other, [], 0.0) for other in _recent(connection, session, now)]
     return passages
 

@@ -188,7 +188,7 @@ class ContextBuilder:
         shown: dict[str, _Memory] = {}
         passed_over: list[ContextPart] = []
         for ns, hit in hits:
-            id = f"{ns}/{hit.id}"
+            id = _memory_id(ns, hit)
             text = " ".join(hit.text.split())
             if hit.kind == "fact" and ns == request.facts_ns:
                 passed_over.append(_part("memory", id, 0, "a fact, and facts have a part of their own", hit.score))
@@ -207,7 +207,7 @@ class ContextBuilder:
     ) -> list[Passage]:
         if not request.bridge or session is None:
             return []
-        passages, degraded = await self._bridger.passages(session, query, request.k)
+        passages, degraded = await self._bridger.passages(session, query, request.k, or_latest=not request.query)
         notes.append(degraded)
         return passages
 
@@ -346,6 +346,12 @@ def _message(turn: Turn) -> BuiltMessage:
     if role is None:
         return BuiltMessage(role="user", content=f"{turn.speaker or turn.role}: {turn.content}")
     return BuiltMessage(role=role, content=turn.content)
+
+
+def _memory_id(ns: str, hit: SearchHit) -> str:
+    """Where a hit comes from; of a document, and of a memory behind its first piece, which characters."""
+    is_piece = hit.kind == "document" or hit.start > 0
+    return f"{ns}/{hit.id}" + (f"/{hit.start}-{hit.end}" if is_piece else "")
 
 
 def _memory_line(hit: SearchHit) -> str:

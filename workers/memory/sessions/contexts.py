@@ -7,12 +7,15 @@ from typing import Any, Final
 
 from schemas.bodies import sessions as bodies
 from schemas.errors import Conflict, NotFound
+from workers.memory import applied
 from workers.memory.items.floors import floor, raise_floor
 from workers.memory.outcome import Event, Outcome
 from workers.memory.records import Records
 from workers.memory.sessions.sessions import METADATA_BYTES
 from workers.memory.text import check_texts
 from workers.memory.values import pack, unpack
+
+_PUT: Final = "memory.context.put"
 
 # Contexts removed in one transaction.
 BATCH_ROWS: Final = 500
@@ -37,24 +40,24 @@ class Contexts:
         beside_bytes = CONTEXT_OVERHEAD_BYTES + METADATA_BYTES + len(request.system_prompt.encode())
         data = pack(request.data, max_bytes=max(1, self._records.max_body_bytes - beside_bytes), field="data")
         metadata = pack(request.metadata, max_bytes=METADATA_BYTES, field="metadata")
-        return await self._records.write_once(
-            "memory.context.put",
-            request_id,
-            bodies.Context,
-            lambda connection, now: _put(connection, request, data, metadata, now),
-        )
+
+        def write(connection: sqlite3.Connection, now: float) -> Outcome:
+            # Only the id is kept, as a context may be large and is often written: the same request again gets it as it
+            # is by then.
+            if applied.find_reply(connection, _PUT, request_id) is not None:
+                return Outcome(_read(connection, request.ns, request.context_id, now), [])
+            outcome = _put(connection, request, data, metadata, now)
+            applied.store_reply(connection, _PUT, request_id, b"", now)
+            return outcome
+
+        context: bodies.Context = await self._records.write(write)
+        return context
 
     async def get(self, request: bodies.ContextGet) -> bodies.Context:
         """One context. Raises NotFound."""
         check_texts(request)
-        context = await self.find(request.ns, request.context_id)
-        if context is None:
-            raise NotFound(
-                f"there is no context {request.context_id!r} in namespace {request.ns!r}",
-                ns=request.ns,
-                context_id=request.context_id,
-            )
-        return context
+        now = self._records.now()
+        return await self._records.read(lambda connection: _read(connection, request.ns, request.context_id, now))
 
     async def find(self, ns: str, context_id: str) -> bodies.Context | None:
         """One context, None where there is none."""
@@ -152,6 +155,13 @@ def _find(connection: sqlite3.Connection, ns: str, context_id: str, now: float) 
         (ns, context_id, now),
     ).fetchone()
     return None if row is None else _context(row)
+
+
+def _read(connection: sqlite3.Connection, ns: str, context_id: str, now: float) -> bodies.Context:
+    context = _find(connection, ns, context_id, now)
+    if context is None:
+        raise NotFound(f"there is no context {context_id!r} in namespace {ns!r}", ns=ns, context_id=context_id)
+    return context
 
 
 def _list(connection: sqlite3.Connection, request: bodies.ContextList, now: float, page_bytes: int) -> bodies.Contexts:

@@ -25,6 +25,7 @@ from workers.memory.sessions import said, sessions, suggestions, turns
 from workers.memory.sessions.bridge import day, one_line
 from workers.memory.sessions.finder import Finder
 from workers.memory.sessions.proactive_policy import Idea
+from workers.memory.sessions.suggestions import SHARED_FACTS_NS, SHARED_NS
 from workers.memory.sessions.turns import speaker_of
 from workers.memory.text import check_texts
 
@@ -69,10 +70,12 @@ MIN_CONFIDENCE: Final = 0.5
 # Words named as a reason, at most.
 SHARED_WORDS: Final = 5
 
-# Hits that are judged; where memories and documents are looked for, and where facts are.
+# Hits that are judged.
 HITS: Final = 5
-MEMORY_SPACES: Final = ("memory", "kb")
-FACTS_NS: Final = "user"
+
+# Where memories and documents are that name no namespace, for the sessions that name none. A session kept elsewhere has
+# all of them beside it: whoever may read its suggestions may not know what others keep.
+SHARED_SPACES: Final = ("memory", "kb")
 
 _USER_ROLES: Final = frozenset({"user", "human"})
 
@@ -281,7 +284,7 @@ class Monitor:
             ),
             *(
                 Search(query=topic_text, ns=ns, k=HITS, filters=Filters(kinds=["memory", "document"]))
-                for ns in MEMORY_SPACES
+                for ns in (SHARED_SPACES if session.ns == SHARED_NS else (session.ns,))
             ),
         ]
         ideas: list[Idea] = []
@@ -290,12 +293,12 @@ class Monitor:
             earlier = [hit for hit in found if hit.at < now - EARLIER_S]
             if search.filters.user_id is not None:
                 earlier = await self._records.read(partial(_owned, session=session, hits=earlier))
-            best = await self._best(topic_text, topic, earlier)
+            best = await self._best(search.ns, topic_text, topic, earlier)
             if best is not None:
                 ideas.append(best)
         return ideas
 
-    async def _best(self, topic_text: str, topic: frozenset[str], hits: Sequence[SearchHit]) -> Idea | None:
+    async def _best(self, ns: str, topic_text: str, topic: frozenset[str], hits: Sequence[SearchHit]) -> Idea | None:
         vectors = await self._encoded([topic_text, *(hit.text for hit in hits)]) if hits else None
         judged = []
         for number, hit in enumerate(hits, 1):
@@ -305,7 +308,7 @@ class Monitor:
         if not judged:
             return None
         confidence, hit, shared = max(judged, key=lambda one: (one[0], -one[1].chunk))
-        return _related_idea(hit, confidence, shared) if confidence > 0 else None
+        return _related_idea(ns, hit, confidence, shared) if confidence > 0 else None
 
 
 def _mark_key(session: bodies.Session) -> str:
@@ -365,15 +368,16 @@ def _to_remember(connection: sqlite3.Connection, session: bodies.Session, fresh:
         ideas += [
             _remember_idea(session, turn, stated)
             for stated in said.stated_facts(turn.content)
-            if not _is_remembered(connection, stated)
+            if not _is_remembered(connection, session, stated)
         ]
     return ideas
 
 
-def _is_remembered(connection: sqlite3.Connection, stated: said.Stated) -> bool:
+def _is_remembered(connection: sqlite3.Connection, session: bodies.Session, stated: said.Stated) -> bool:
+    ns = SHARED_FACTS_NS if session.ns == SHARED_NS else session.ns
     row = connection.execute(
         "SELECT 1 FROM facts WHERE ns = :ns AND (instr(lower(value), :value) OR instr(lower(key), :value)) LIMIT 1",
-        {"ns": FACTS_NS, "value": stated.value.lower()},
+        {"ns": ns, "value": stated.value.lower()},
     ).fetchone()
     return row is not None
 
@@ -382,7 +386,7 @@ def _remember_idea(session: bodies.Session, turn: bodies.Turn, stated: said.Stat
     return Idea(
         kind="remember",
         about=f"{stated.key}: {stated.value}",
-        text=f'Remember "{stated.key}: {stated.value}" ({stated.category})?',
+        text=suggestions.offer_to_remember(stated.key, stated.value, stated.category),
         reason="It was stated in this conversation and is not among the known facts.",
         confidence=stated.confidence,
         evidence=[_evidence(session.session_id, turn.number, stated.sentence, turn.at, stated.confidence)],
@@ -451,7 +455,7 @@ def _unanswered(connection: sqlite3.Connection, session: bodies.Session, now: fl
     ]
 
 
-def _related_idea(hit: SearchHit, confidence: float, shared: Sequence[str]) -> Idea:
+def _related_idea(ns: str, hit: SearchHit, confidence: float, shared: Sequence[str]) -> Idea:
     where = {"turn": "You spoke about this on", "document": "A document holds something on this, of"}
     quoted = one_line(hit.text)[: said.SENTENCE_CHARACTERS]
     words = f" (shared words: {', '.join(shared[:SHARED_WORDS])})" if shared else ""
@@ -463,7 +467,9 @@ def _related_idea(hit: SearchHit, confidence: float, shared: Sequence[str]) -> I
         reason=f"The conversation has come to a topic that this is close to{words}.",
         confidence=round(confidence, 3),
         evidence=[evidence],
-        evidence_from=hit.id.rpartition("/")[0] if hit.kind == "turn" else None,
+        evidence_from=(
+            hit.id.rpartition("/")[0] if hit.kind == "turn" else suggestions.source_of(ns, hit.kind, hit.id)
+        ),
     )
 
 

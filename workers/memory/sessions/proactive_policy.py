@@ -42,7 +42,8 @@ _EMPTY_WORDS: Final = frozenset(
 class Idea(NamedTuple):
     """A suggestion before it is known whether it was made already.
 
-    about: what it is about, which tells two ideas of one kind apart. evidence_from: the session of the evidence.
+    about: what it is about, which tells two ideas of one kind apart. evidence_from: the session of the
+    evidence, or its memory or document by `suggestions.source_of`.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Idea(NamedTuple):
     reason: str
     confidence: float
     evidence: list[Evidence]
-    evidence_from: str | None = None
+    evidence_from: str
 
 
 class Thresholds(NamedTuple):

@@ -250,7 +250,7 @@ def _append(
         events = _reopen(connection, session, now)
     first, last = session.turns + 1, session.turns + len(prepared)
     turns.insert(connection, request.ns, request.session_id, first, prepared, now)
-    expires_at = now + (session.ttl_s or 0.0)
+    expires_at = None if session.ttl_s is None else now + session.ttl_s
     connection.execute(
         "UPDATE sessions SET turns = ?, last_used_at = ?, expires_at = ? WHERE ns = ? AND session_id = ?",
         (last, now, expires_at, request.ns, request.session_id),
@@ -275,7 +275,7 @@ def _reopen(connection: sqlite3.Connection, session: bodies.Session, now: float)
 def _touch(connection: sqlite3.Connection, ns: str, session_id: str, now: float) -> Outcome:
     connection.execute(
         "UPDATE sessions SET last_used_at = :now, expires_at = :now + ttl_s"
-        " WHERE ns = :ns AND session_id = :id AND state = 'open' AND expires_at > :now",
+        " WHERE ns = :ns AND session_id = :id AND state = 'open' AND (expires_at IS NULL OR expires_at > :now)",
         {"now": now, "ns": ns, "id": session_id},
     )
     return Outcome(None, [])
@@ -310,7 +310,7 @@ def _close(connection: sqlite3.Connection, request: bodies.SessionClose, now: fl
     if request.delete:
         # Gone for every reader from here on; the turns follow in batches.
         connection.execute("UPDATE sessions SET state = 'deleting' WHERE ns = ? AND session_id = ?", where)
-        suggestions.remove_of_session(connection, *where)
+        suggestions.forget_session(connection, *where)
         return Outcome(reply, [_event("closed", session, now, state="deleted")])
     if session.state != "open":
         return Outcome(reply, [])
@@ -396,7 +396,8 @@ def _event(verb: str, session: bodies.Session, now: float, *, state: str | None 
 
 def _session(row: tuple[Any, ...], now: float) -> bodies.Session:
     session_id, ns, user_id, kind, state, count, created_at, last_used_at, expires_at, ended_at, ttl_s, *rest = row
-    if state == "open" and expires_at <= now:
+    # One without an end may come with an import.
+    if state == "open" and expires_at is not None and expires_at <= now:
         state, ended_at = "expired", expires_at
     summary, metadata = rest
     return bodies.Session(

@@ -1,9 +1,13 @@
-"""Suggestions and the switches of the monitor: statements inside a transaction that the caller owns."""
+"""Suggestions and the switches of the monitor: statements inside a transaction that the caller owns.
+
+A suggestion whose source is gone stays as its fingerprint alone, without a word of it, so that it is not made again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -16,8 +20,18 @@ from workers.memory.sessions.proactive_policy import Idea
 # Stands in the switches for everybody.
 EVERYBODY: Final = ""
 
+# Where sessions are kept that name no namespace, and where facts are that name none.
+SHARED_NS: Final = "session"
+SHARED_FACTS_NS: Final = "user"
+
 _COLUMNS: Final = (
     "suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at"
+)
+
+# Leaves the fingerprint. 0x90 is an empty list in msgpack.
+_FORGET: Final = (
+    "UPDATE suggestions SET text = '', reason = '', evidence = x'90', evidence_from = NULL,"
+    " dismissed_at = coalesce(dismissed_at, made_at)"
 )
 
 _decode_evidence: Final = msgspec.msgpack.Decoder(list[bodies.Evidence]).decode
@@ -35,6 +49,9 @@ def make(
     for idea in sorted(ideas, key=lambda idea: -idea.confidence):
         if made_lately + len(made) >= per_hour:
             break
+        if not _has_source(connection, session.ns, idea):
+            # Deleted since the search that found it.
+            continue
         suggestion = _insert(connection, session, idea, now)
         if suggestion is not None:
             made.append(suggestion)
@@ -46,7 +63,7 @@ def list_made(connection: sqlite3.Connection, request: bodies.SuggestList, *, is
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM suggestions WHERE ns = :ns"
         " AND (:user_id IS NULL OR user_id = :user_id) AND (:session_id IS NULL OR session_id = :session_id)"
-        " AND (:all OR dismissed_at IS NULL) ORDER BY made_at DESC, suggestion_id LIMIT :limit",
+        " AND text != '' AND (:all OR dismissed_at IS NULL) ORDER BY made_at DESC, suggestion_id LIMIT :limit",
         {
             "ns": request.ns,
             "user_id": request.user_id,
@@ -65,7 +82,7 @@ def dismiss(connection: sqlite3.Connection, request: bodies.SuggestDismiss, now:
     """Take it off the list; it stays known, so it is not made again. Raises NotFound."""
     where = (request.ns, request.suggestion_id)
     row = connection.execute(
-        "SELECT dismissed_at FROM suggestions WHERE ns = ? AND suggestion_id = ?", where
+        "SELECT dismissed_at FROM suggestions WHERE ns = ? AND suggestion_id = ? AND text != ''", where
     ).fetchone()
     if row is None:
         raise NotFound(
@@ -100,10 +117,65 @@ def is_switched_on(connection: sqlite3.Connection, ns: str, user_id: str | None)
     return row[0] is None or bool(row[0])
 
 
-def remove_of_session(connection: sqlite3.Connection, ns: str, session_id: str) -> None:
-    """Delete what was suggested in a session and what rests on it: who deletes a session wants its words gone."""
-    connection.execute("DELETE FROM suggestions WHERE ns = ? AND session_id = ?", (ns, session_id))
-    connection.execute("DELETE FROM suggestions WHERE ns = ? AND evidence_from = ?", (ns, session_id))
+def forget_session(connection: sqlite3.Connection, ns: str, session_id: str) -> None:
+    """Forget what was suggested in a session and what rests on it: who deletes a session wants its words gone."""
+    where = (ns, session_id)
+    connection.execute(f"{_FORGET}, session_id = NULL, user_id = NULL WHERE ns = ? AND session_id = ?", where)
+    connection.execute(f"{_FORGET} WHERE ns = ? AND evidence_from = ?", where)
+
+
+def forget_source(connection: sqlite3.Connection, ns: str, kind: str, source_id: str) -> None:
+    """Forget the suggestions that quote a memory or document, which is gone or says something else now."""
+    # By a session of the same namespace, or of the one that everybody shares.
+    connection.execute(
+        f"{_FORGET} WHERE ns IN (?, ?) AND evidence_from = ?", (ns, SHARED_NS, source_of(ns, kind, source_id))
+    )
+
+
+def forget_facts(connection: sqlite3.Connection, ns: str, facts: Iterable[tuple[str, str]]) -> None:
+    """Forget the offers to remember what has just been forgotten. facts: keys and values, read only if needed."""
+    session_ns = SHARED_NS if ns == SHARED_FACTS_NS else ns
+    offers = connection.execute(
+        "SELECT suggestion_id, text FROM suggestions WHERE ns = ? AND kind = 'remember' AND text != ''", (session_ns,)
+    ).fetchall()
+    if not offers:
+        return
+    offered: dict[str, list[str]] = {}
+    for suggestion_id, text in offers:
+        # Without the category, which may have been changed.
+        offered.setdefault(text.rpartition(" (")[0].lower(), []).append(suggestion_id)
+    for key, value in facts:
+        for suggestion_id in offered.get(_offer(key, value).lower(), ()):
+            connection.execute(f"{_FORGET} WHERE suggestion_id = ?", (suggestion_id,))
+
+
+def offer_to_remember(key: str, value: str, category: str) -> str:
+    """The text of a suggestion to remember a fact."""
+    return f"{_offer(key, value)} ({category})?"
+
+
+def source_of(ns: str, kind: str, source_id: str) -> str:
+    """How a memory or document stands in `evidence_from`, where a session stands as its id."""
+    return f"{kind} {ns}/{source_id}"
+
+
+def _offer(key: str, value: str) -> str:
+    return f'Remember "{key}: {value}"'
+
+
+def _has_source(connection: sqlite3.Connection, session_ns: str, idea: Idea) -> bool:
+    if idea.evidence[0].kind == "turn":
+        found = connection.execute(
+            "SELECT 1 FROM sessions WHERE ns = ? AND session_id = ? AND state != 'deleting'",
+            (session_ns, idea.evidence_from),
+        )
+    else:
+        kind, _, place = idea.evidence_from.partition(" ")
+        ns, _, source_id = place.partition("/")
+        found = connection.execute(
+            "SELECT 1 FROM chunks WHERE ns = ? AND kind = ? AND source_id = ? LIMIT 1", (ns, kind, source_id)
+        )
+    return found.fetchone() is not None
 
 
 def _insert(

@@ -80,7 +80,9 @@ class BusTokenCounter:
                 return Counted(await self._counts(texts, model), model)
             except BusError:
                 # Unknown model, no model service, too slow: the caller sees by whom the tokens were counted.
-                self._failed_until[model] = self._monotonic() + FAILED_S
+                now = self._monotonic()
+                self._failed_until = {name: until for name, until in self._failed_until.items() if until > now}
+                self._failed_until[model] = now + FAILED_S
         return Counted([estimate(text) for text in texts], ESTIMATE)
 
     async def _counts(self, texts: Sequence[str], model: str) -> list[int]:

@@ -28,7 +28,7 @@ def register(worker: Worker, upkeep: Upkeep) -> None:
 
     @worker.handles("memory.restore")
     async def restore(request: bodies.MemoryRestore, call: Call) -> bodies.Restored:
-        return await upkeep.restore(request, call.partial)
+        return await upkeep.restore(request, call.id, call.partial)
 
     @worker.handles("utils.cleanup_temp_files")
     async def cleanup_temp_files(request: bodies.Cleanup, call: Call) -> bodies.CleanedUp:

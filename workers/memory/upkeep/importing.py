@@ -169,6 +169,8 @@ def _write_whole(connection: sqlite3.Connection, record: _Prepared, head: Data, 
         return _write_parts(connection, record, mode)
     elif mode == "replace" or _has_expired(kind, existing, now):
         _replace(connection, record, head, existing)
+        if _says_else(kind, existing, record.row):
+            searchable.forget_quotes(connection, record.ns, head)
     elif mode == "skip":
         return False
     else:
@@ -245,6 +247,14 @@ def _is_same(kind: Kind, existing: tuple[Any, ...], row: tuple[Any, ...]) -> boo
     return same_beside and bool(existing[at] >= row[at])
 
 
+def _says_else(kind: Kind, existing: tuple[Any, ...], row: tuple[Any, ...]) -> bool:
+    """False where only what stands beside the content is new. A session loses its turns in any case."""
+    if "content" not in kind.columns:
+        return True
+    at = kind.columns.index("content")
+    return bool(existing[at] != row[at])
+
+
 def _has_expired(kind: Kind, existing: tuple[Any, ...], now: float) -> bool:
     if not kind.expires:
         return False
@@ -253,12 +263,13 @@ def _has_expired(kind: Kind, existing: tuple[Any, ...], now: float) -> bool:
 
 
 def _check_free(connection: sqlite3.Connection, record: _Prepared) -> None:
-    """Numbers of groups are given out over all namespaces."""
-    if record.kind.name != "group":
+    """Numbers of groups and ids of suggestions are given out over all namespaces."""
+    kind = record.kind
+    if kind.name not in ("group", "suggestion"):
         return
-    taken = connection.execute("SELECT ns FROM context_groups WHERE group_id = ?", record.key).fetchone()
+    taken = connection.execute(f"SELECT ns FROM {kind.table} WHERE {kind.key[0]} = ?", record.key).fetchone()
     if taken is not None:
-        raise _conflict(record, f"is a group of namespace {taken[0]!r} already")
+        raise _conflict(record, f"is a {kind.name} of namespace {taken[0]!r} already")
 
 
 def _insert(connection: sqlite3.Connection, record: _Prepared, head: Data) -> None:
@@ -296,7 +307,7 @@ def _floor(connection: sqlite3.Connection, kind: str, ns: str) -> int:
     match kind:
         case "kv":
             return kv.floor(connection, ns)
-        case "memory" | "document":
+        case "memory" | "document" | "context":
             return floors.floor(connection, ns, kind)
     return 0
 

@@ -15,7 +15,7 @@ from msgspec import Meta
 from schemas.bodies.base import Key, Ordinal, Unit, Whole
 from schemas.bodies.items import Content, MemoryType, Metadata, Name, Tags, Text, Tier
 from schemas.bodies.memory import Category
-from schemas.bodies.sessions import Role, SessionState, TurnContent
+from schemas.bodies.sessions import Evidence, Role, SessionState, TurnContent
 
 # Times reach this far, epoch seconds, as in every request.
 Time = Annotated[float, Meta(ge=0, le=1e11)]
@@ -149,6 +149,30 @@ class ContextData(Data, frozen=True, kw_only=True):
     expires_at: Time | None = None
 
 
+class SuggestionData(Data, frozen=True, kw_only=True):
+    """Without a text it is what has been forgotten, and stays so that it is not suggested again."""
+
+    # Its fingerprint, which is not exported a second time.
+    suggestion_id: Annotated[str, Meta(pattern=r"^sug-[0-9a-f]{32}$(?!\n)")]
+    kind: Annotated[str, Meta(min_length=1, max_length=64)]
+    text: Text
+    reason: Text
+    confidence: Unit
+    evidence: list[Evidence]
+    made_at: Time
+    user_id: Name | None = None
+    session_id: Key | None = None
+    evidence_from: Annotated[str, Meta(max_length=2048)] | None = None
+    dismissed_at: Time | None = None
+
+
+class SwitchData(Data, frozen=True, kw_only=True):
+    """Of the proactive monitor, for a user or, under an empty name, for everybody."""
+
+    user_id: Annotated[str, Meta(max_length=256)]
+    is_on: bool
+
+
 class Parts(NamedTuple):
     """The rows that belong to a record: in which field, of which table, by which column, in which order."""
 
@@ -208,13 +232,15 @@ KINDS: Final[dict[str, Kind]] = {
             parts=Parts("turns", "turns", TurnData, "number"),
         ),
         Kind("context", "contexts", ContextData, ("context_id",), "ns, context_id", expires=True),
+        Kind("suggestion", "suggestions", SuggestionData, ("suggestion_id",), "ns, suggestion_id"),
+        Kind("switch", "suggestion_switches", SwitchData, ("user_id",), "ns, user_id"),
     )
 }
 
 # Columns that hold msgpack, JSON and 0 or 1 instead of plain values.
-PACKED: Final = frozenset({"context", "data", "metadata"})
+PACKED: Final = frozenset({"context", "data", "evidence", "metadata"})
 LISTED: Final = frozenset({"tags"})
-FLAGS: Final = frozenset({"success"})
+FLAGS: Final = frozenset({"is_on", "success"})
 
 
 def is_packed(kind: str, column: str) -> bool:

@@ -7,10 +7,13 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import msgspec
 
 from schemas.bodies.upkeep import MemoryRestore, Restored
 from schemas.errors import BadRequest, Internal
+from workers.memory import applied
 from workers.memory.migrations import load_migrations
 from workers.memory.outcome import Outcome, changed
 from workers.memory.records import Records
@@ -18,6 +21,8 @@ from workers.memory.sqlite_errors import explain
 from workers.memory.upkeep import copying, staging
 from workers.memory.upkeep.backup import SUFFIX, folder_beside, stamp, unused
 from workers.memory.upkeep.reporting import Report, Tell, told
+
+_OPERATION: Final = "memory.restore"
 
 # Called once the content has been replaced: whoever keeps a copy of some of it drops that.
 OnReplaced = Callable[[], Awaitable[None]]
@@ -37,12 +42,15 @@ class Restores:
         self._on_replaced = on_replaced
         self.folder = folder_beside(records.database.path)
 
-    async def restore(self, request: MemoryRestore, tell: Tell) -> Restored:
-        """Go back to a backup, after what is there has been kept as one.
+    async def restore(self, request: MemoryRestore, request_id: bytes, tell: Tell) -> Restored:
+        """Go back to a backup, after what is there has been kept as one. The same request again changes nothing.
 
         Writes wait meanwhile and find the restored content. Raises BadRequest, NotFound and Unprocessable for what is
         no backup of this memory, Internal from the disk; then nothing has changed.
         """
+        stored = await self._records.read(lambda connection: applied.find_reply(connection, _OPERATION, request_id))
+        if stored is not None:
+            return msgspec.msgpack.decode(stored, type=Restored)
         present = self._records.database.path
         backup = chosen(request.path, self.folder, present)
         staged = self.folder / "restoring.partial"
@@ -60,8 +68,8 @@ class Restores:
         for drop in self._on_replaced:
             await drop()
         events = [changed(ns, "", "restore") for ns in swapped.namespaces]
-        await self._records.write(lambda *_: Outcome(None, events))
-        return Restored(path=str(backup), kept_as=str(swapped.kept_as), chunks=swapped.chunks)
+        reply = Restored(path=str(backup), kept_as=str(swapped.kept_as), chunks=swapped.chunks)
+        return await self._records.write_once(_OPERATION, request_id, Restored, lambda *_: Outcome(reply, events))
 
 
 def chosen(path: str, folder: Path, present: Path) -> Path:

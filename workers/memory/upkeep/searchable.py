@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from workers.memory import chunks
 from workers.memory.items.chunking import cut, titled
-from workers.memory.sessions import turns
-from workers.memory.upkeep.kinds import Data, DocumentData, FactData, MemoryData, TurnData
+from workers.memory.sessions import suggestions, turns
+from workers.memory.upkeep.kinds import Data, DocumentData, FactData, MemoryData, SessionData, SuggestionData, TurnData
 
 # Chunks of a session taken away by one statement.
 _REMOVED_AT_ONCE: Final = 1_000
@@ -18,6 +18,8 @@ def derived(data: Data) -> dict[str, Any]:
     """Columns that say again what others say, and are not exported."""
     if isinstance(data, DocumentData):
         return {"characters": len(data.content), "chunks": len(titled(cut(data.content), data.title))}
+    if isinstance(data, SuggestionData):
+        return {"fingerprint": bytes.fromhex(data.suggestion_id.removeprefix("sug-"))}
     return {}
 
 
@@ -39,6 +41,17 @@ def put(connection: sqlite3.Connection, ns: str, data: Data) -> None:
             )
         case MemoryData():
             _put_memory(connection, ns, data)
+
+
+def forget_quotes(connection: sqlite3.Connection, ns: str, data: Data) -> None:
+    """Take back what quotes the record as it was before an import replaced it."""
+    match data:
+        case DocumentData():
+            suggestions.forget_source(connection, ns, "document", data.doc_id)
+        case MemoryData():
+            suggestions.forget_source(connection, ns, "memory", data.id)
+        case SessionData():
+            suggestions.forget_session(connection, ns, data.session_id)
 
 
 def put_turn(connection: sqlite3.Connection, ns: str, session_id: str, turn: TurnData) -> None:

@@ -56,10 +56,10 @@ class Upkeep:
         async with self._copying:
             return await self._backups.backup(request, request_id, tell)
 
-    async def restore(self, request: bodies.MemoryRestore, tell: Tell) -> bodies.Restored:
+    async def restore(self, request: bodies.MemoryRestore, request_id: bytes, tell: Tell) -> bodies.Restored:
         """Go back to a backup. Raises BadRequest, NotFound, Unprocessable, Internal."""
         async with self._copying:
-            return await self._restores.restore(request, tell)
+            return await self._restores.restore(request, request_id, tell)
 
     async def clean(self, target: bodies.CleanupTarget, request: bodies.Cleanup) -> bodies.CleanedUp:
         """Delete old files of one folder."""

@@ -56,6 +56,16 @@ async def counts(records: Records) -> Counts:
     return await records.read(_counts)
 
 
+async def newest(records: Records) -> int:
+    """The newest chunk's id; 0 where there is none."""
+    return await records.read(_newest)
+
+
+async def waiting_up_to(records: Records, newest: int) -> int:
+    """How many chunks wait, of those up to `newest`."""
+    return await records.read(lambda connection: _waiting_up_to(connection, newest))
+
+
 async def adopt_model(records: Records, index: VectorIndex, model: str) -> None:
     """Order every chunk anew when the last run used another model, whose index is removed."""
     previous = await records.read(_read_model)
@@ -74,16 +84,28 @@ async def adopt_model(records: Records, index: VectorIndex, model: str) -> None:
 
 
 async def restore_lost(records: Records, index: VectorIndex, model: str) -> None:
-    """Order what the index has lost: after a loss of power, of its files, or of the server's. Costs two counts."""
+    """Order what the index has lost: after a loss of power, of its files, or of the server's.
+
+    Costs two counts and a look at the newest: where the last writes are lost, and removals with them, the counts may agree.
+    """
     chunks, waiting = await counts(records)
     held = await index.count()
-    if held >= chunks - waiting:
+    if held >= chunks - waiting and await _has_newest(records, index):
         return
     log.warning(
         "vectors are missing and encoded again",
         extra={"action": "memory.vectors.lost", "vectors": held, "chunks": chunks - waiting},
     )
     await compare(records, index, model, is_repaired=True, report=lambda stage, done, total: None)
+
+
+async def _has_newest(records: Records, index: VectorIndex) -> bool:
+    wanted = await records.read(_read_newest)
+    if not wanted:
+        return True
+    # Twice as many, because vectors of removed chunks may stand between them; with more of those the comparison decides.
+    held = await index.ids(after=min(wanted) - 1, limit=2 * PAGE_CHUNKS)
+    return set(held).issuperset(wanted)
 
 
 async def order_everything(records: Records, index: VectorIndex, report: Report) -> None:
@@ -161,6 +183,18 @@ def _counts(connection: sqlite3.Connection) -> Counts:
     return Counts(chunks, waiting)
 
 
+def _newest(connection: sqlite3.Connection) -> int:
+    (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()
+    return int(newest)
+
+
+def _waiting_up_to(connection: sqlite3.Connection, newest: int) -> int:
+    (waiting,) = connection.execute(
+        "SELECT count(*) FROM chunks WHERE vector_model IS NULL AND id <= ?", (newest,)
+    ).fetchone()
+    return int(waiting)
+
+
 def _read_model(connection: sqlite3.Connection) -> str | None:
     row = connection.execute("SELECT value FROM service_state WHERE key = ?", (MODEL_KEY,)).fetchone()
     return None if row is None else msgspec.msgpack.decode(row[0], type=str)
@@ -180,6 +214,14 @@ def _read_chunks(connection: sqlite3.Connection, after: int, last: int) -> tuple
         "SELECT id, vector_model FROM chunks WHERE id > ? AND id <= ? ORDER BY id LIMIT ?", (after, last, PAGE_CHUNKS)
     ).fetchall()
     return dict(rows), rows[-1][0] if len(rows) == PAGE_CHUNKS else last
+
+
+def _read_newest(connection: sqlite3.Connection) -> list[int]:
+    """The newest chunks that have a vector."""
+    rows = connection.execute(
+        "SELECT id FROM chunks WHERE vector_model IS NOT NULL ORDER BY id DESC LIMIT ?", (PAGE_CHUNKS,)
+    )
+    return [id for (id,) in rows]
 
 
 def _read_removed(connection: sqlite3.Connection, after: int, last: int) -> set[int]:

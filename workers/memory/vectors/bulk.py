@@ -25,6 +25,7 @@ PART_TEXTS: Final = 64
 # How much these threads give way: queries and the service itself come first. Of two threads that want one core the nice
 # one gets a tenth (sched(7)).
 _NICENESS: Final = 10
+_NICENESS_MAX: Final = 19
 
 
 class _Job:
@@ -68,8 +69,11 @@ class Bulk:
 
     def _work(self) -> None:
         if sys.platform == "linux":
-            # Elsewhere niceness is the whole process's, and queries are in it too.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            # Elsewhere niceness is the whole process's, and queries are in it too. Added to what the process has: less
+            # than that takes a privilege.
+            thread = threading.get_native_id()
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _NICENESS_MAX))
         while True:
             job, rows = self._parts.get()
             if not job.failure:

@@ -33,6 +33,9 @@ log = logging.getLogger("olympus.memory")
 
 T = TypeVar("T")
 
+# What was written since a copy was made: the point, or None for one that was removed.
+_Written = dict[int, Point | None]
+
 # Points outside the graph, at which it is built anew although more keep coming. A full scan of 100,000 takes 6.5 ms, the
 # graph over as many 0.5 ms; but each time it is built it takes the processor from the encoder that the points come from.
 OPTIMISE_POINTS: Final = 100_000
@@ -97,8 +100,8 @@ class EdgeIndex:
         self._state = ""
         self._written_since_look = 0
         self._optimising: asyncio.Task[None] | None = None
-        # What was written while a copy is optimised: the point, or None for one that was removed.
-        self._written_meanwhile: dict[int, Point | None] | None = None
+        # Set while a copy is optimised.
+        self._written_meanwhile: _Written | None = None
 
     # What an index does ------------------------------------------------------------------------------------------
 
@@ -153,8 +156,10 @@ class EdgeIndex:
     async def close(self) -> None:
         """Write everything out and close the files."""
         await self._stop_optimising()
-        await self._in_thread(self._close)
-        self._thread.shutdown()
+        try:
+            await self._in_thread(self._close)
+        finally:
+            self._thread.shutdown()
 
     async def optimised(self) -> None:
         """Return once no graph is being built."""
@@ -210,6 +215,8 @@ class EdgeIndex:
         return shard
 
     def _start_anew(self) -> None:
+        # A copy that was just being made when it was given up has begun to collect.
+        self._written_meanwhile = None
         if self._shard is not None:
             self._shard.close()
             self._shard = None
@@ -219,10 +226,12 @@ class EdgeIndex:
         self._shard = self._create()
 
     def _close(self) -> None:
-        if self._shard is not None:
-            self._shard.flush()
-            self._shard.close()
-            self._shard = None
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            try:
+                shard.flush()
+            finally:
+                shard.close()
 
     def _remove_other_states(self) -> None:
         for folder in self._folder.iterdir():
@@ -257,25 +266,32 @@ class EdgeIndex:
             )
 
     async def _optimise_if_due(self, least: int, share: float) -> None:
-        if self._optimising is not None and not self._optimising.done():
+        if self._is_optimising:
             return
         points, inside = await self._run(_points_and_inside)
-        if points - inside >= max(least, share * inside):
+        # Asked again, because the other of the two who build it may have been here meanwhile.
+        if points - inside >= max(least, share * inside) and not self._is_optimising:
             self._optimising = asyncio.create_task(self._optimise(points), name="memory vectors graph")
+
+    @property
+    def _is_optimising(self) -> bool:
+        return self._optimising is not None and not self._optimising.done()
 
     async def _optimise(self, points: int) -> None:
         started_at = asyncio.get_running_loop().time()
         try:
-            copy = await self._in_thread(self._copy)
+            copy, written = await self._in_thread(self._copy)
             problem = await _optimise_in_child(copy)
             if not problem:
-                await self._in_thread(lambda: self._take(copy))
-        except IndexUnavailable as error:
+                await self._in_thread(lambda: self._take(copy, written))
+        except (IndexUnavailable, OSError) as error:
             problem = str(error)
         finally:
             self._written_meanwhile = None
         if problem:
             # Searches stay exact and become slower; tried again after the next points.
+            with contextlib.suppress(IndexUnavailable):
+                await self._in_thread(self._remove_other_states)
             log.warning(
                 "graph of vectors not built", extra={"action": "memory.vectors.not_optimised", "reason": problem}
             )
@@ -285,31 +301,30 @@ class EdgeIndex:
             "graph of vectors built", extra={"action": "memory.vectors.optimised", "points": points, "took_s": took_s}
         )
 
-    def _copy(self) -> Path:
+    def _copy(self) -> tuple[Path, _Written]:
         shard = self._opened()
         shard.flush()
         copy = self._folder / str(int(self._state) + 1)
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self._folder / self._state, copy)
-        self._written_meanwhile = {}
-        return copy
+        written = self._written_meanwhile = {}
+        return copy, written
 
-    def _take(self, copy: Path) -> None:
+    def _take(self, copy: Path, written: _Written) -> None:
         from qdrant_edge import EdgeShard
 
         shard = EdgeShard.load(str(copy))
         try:
-            written = self._written_meanwhile or {}
             for part in _parts([point for point in written.values() if point is not None], UPSERT_POINTS):
                 _upsert(shard, part)
             _remove(shard, [id for id, point in written.items() if point is None])
             shard.flush()
+            _write_current(self._folder, copy.name)
         except BaseException:
             shard.close()
             raise
         before, self._shard = self._shard, shard
         self._state = copy.name
-        _write_current(self._folder, self._state)
         if before is not None:
             before.close()
         self._remove_other_states()
@@ -355,7 +370,7 @@ def _config(dimension: int, optimise_points: int) -> EdgeConfig:
 
     # The vectors have length 1, so their product is the cosine. Half precision finds the same nearest ones as single
     # precision in two thirds of the time and half of the memory. The graph is walked on 8-bit copies, which takes 0.5
-    # instead of 1.2 ms, and what it finds is ordered by the vectors themselves.
+    # instead of 1.2 ms; `_search` has what it finds compared with the vectors themselves.
     least_points = optimise_points // _QUIET_PART
     return EdgeConfig(
         vectors=EdgeVectorParams(size=dimension, distance=Distance.Dot, datatype=VectorStorageDatatype.Float16),
@@ -374,14 +389,14 @@ def _filter(ns: str, kinds: Sequence[str] | None) -> Filter:
 
 
 def _search(shard: EdgeShard, vector: bytes, wanted: Filter, limit: int) -> list[tuple[int, float]]:
-    from qdrant_edge import Query, SearchParams, SearchRequest
+    from qdrant_edge import QuantizationSearchParams, Query, SearchParams, SearchRequest
 
     found = shard.search(
         SearchRequest(
             query=Query.Nearest(components(vector)),
             limit=limit,
             filter=wanted,
-            params=SearchParams(hnsw_ef=_SEARCH_EF),
+            params=SearchParams(hnsw_ef=_SEARCH_EF, quantization=QuantizationSearchParams(rescore=True)),
             with_payload=False,
         )
     )

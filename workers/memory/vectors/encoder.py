@@ -39,6 +39,9 @@ State = Literal["idle", "loading", "ready", "unusable"]
 # the loading continues; only the very first start of a model takes longer.
 QUERY_WAIT_S: Final = 2.0
 
+# Seconds a loaded encoder has for a query, which takes milliseconds: one that hangs must not make every search hang.
+QUERY_ANSWER_S: Final = 10.0
+
 # Query vectors kept, least recently used first out: 1.5 KB each.
 RECENT_QUERIES: Final = 1_024
 
@@ -108,6 +111,8 @@ class ProcessEncoder:
         self._idle_s = idle_s
         self._queries = queries
         self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: set[str] = set()
+        self._making: dict[str, asyncio.Future[bytes | None]] = {}
         self._child: _Child | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -138,14 +143,7 @@ class ProcessEncoder:
         """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable."""
         if not is_query:
             return await self._encode(texts, is_query=False)
-        known = {text: await self._find_recent(text) for text in texts}
-        unknown = [text for text, vector in known.items() if vector is None]
-        if unknown:
-            made = dict(zip(unknown, await self._encode(unknown, is_query=True), strict=True))
-            known.update(made)
-            for text, vector in made.items():
-                await self._keep_recent(text, vector)
-        return [found for text in texts if (found := known[text]) is not None]
+        return [await self._query(text) for text in texts]
 
     async def close(self) -> None:
         """End the process; what is being encoded raises EncoderUnavailable."""
@@ -171,8 +169,12 @@ class ProcessEncoder:
     async def _encode_once(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
         child = await self._ready_child(QUERY_WAIT_S if is_query else None)
         self._be_busy()
+        limit_s = QUERY_ANSWER_S if is_query else None
         try:
-            vectors = await child.encode(texts, is_query)
+            async with asyncio.timeout(limit_s):
+                vectors = await child.encode(texts, is_query)
+        except TimeoutError as error:
+            raise EncoderUnavailable(f"the encoder gave no answer within {limit_s:g} s") from error
         finally:
             self._rest()
         self._deaths = 0
@@ -184,6 +186,8 @@ class ProcessEncoder:
             async with asyncio.timeout(wait_s):
                 await asyncio.shield(child.ready)
         except TimeoutError as error:
+            # It may be that nobody else waits for it, and then nothing would begin its idle time.
+            child.ready.add_done_callback(lambda _: self._rest())
             raise EncoderUnavailable("the encoder is still loading") from error
         return child
 
@@ -242,22 +246,56 @@ class ProcessEncoder:
 
     # Queries asked before ----------------------------------------------------------------------------------------
 
-    async def _find_recent(self, text: str) -> bytes | None:
+    async def _query(self, text: str) -> bytes:
+        """The query's vector, made once for all who ask at the same time."""
+        while (making := self._making.get(text)) is not None:
+            vector = await asyncio.shield(making)
+            if vector is not None:
+                return vector
         vector = self._recent.get(text)
         if vector is not None:
-            self._recent.move_to_end(text)
-        elif self._queries is not None:
-            vector = await self._queries.get(self._key(text))
-            if vector is not None and len(vector) != self.dimension * COMPONENT_BYTES:
-                vector = None
+            await self._know(text, vector)
+            return vector
+        # Made here and not in a task of its own: so the process has the query before anything else gets its turn.
+        made: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._making[text] = made
+        try:
+            vector = await self._make_query(text)
+        except EncoderUnavailable as error:
+            # For all of them: one after the other they would each wait as long again.
+            made.set_exception(error)
+            # There may be nobody else.
+            made.exception()
+            raise
+        finally:
+            del self._making[text]
+            if not made.done():
+                # None where this caller left: the next one makes it.
+                made.set_result(vector)
         return vector
 
-    async def _keep_recent(self, text: str, vector: bytes) -> None:
+    async def _make_query(self, text: str) -> bytes:
+        vector = None
+        if self._queries is not None and self.state != "ready":
+            # Loading takes longer than looking, encoding does not.
+            vector = await self._queries.get(self._key(text))
+        if vector is None or len(vector) != self.dimension * COMPONENT_BYTES:
+            (vector,) = await self._encode([text], is_query=True)
         self._recent[text] = vector
         if len(self._recent) > RECENT_QUERIES:
-            self._recent.popitem(last=False)
-        if self._queries is not None:
+            self._forget(next(iter(self._recent)))
+        return vector
+
+    async def _know(self, text: str, vector: bytes) -> None:
+        """A query is asked again: it is kept longest here, and from its second time on outside this process."""
+        self._recent.move_to_end(text)
+        if self._queries is not None and text not in self._kept:
+            self._kept.add(text)
             await self._queries.set(self._key(text), vector)
+
+    def _forget(self, text: str) -> None:
+        del self._recent[text]
+        self._kept.discard(text)
 
     def _key(self, text: str) -> str:
         return f"vector:{self.name}:{hashlib.sha256(text.encode()).hexdigest()}"

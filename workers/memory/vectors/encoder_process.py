@@ -1,14 +1,13 @@
 """The encoder as a process: `python -m workers.memory.vectors.encoder_process --parent PID`.
 
 Reads what to encode from stdin and answers on stdout; see frames.py. Ends with the end of stdin, and never outlives the
-service. Queries have a thread of their own, so that none waits behind other texts; those are done by bulk.py.
+service. Queries are encoded where they are read, with no other thread between; other texts by the threads of bulk.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -126,16 +125,14 @@ def _load_other(folder: Path, threads: int, why: str) -> Model:
         raise CannotLoad(f"the model in {folder} cannot be loaded: {error}") from error
 
 
-def answer_queries(model: Model, jobs: queue.SimpleQueue[Encode], pipe: Pipe) -> None:
-    """Encode queries for ever."""
-    while True:
-        job = jobs.get()
-        try:
-            vectors = model.encode_queries(job.texts)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked; the next job may be fine
-            pipe.say(Failed(id=job.id, reason=f"{type(error).__name__}: {error}"))
-            continue
-        pipe.say(Vectors(id=job.id, vectors=vectors.tobytes()))
+def answer_query(model: Model, job: Encode, pipe: Pipe) -> None:
+    """Encode a query."""
+    try:
+        vectors = model.encode_queries(job.texts)
+    except Exception as error:  # noqa: BLE001 - told to whoever asked; the next job may be fine
+        pipe.say(Failed(id=job.id, reason=f"{type(error).__name__}: {error}"))
+        return
+    pipe.say(Vectors(id=job.id, vectors=vectors.tobytes()))
 
 
 def serve(words: BinaryIO, pipe: Pipe) -> None:
@@ -152,8 +149,6 @@ def serve(words: BinaryIO, pipe: Pipe) -> None:
     except CannotLoad as error:
         pipe.say(Unusable(reason=str(error)))
         return
-    queries: queue.SimpleQueue[Encode] = queue.SimpleQueue()
-    threading.Thread(target=answer_queries, args=(model, queries, pipe), daemon=True).start()
     from workers.memory.vectors.bulk import Bulk
 
     others = Bulk(model, pipe)
@@ -162,7 +157,7 @@ def serve(words: BinaryIO, pipe: Pipe) -> None:
     while (word := _read(words)) is not None:
         job = decode_encode(word)
         if job.is_query:
-            queries.put(job)
+            answer_query(model, job, pipe)
         else:
             others.add(job)
 

@@ -29,8 +29,10 @@ log = logging.getLogger("olympus.memory")
 # take 4 % more time per text.
 READ_ORDERS: Final = 1_024
 
-# Chunks encoded and stored together: 0.35 s of work for the encoder, and 10 ms for the service, in which a search waits.
+# Chunks encoded and stored together, and their characters: 0.35 s of work for the encoder, and 10 ms for the service, in
+# which a search waits.
 PAGE_CHUNKS: Final = 256
+PAGE_CHARACTERS: Final = 32_768
 
 # Pages the encoder has at once: the one that it works on, and two so that it never waits for us.
 _PAGES_AHEAD: Final = 3
@@ -148,17 +150,11 @@ class OutboxPump:
     async def _drain(self) -> bool:
         """Everything ordered so far; False when orders are left that were overtaken while they were carried out."""
         ahead: deque[_Page] = deque()
-        waiting: deque[list[_Row]] = deque()
-        read_to, is_done = 0, True
+        orders = _Orders(self._records)
+        is_done = True
         try:
             while not self._is_to_begin_anew:
-                while len(ahead) < _PAGES_AHEAD:
-                    if not waiting and (orders := await self._read(read_to)):
-                        read_to = orders[-1].sequence
-                        waiting.extend(_pages(orders))
-                    if not waiting:
-                        break
-                    rows = waiting.popleft()
+                while len(ahead) < _PAGES_AHEAD and (rows := await orders.next_page()):
                     ahead.append(_Page(rows, asyncio.create_task(self._encode(rows), name="memory vectors page")))
                 if not ahead:
                     return is_done
@@ -169,9 +165,6 @@ class OutboxPump:
                 page.encoding.cancel()
             await asyncio.gather(*(page.encoding for page in ahead), return_exceptions=True)
         return False
-
-    async def _read(self, after: int) -> list[_Row]:
-        return await self._records.read(lambda connection: _read_orders(connection, after))
 
     async def _encode(self, rows: Sequence[_Row]) -> list[bytes]:
         texts = [embedded_text(row.text or "", row.speaker, row.at) for row in rows if row.is_to_embed]
@@ -188,6 +181,43 @@ class OutboxPump:
             await self._index.remove([row.chunk_id for row in page.rows if row.action == "remove"])
             is_done: bool = await self._records.write(lambda connection, now: _tick_off(connection, page.rows, model))
         return is_done
+
+
+class _Orders:
+    """The orders of the outbox, page by page: in their order, but what is new overtakes the documents before it.
+
+    Somebody asks for what was just said; a document of a thousand chunks takes half a minute.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._pages: deque[list[_Row]] = deque()
+        self._read_to = 0
+        self._seen_to = 0
+        self._overtook: set[int] = set()
+
+    async def next_page(self) -> list[_Row]:
+        """Orders to carry out now, empty when there are none left."""
+        if self._pages and any(row.kind == "document" for row in self._pages[0]):
+            await self._overtake()
+        while not self._pages:
+            rows = await self._records.read(lambda connection: _read_orders(connection, self._read_to))
+            if not rows:
+                return []
+            self._read_to = rows[-1].sequence
+            self._seen_to = max(self._seen_to, self._read_to)
+            self._pages.extend(_pages([row for row in rows if row.sequence not in self._overtook]))
+            self._overtook = {sequence for sequence in self._overtook if sequence > self._read_to}
+        return self._pages.popleft()
+
+    async def _overtake(self) -> None:
+        rows = await self._records.read(lambda connection: _read_orders(connection, self._seen_to))
+        if rows:
+            self._seen_to = rows[-1].sequence
+        # Not what is to be removed: that comes after what was ordered of it before.
+        first = [row for row in rows if row.is_to_embed and row.kind != "document"]
+        self._overtook.update(row.sequence for row in first)
+        self._pages.extendleft(reversed(list(_pages(first))))
 
 
 def embedded_text(text: str, speaker: str | None, at: float) -> str:
@@ -220,9 +250,17 @@ def _pages(orders: Sequence[_Row]) -> Iterator[list[_Row]]:
 
     An id is never given twice, and a chunk that is to be removed has no text any more.
     """
-    by_length = sorted(orders, key=lambda row: len(row.text or ""))
-    for at in range(0, len(by_length), PAGE_CHUNKS):
-        yield by_length[at : at + PAGE_CHUNKS]
+    page: list[_Row] = []
+    characters = 0
+    for row in sorted(orders, key=lambda row: len(row.text or "")):
+        length = len(row.text or "")
+        if page and (len(page) == PAGE_CHUNKS or characters + length > PAGE_CHARACTERS):
+            yield page
+            page, characters = [], 0
+        page.append(row)
+        characters += length
+    if page:
+        yield page
 
 
 def _tick_off(connection: sqlite3.Connection, rows: Sequence[_Row], model: str) -> Outcome:

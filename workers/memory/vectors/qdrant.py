@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds one call may take; a search of a million points takes milliseconds.
+# Seconds one attempt may take, after which there is no other: a search waits for it. One of a million points takes
+# milliseconds.
 TIMEOUT_S: Final = 5
 
 # Attempts of one call, and the seconds of the last wait between them: bridges a lost connection, not a restart.
@@ -156,6 +157,8 @@ class QdrantIndex:
 
     async def _attempts(self, call: Callable[[AsyncQdrantClient], Awaitable[T]]) -> T:
         try:
+            from httpx import TimeoutException
+            from qdrant_client.common.client_exceptions import QdrantException
             from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
         except ImportError as error:
             raise IndexUnavailable(
@@ -165,7 +168,7 @@ class QdrantIndex:
         def is_passing(error: BaseException) -> bool:
             if isinstance(error, UnexpectedResponse):
                 return error.status_code in _PASSING
-            return isinstance(error, ResponseHandlingException)
+            return isinstance(error, ResponseHandlingException) and not isinstance(error.source, TimeoutException)
 
         client = self._client = self._client or self._make_client()
 
@@ -179,7 +182,7 @@ class QdrantIndex:
                 stop=tenacity.stop_after_attempt(_ATTEMPTS),
                 reraise=True,
             )(attempt)
-        except ApiException as error:
+        except (ApiException, QdrantException) as error:
             if isinstance(error, UnexpectedResponse) and error.status_code == _NOT_FOUND:
                 # Somebody removed the collection; the next call makes it again.
                 self._is_prepared = False

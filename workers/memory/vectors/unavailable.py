@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from schemas.errors import Internal
+from schemas.errors import Unsupported
 
 
-class VectorsUnavailable(Internal):
+class VectorsUnavailable(Unsupported):
     """The encoder or the index cannot be used now; the message says why and what helps, and holds no secret."""
 
 

@@ -158,6 +158,7 @@ class Vectors:
         finally:
             # Cut off half-way, the index lacks what the table says it has; the pump compares the two again.
             opened.pump.begin_anew()
+        newest = await agreement.newest(self._records)
         total, waiting = await agreement.counts(self._records)
         first = waiting
         while waiting:
@@ -166,7 +167,8 @@ class Vectors:
                     f"{waiting} of {total} chunks still wait, and it goes on when it can: {opened.pump.problem}"
                 )
             await asyncio.sleep(_WATCH_S)
-            total, waiting = await agreement.counts(self._records)
+            # Without what is written meanwhile: under steady writing something always waits.
+            waiting = await agreement.waiting_up_to(self._records, newest)
             done, passed_s = first - waiting, time.monotonic() - began
             eta_s = passed_s * waiting / done if done > 0 else None
             await tell(UpkeepProgress(stage="encode", done=total - waiting, total=total, eta_s=eta_s))
