@@ -175,6 +175,7 @@ BY_NAME: Final[dict[str, Any]] = {
     "name": "known",
     "role": "user",
     "kind": "about",
+    "suggestion_id": f"sug-{0:032x}",
     "clear": ["parent_id"],
     "data": {"source_id": "known", "target_id": "known", "kind": "about", "strength": 0.5, "created_at": 1},
 }

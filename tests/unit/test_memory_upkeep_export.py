@@ -585,6 +585,12 @@ async def test_an_import_under_one_id_happens_once(tmp_path: Path) -> None:
         ("session", {"state": "deleting"}, "state", BadRequest),
         ("suggestion", {"suggestion_id": "sug-1"}, "suggestion_id", BadRequest),
         ("suggestion", {"evidence": [{"kind": "turn"}]}, "evidence[0].id", BadRequest),
+        (
+            "suggestion",
+            {"evidence": [{"kind": "turn", "id": "s/1", "text": "", "score": float("nan"), "at": 1.0}]},
+            "evidence[0].score",
+            BadRequest,
+        ),
     ],
 )
 async def test_a_field_that_does_not_fit_is_named_with_its_record(

@@ -67,7 +67,7 @@ class Bridger:
             lambda connection: sessions.read(connection, request.ns, request.session_id, now)
         )
         query = request.query or await self.query_of(session)
-        passages, _ = await self.passages(session, query, request.k, or_latest=not request.query)
+        passages, _ = await self.passages(session, query, request.k, or_latest=not (request.query or "").strip())
         counted = await self._counter.count([passage.text for passage in passages], request.model)
         room = choose(request.max_tokens, [Part("bridge", counted.counts, 1.0)])["bridge"]
         return await self._reply(request, passages, room, counted)

@@ -15,7 +15,7 @@ from msgspec import Meta
 from schemas.bodies.base import Key, Ordinal, Unit, Whole
 from schemas.bodies.items import Content, MemoryType, Metadata, Name, Tags, Text, Tier
 from schemas.bodies.memory import Category
-from schemas.bodies.sessions import Evidence, Role, SessionState, TurnContent
+from schemas.bodies.sessions import Role, SessionState, TurnContent
 
 # Times reach this far, epoch seconds, as in every request.
 Time = Annotated[float, Meta(ge=0, le=1e11)]
@@ -149,6 +149,14 @@ class ContextData(Data, frozen=True, kw_only=True):
     expires_at: Time | None = None
 
 
+class EvidenceData(Data, frozen=True, kw_only=True):
+    kind: Annotated[str, Meta(min_length=1, max_length=64)]
+    id: Annotated[str, Meta(min_length=1, max_length=2048)]
+    text: Text
+    score: Annotated[float, Meta(ge=-1e12, le=1e12)]
+    at: Time
+
+
 class SuggestionData(Data, frozen=True, kw_only=True):
     """Without a text it is what has been forgotten, and stays so that it is not suggested again."""
 
@@ -158,7 +166,7 @@ class SuggestionData(Data, frozen=True, kw_only=True):
     text: Text
     reason: Text
     confidence: Unit
-    evidence: list[Evidence]
+    evidence: list[EvidenceData]
     made_at: Time
     user_id: Name | None = None
     session_id: Key | None = None
