@@ -290,8 +290,16 @@ async def _graph_built(house: House) -> None:
     """Return once the index has been left alone long enough to build its graph, and has built it."""
     await asyncio.sleep(QUIET_S + 1)
     service = psutil.Process(house.memory.child.pid)
-    while any("workers.memory.vectors.edge_optimise" in child.cmdline() for child in service.children()):  # noqa: ASYNC110 - another process builds
+    while any(_builds_graph(child) for child in service.children()):  # noqa: ASYNC110 - another process builds
         await asyncio.sleep(0.2)
+
+
+def _builds_graph(child: psutil.Process) -> bool:
+    try:
+        return "workers.memory.vectors.edge_optimise" in child.cmdline()
+    except psutil.Error:
+        # It has just ended.
+        return False
 
 
 def _texts(count: int) -> list[str]:

@@ -81,17 +81,15 @@ class Searcher:
         now = self._records.now()
         reference = now if request.now is None else request.now
         limit = max(self._settings.nearest, request.k) * (FILTERED_TIMES if has_filters else 1)
-        # The words are looked up while the query is encoded. The reader's thread is woken first: it gets the idle core,
-        # and the encoder this one, which then waits. The other way round they shared a core, for 4 ms of every tenth query.
-        looking_up = asyncio.ensure_future(
-            self._records.read(lambda connection: self._find(connection, request, reference, now))
-        )
         nearest = asyncio.ensure_future(self._nearest(request, limit))
         try:
-            query, found, only = await looking_up
+            # The encoder gets the query first: what the reader's thread does meanwhile costs no time.
+            await asyncio.sleep(0)
+            query, found, only = await self._records.read(
+                lambda connection: self._find(connection, request, reference, now)
+            )
             dense = await nearest
         finally:
-            looking_up.cancel()
             nearest.cancel()
         if only is not None and dense.cosines and len(only & dense.cosines.keys()) < min(request.k, len(only)):
             dense = await self._nearest(request, FAR_NEAREST)

@@ -25,8 +25,8 @@ LARGE_SHARE: Final = 0.5
 # of a handful of memories hold would weigh nothing beside one that none holds.
 LEAST_CHUNKS: Final = 1_000
 
-# Counts of words in more chunks than this take over 0.1 ms and hardly change; they are kept for so many seconds.
-COMMON_WORD_CHUNKS: Final = 2_000
+# Counts of words in more chunks than this hardly change, and each takes some 0.1 ms; they are kept for so many seconds.
+COMMON_WORD_CHUNKS: Final = 250
 KEEP_COUNTS_S: Final = 60.0
 KEPT_COUNTS_MAX: Final = 4_096
 
