@@ -456,6 +456,17 @@ async def test_explain_says_what_each_signal_gave(tmp_path: Path) -> None:
         assert (await hub.search("hound")).hits[0].signals is None
 
 
+async def test_explain_leaves_out_what_gave_nothing(tmp_path: Path) -> None:
+    """A time in the query that is years away from a hit's own is no reason for it."""
+    async with opened(tmp_path) as hub:
+        await hub.add("The hound slept on the porch")
+
+        (hit,) = (await hub.search("hound in 1987", explain=True)).hits
+
+        assert hit.signals is not None
+        assert "time" not in [signal.name for signal in hit.signals]
+
+
 async def test_without_an_encoder_search_goes_on_with_words(tmp_path: Path) -> None:
     """And says so."""
     async with opened(tmp_path, has_meaning=False) as hub:

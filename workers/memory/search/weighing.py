@@ -34,6 +34,9 @@ FILTERED_TIMES: Final = 4
 LEADERS: Final = 10
 RELATIONS_MAX: Final = 50
 
+# A signal that gave less is not shown: with three digits it would read 0.
+SHOWN_SHARE_MIN: Final = 0.0005
+
 
 class Case(NamedTuple):
     """One search and what is known of it so far.
@@ -203,5 +206,5 @@ class Weighing:
                 note=notes.get(name, ""),
             )
             for name, share in sorted(hit.shares.items(), key=lambda entry: -entry[1])
-            if share
+            if share >= SHOWN_SHARE_MIN
         ]
