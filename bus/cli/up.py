@@ -19,6 +19,7 @@ from typing import Final
 from bus.cli import exits
 from bus.cli.arguments import overrides_from, settings_flags, settings_from
 from bus.cli.failures import UsageError, say
+from bus.cli.model_flags import add_model_flags
 from bus.client import Client
 from bus.settings import Settings, SettingsError, child_environment
 from bus.supervisor import STOP_SIGNALS, describe_status, die_with_parent
@@ -34,6 +35,7 @@ examples:
   olympus up
   olympus up --only broker,memory
   olympus --set bus.request_port=7100 up
+  olympus up --model olympus-demo --temperature 0.2
   OLYMPUS_HOME=/tmp/olympus olympus up
 """
 
@@ -51,7 +53,7 @@ _HONCHO_START_S: Final = 1.0
 _HONCHO_STOP_S: Final = 7.0
 
 # A line is named for its folder in workers/, a service for the first token of its subjects.
-_SERVICES: Final = {"models": "model"}
+_SERVICES: Final = {"models": "model", "resources": "resource"}
 
 # What a newcomer may ask a service first.
 _FIRST_WORDS: Final = {
@@ -63,6 +65,7 @@ _FIRST_WORDS: Final = {
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments and examples."""
     parser.add_argument("--only", metavar="NAMES", help="start only these lines of the Procfile, separated by commas")
+    add_model_flags(parser)
     parser.epilog = _EPILOG
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bus.cli import exits
 from bus.cli.arguments import settings_flags, settings_from
+from bus.cli.model_flags import add_model_flags
 from bus.logs import configure_logging
 from bus.settings import Settings
 from bus.supervisor import Supervisor
@@ -30,12 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments and examples."""
     known = known_workers()
     parser.add_argument("name", metavar="NAME", choices=known, help=f"one of: {', '.join(known)}")
+    add_model_flags(parser)
     parser.epilog = f"""\
 {EXIT_CODES}
 
 examples:
   olympus worker memory
   olympus --set memory.readers=4 worker memory
+  olympus worker models --model olympus-demo --max-tokens 64
   olympus worker models --config config/olympus.yaml
 """
 

@@ -190,7 +190,7 @@ def test_whole_house_comes_up_answers_and_stops(make_up: Callable[..., Up]) -> N
     """Every line of the Procfile is ready, the first command shown to a newcomer works, and nothing is left."""
     up = make_up()
     process = up.start()
-    up.wait_for_line("Olympus is ready: broker, memory, models")
+    up.wait_for_line("Olympus is ready: broker, memory, resources, models")
     shown = up.wait_for_line("req model.chat")
     arguments = shlex.split(shown)[1:]
 
@@ -214,5 +214,5 @@ def test_unknown_name_is_refused_with_the_known_ones(make_up: Callable[..., Up])
     up = make_up("--only", "broker,mermory")
     process = up.start()
 
-    up.wait_for_line("expected names from broker, memory, models")
+    up.wait_for_line("expected names from broker, memory, resources, models")
     assert process.wait(timeout=TIMEOUT_S) == 2
