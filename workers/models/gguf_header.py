@@ -30,11 +30,17 @@ DEFAULT_ALIGNMENT: Final = 32
 # 262,144 tokens; these leave room and keep the reading of a hostile file under a second and a few MB.
 MAX_ENTRIES: Final = 16_384
 MAX_TENSORS: Final = 262_144
+# Texts of all arrays together.
 MAX_ARRAY_STRINGS: Final = 2_097_152
 MAX_NAME_BYTES: Final = 65_535
 MAX_TEXT_BYTES: Final = 4 * 1024 * 1024
 MAX_DIMS: Final = 4
 MAX_ELEMENTS: Final = 1 << 48
+
+# Arrays of up to this many numbers are kept: they hold one for each layer, and no public model has over 200 layers. Of all
+# arrays together no more than this are, since a number of a byte takes up to 40 in memory.
+MAX_KEPT: Final = 1_024
+MAX_KEPT_IN_ALL: Final = 65_536
 
 _CHUNK_BYTES: Final = 256 * 1024
 _U32: Final = struct.Struct("<I")
@@ -134,15 +140,23 @@ _FILE_TYPES: Final = {
 
 
 class UnusableFile(Exception):
-    """The file is no GGUF model this system can read; the message says why, for a person."""
+    """The file, or the folder, is no model this system can read; the message says why, for a person."""
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
-    """What a GGUF file says about itself. `values` holds every scalar and text entry; arrays are skipped."""
+    """What a GGUF file says about itself.
+
+    values: every scalar and text entry. lengths: elements of every array. numbers: the arrays of up to MAX_KEPT numbers,
+    which say something for each layer. parameters: elements of all tensors, tensor_types: the same by type.
+    data_offset: byte at which the tensor data begin.
+    """
 
     values: dict[str, Value]
     parameters: int
     tensor_types: dict[str, int]
+    lengths: dict[str, int] = {}
+    numbers: dict[str, tuple[int | float, ...]] = {}
+    data_offset: int = 0
 
     def text(self, key: str, default: str = "") -> str:
         """A text entry; `default` when it is missing or of another type."""
@@ -154,6 +168,11 @@ class GgufHeader(msgspec.Struct, frozen=True):
         value = self.values.get(key)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
+    def whole(self, key: str, limit: int = 2**31) -> int:
+        """A numeric entry as a whole number; 0 when it is missing, of another type, negative or not below `limit`."""
+        value = self.number(key)
+        return int(value) if value is not None and 0 <= value < limit else 0
+
     @property
     def architecture(self) -> str:
         """`general.architecture`, for instance "llama"."""
@@ -162,8 +181,7 @@ class GgufHeader(msgspec.Struct, frozen=True):
     @property
     def context_tokens(self) -> int:
         """Length of the context window the model was trained for; 0 when the file does not say."""
-        value = self.number(f"{self.architecture}.context_length")
-        return int(value) if value is not None and 0 <= value < 2**31 else 0
+        return self.whole(f"{self.architecture}.context_length")
 
     @property
     def quantisation(self) -> str:
@@ -174,17 +192,19 @@ class GgufHeader(msgspec.Struct, frozen=True):
         return max(self.tensor_types, key=lambda name: self.tensor_types[name], default="unknown")
 
 
-def read_header(path: Path) -> GgufHeader:
-    """The header of the GGUF file at `path`.
+def read_header(path: Path, *, is_later_part: bool = False) -> GgufHeader:
+    """The header of the GGUF file at `path`. Blocks on the disk.
+
+    is_later_part: of a model split over several files, one behind the first; only the first names the architecture.
 
     Raises UnusableFile for anything that is not a complete GGUF file of version 2 or 3 (empty, cut short, another
     format, sizes that lie), and OSError when the file cannot be read.
     """
     with path.open("rb") as file:
-        return _read(_Cursor(file, path.stat().st_size))
+        return _read(_Cursor(file, path.stat().st_size), is_later_part=is_later_part)
 
 
-def _read(cursor: _Cursor) -> GgufHeader:
+def _read(cursor: _Cursor, *, is_later_part: bool) -> GgufHeader:
     if cursor.size == 0:
         raise UnusableFile("the file is empty")
     magic = cursor.take(4, "the magic") if cursor.size >= 4 else b""
@@ -196,51 +216,76 @@ def _read(cursor: _Cursor) -> GgufHeader:
         raise UnusableFile("GGUF of big-endian byte order" if swapped else f"GGUF version {version}, readable are 2, 3")
     tensors = cursor.count(cursor.u64("the tensor count"), MAX_TENSORS, 24, "tensors")
     entries = cursor.count(cursor.u64("the entry count"), MAX_ENTRIES, 13, "metadata entries")
-    values = _read_values(cursor, entries)
+    values, lengths, numbers = _read_values(cursor, entries)
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment > 1 << 20 or alignment & (alignment - 1):
         raise UnusableFile(f"general.alignment is {alignment!r}, it must be a power of two up to 1048576")
-    if not isinstance(values.get("general.architecture"), str):
+    if not is_later_part and not isinstance(values.get("general.architecture"), str):
         raise UnusableFile("general.architecture is missing, so nothing can tell how to run it")
-    parameters, tensor_types = _read_tensors(cursor, tensors, alignment)
-    return GgufHeader(values, parameters, tensor_types)
+    parameters, tensor_types, data_offset = _read_tensors(cursor, tensors, alignment)
+    return GgufHeader(values, parameters, tensor_types, lengths, numbers, data_offset)
 
 
-def _read_values(cursor: _Cursor, entries: int) -> dict[str, Value]:
+_Numbers = tuple[int | float, ...]
+
+
+def _read_values(cursor: _Cursor, entries: int) -> tuple[dict[str, Value], dict[str, int], dict[str, _Numbers]]:
     values: dict[str, Value] = {}
-    text_bytes = 0
+    lengths: dict[str, int] = {}
+    numbers: dict[str, _Numbers] = {}
+    text_bytes, kept_numbers, array_strings = 0, 0, 0
     for _ in range(entries):
         key = cursor.name("a metadata key")
         kind = cursor.u32(key)
+        text_bytes += len(key)
         if kind == _STRING:
             length = cursor.u64(key)
             text_bytes += length
-            if text_bytes > MAX_TEXT_BYTES:
-                raise UnusableFile(f"metadata texts are over {MAX_TEXT_BYTES} bytes at {key!r}")
+            _check_text(text_bytes, key)
             values[key] = cursor.take(length, key).decode("utf-8", "replace")
         elif kind == _ARRAY:
-            _skip_array(cursor, key)
+            lengths[key], kept, strings = _read_array(cursor, key, MAX_ARRAY_STRINGS - array_strings)
+            array_strings += strings
+            kept_numbers += len(kept)
+            if kept_numbers > MAX_KEPT_IN_ALL:
+                raise UnusableFile(f"metadata arrays hold over {MAX_KEPT_IN_ALL} numbers at {key[:80]!r}")
+            if kept:
+                numbers[key] = kept
         elif kind in _SCALARS:
             scalar = _SCALARS[kind]
             values[key] = scalar.unpack(cursor.take(scalar.size, key))[0]
         else:
-            raise UnusableFile(f"metadata entry {key!r} is of unknown type {kind}")
-    return values
+            raise UnusableFile(f"metadata entry {key[:80]!r} is of unknown type {kind}")
+        _check_text(text_bytes, key)
+    return values, lengths, numbers
 
 
-def _skip_array(cursor: _Cursor, key: str) -> None:
+def _check_text(text_bytes: int, key: str) -> None:
+    if text_bytes > MAX_TEXT_BYTES:
+        raise UnusableFile(f"metadata texts are over {MAX_TEXT_BYTES} bytes at {key[:80]!r}")
+
+
+def _read_array(cursor: _Cursor, key: str, strings_left: int) -> tuple[int, _Numbers, int]:
+    """Length of an array, its elements where they are few numbers, and how many texts it holds."""
     kind = cursor.u32(key)
     length = cursor.u64(key)
     if kind == _STRING:
-        cursor.skip_strings(cursor.count(length, MAX_ARRAY_STRINGS, 8, f"texts in {key!r}"), key)
-    elif kind in _SCALARS:
-        cursor.skip(length * _SCALARS[kind].size, key)
-    else:
-        raise UnusableFile(f"metadata array {key!r} holds unknown type {kind}")
+        cursor.skip_strings(cursor.count(length, strings_left, 8, f"texts in {key[:80]!r}"), key)
+        return length, (), length
+    if kind not in _SCALARS:
+        raise UnusableFile(f"metadata array {key[:80]!r} holds unknown type {kind}")
+    scalar = _SCALARS[kind]
+    if length <= MAX_KEPT:
+        return length, tuple(value for (value,) in scalar.iter_unpack(cursor.take(length * scalar.size, key))), 0
+    cursor.skip(length * scalar.size, key)
+    return length, (), 0
 
 
-def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> tuple[int, dict[str, int]]:
-    """Elements of all tensors, and elements by tensor type; raises UnusableFile when their data is not all there."""
+def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> tuple[int, dict[str, int], int]:
+    """Elements of all tensors, elements by tensor type, and where the data begin.
+
+    Raises UnusableFile when the data are not all there.
+    """
     parameters = 0
     by_type: dict[str, int] = {}
     data_bytes, last = 0, ""
@@ -248,12 +293,12 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> tuple[int, d
         name = cursor.name("a tensor name")
         dims = cursor.u32(name)
         if not 1 <= dims <= MAX_DIMS:
-            raise UnusableFile(f"tensor {name!r} has {dims} dimensions, allowed are 1 to {MAX_DIMS}")
+            raise UnusableFile(f"tensor {name[:80]!r} has {dims} dimensions, allowed are 1 to {MAX_DIMS}")
         elements = 1
         for _dim in range(dims):
             elements *= cursor.u64(name)
-        if elements > MAX_ELEMENTS:
-            raise UnusableFile(f"tensor {name[:80]!r} claims {elements} elements, the limit is {MAX_ELEMENTS}")
+        if elements + parameters > MAX_ELEMENTS:
+            raise UnusableFile(f"tensor {name[:80]!r} claims {elements} elements, the limit is {MAX_ELEMENTS} in all")
         kind, offset = cursor.u32(name), cursor.u64(name)
         # A type newer than this table still loads if llama.cpp knows it; only its size cannot be checked.
         label, block, block_bytes = _TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
@@ -267,7 +312,7 @@ def _read_tensors(cursor: _Cursor, tensors: int, alignment: int) -> tuple[int, d
         raise UnusableFile(
             f"truncated: tensor {last[:80]!r} ends at byte {start + data_bytes}, the file has {cursor.size}"
         )
-    return parameters, by_type
+    return parameters, by_type, start
 
 
 class _Cursor:
