@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from schemas.bodies.model import ChatMessage, Generate
+from schemas.errors import Internal
 from workers.models.backends.backend import Chunk, LoadFailed, LoadOptions, Options, Outcome
 from workers.models.catalogue import SHIPPED_ROOT
 from workers.models.chat import ChatTemplate
@@ -20,6 +22,7 @@ from workers.models.gguf_header import read_header
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 from workers.models.backends import llama_cpp
+from workers.models.backends.kept_states import KeptState, KeptStates
 from workers.models.runner import sampling_options
 
 DEMO = SHIPPED_ROOT / "olympus-demo.gguf"
@@ -192,6 +195,16 @@ async def test_a_failing_decode_ends_the_answers_and_the_next_one_works() -> Non
         assert (await answer(backend, prompts(backend)[0], greedy())).text == DOCUMENTED[0]["answer"]
 
 
+async def test_a_fault_of_the_loop_ends_the_answers_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a thread that is gone."""
+    async with demo() as backend:
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "_step", lambda rows: 1 // 0)
+            with pytest.raises(Internal, match="could not be computed"):
+                await answer(backend, prompts(backend)[0], greedy())
+        assert (await answer(backend, prompts(backend)[0], greedy())).text == DOCUMENTED[0]["answer"]
+
+
 async def test_a_truncated_file_fails_with_llama_cpps_reason(tmp_path: Path) -> None:
     """The reason is a sentence, not a return code."""
     cut = tmp_path / "cut.gguf"
@@ -214,9 +227,91 @@ async def test_control_tokens_in_a_text_are_found() -> None:
 def test_options_come_from_the_request_then_the_model_then_llama_cpp() -> None:
     """The order of the defaults."""
     from bus.settings import ModelSettings
-    from workers.models.gguf_header import GgufHeader
 
-    header = GgufHeader({"general.sampling.temp": 0.5, "general.sampling.top_k": 7}, 0, {})
-    options = sampling_options(Generate(prompt="x", top_k=3, stop=["a"]), header, ModelSettings(), ("b",))
+    advised = {"temperature": 0.5, "top_k": 7, "max_tokens": 12, "stop": ["b"]}
+    options = sampling_options(Generate(prompt="x", top_k=3), advised, ModelSettings(), "cafe")
     assert (options.temperature, options.top_k, options.top_p) == (0.5, 3, 0.95)
-    assert (options.max_tokens, options.stop) == (256, ("a", "b"))
+    assert (options.max_tokens, options.stop, options.adapter) == (12, ("b",), "cafe")
+    assert sampling_options(Generate(prompt="x", stop=["a"]), advised, ModelSettings()).stop == ("a",)
+    assert sampling_options(Generate(prompt="x"), {}, ModelSettings()).max_tokens == 256
+
+
+async def test_a_conversation_outlives_those_who_use_its_sequence() -> None:
+    """With one cache for all, and with a cache for each: its state is put aside and found again."""
+    for context_tokens in (512, 8192):
+        async with demo(parallel=2, context_tokens=context_tokens) as backend:
+            prompt = prompts(backend)[1] * 3
+            first = await answer(backend, prompt, greedy(conversation_id="a", max_tokens=20))
+            await asyncio.gather(*(answer(backend, prompts(backend)[number], greedy()) for number in range(2, 8)))
+            follow = [*prompt, *first.token_ids, *prompts(backend)[2]]
+            known = await answer(backend, follow, greedy(conversation_id="a", max_tokens=20))
+            fresh = await answer(backend, follow, greedy(max_tokens=20))
+        assert known.token_ids == fresh.token_ids
+        assert known.cached_tokens >= len(prompt)
+
+
+async def test_a_beginning_that_another_is_reading_is_shared() -> None:
+    """The second of two answers with the same long instructions reads only its own end."""
+    async with demo(parallel=2) as backend:
+        instructions = (prompts(backend)[1] * 40)[:200]
+        alone = await answer(backend, [*instructions, *prompts(backend)[2]], greedy(max_tokens=20))
+        running = backend.generate(instructions, endless())
+        async with aclosing(running):
+            await anext(running)
+            second = await answer(backend, [*instructions, *prompts(backend)[2]], greedy(max_tokens=20))
+    assert second.cached_tokens >= 200
+    assert second.token_ids == alone.token_ids
+
+
+def with_entries(whole: bytes, *entries: bytes) -> bytes:
+    """A GGUF file with more metadata; the entries together must be a multiple of the alignment of 32 bytes."""
+    more = b"".join(entries)
+    assert len(more) % 32 == 0
+    count = int.from_bytes(whole[16:24], "little") + len(entries)
+    return whole[:16] + count.to_bytes(8, "little") + more + whole[24:]
+
+
+async def test_a_model_made_for_vectors_makes_vectors_only(tmp_path: Path) -> None:
+    """Its file names a pooling: no cache for answers is made, and each text is read at once."""
+
+    def text(value: bytes) -> bytes:
+        return len(value).to_bytes(8, "little") + value
+
+    pooling = text(b"llama.pooling_type") + (4).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    note = text(b"note") + (8).to_bytes(4, "little")
+    path = tmp_path / "vectors.gguf"
+    padding = text(b"x" * (-(len(pooling) + len(note) + 8) % 32))
+    path.write_bytes(with_entries(DEMO.read_bytes(), pooling, note + padding))
+    backend = llama_cpp.load(path, LoadOptions(context_tokens=512, parallel=4, threads=1, gpu_layers=0))
+    try:
+        assert backend.capabilities == {"embed"}
+        async with demo() as plain:
+            tokens = plain.tokenize("Hello there, what can you do?", with_special=False)
+            expected = await plain.embed([tokens])
+        vectors = await backend.embed([tokens, tokens * 30])
+        assert backend.forget("a") is False
+        await backend.set_adapters([])
+    finally:
+        backend.close()
+    left, right = (array.array("f", vector) for vector in (expected[0], vectors[0]))
+    assert sum(a * b for a, b in zip(left, right, strict=True)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_kept_states_are_the_latest_within_their_bound() -> None:
+    """The least recently used goes first; another adapter's state is not found; what is too large is not kept."""
+    kept = KeptStates(100)
+
+    def state(size: int, adapter: str | None = None) -> KeptState:
+        return KeptState([1, 2], adapter, b"", size)
+
+    kept.put("a", state(40))
+    kept.put("b", state(40, "cafe"))
+    assert kept.get("a", None) is not None
+    assert kept.get("b", None) is None
+    kept.put("c", state(40))
+    assert (kept.get("b", "cafe"), kept.size_bytes) == (None, 80)
+    kept.put("a", state(101))
+    assert (kept.get("a", None), kept.size_bytes) == (None, 40)
+    kept.put("d", state(10, "cafe"))
+    kept.drop_adapter("cafe")
+    assert (kept.drop("d"), kept.drop("c"), kept.drop("c"), kept.size_bytes) == (False, True, False, 0)

@@ -1,35 +1,73 @@
 """What the model service and its runner processes tell each other: one JSON object per line on the runner's stdio.
 
-    service -> runner   {"type": "load", ...}   {"type": "drain"}                              stdin
-    runner -> service   {"type": "loaded", ...} {"type": "failed", ...} {"type": "busy", ...}  stdout
+    service -> runner   load, adapters, drain                                  stdin
+    runner -> service   waiting, loaded, failed, busy, used, adapters_set      stdout
 
 The bus carries the work; this pipe carries only what is between the two, and its end tells each that the other is gone.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from bus.settings import Settings
+from schemas.bodies.model import UsageEvent
+from workers.models.backends.backend import AdapterFile, Remote
 
 
 class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Load the file and serve it under `name`. `context_tokens` None leaves the length to the settings."""
+    """Load the file and serve it under `name`.
+
+    format, backend: as the catalogue says. What is None is left to the settings. sampling: the options that requests
+    take where they name none (field names of schemas.bodies.model.Sampling). champion: the adapter that requests take
+    which name none. The runner holds the lock of `device` while it loads, and from the beginning of its end to the end.
+    """
 
     name: str
     path: str
     settings: Settings
+    format: str = "gguf"
+    backend: str = "llama.cpp"
+    device: str = "cpu"
     context_tokens: int | None = None
+    parallel: int | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+    sampling: dict[str, Any] = {}
+    adapters: tuple[AdapterFile, ...] = ()
+    champion: str | None = None
+    remote: Remote | None = None
+    # More arguments for a backend that is a program of its own.
+    arguments: tuple[str, ...] = ()
+
+
+class SetAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="adapters"):
+    """Have exactly these adapters attached from now on, under the lock of the device. `id` comes back in AdaptersSet."""
+
+    id: int
+    adapters: tuple[AdapterFile, ...]
+    champion: str | None
 
 
 class DrainRunner(msgspec.Struct, frozen=True, tag="drain"):
     """Take nothing new, finish what is in flight however long it takes, and end."""
 
 
-class RunnerLoaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The model is registered on the bus."""
+class RunnerWaiting(msgspec.Struct, frozen=True, tag="waiting"):
+    """The load waits for its turn. `reason` says for whom, for a person."""
+
+    reason: str
+
+
+class RunnerLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    """The model is registered on the bus. The bytes are measured: 0 where nothing measures them."""
 
     context_tokens: int
+    capabilities: tuple[str, ...] = ()
+    ram_bytes: int = 0
+    vram_bytes: int = 0
 
 
 class RunnerFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -45,8 +83,21 @@ class RunnerBusy(msgspec.Struct, frozen=True, tag="busy"):
     in_flight: int
 
 
-Command = LoadModel | DrainRunner
-News = RunnerLoaded | RunnerFailed | RunnerBusy
+class RunnerUsed(msgspec.Struct, frozen=True, tag="used"):
+    """An answer ended: with its figures, or (`usage` None) with an error."""
+
+    usage: UsageEvent | None = None
+
+
+class AdaptersSet(msgspec.Struct, frozen=True, kw_only=True, tag="adapters_set"):
+    """The end of SetAdapters. `error` "" when it is done; otherwise nothing has changed."""
+
+    id: int
+    error: str = ""
+
+
+Command = LoadModel | SetAdapters | DrainRunner
+News = RunnerWaiting | RunnerLoaded | RunnerFailed | RunnerBusy | RunnerUsed | AdaptersSet
 
 decode_command = msgspec.json.Decoder(Command).decode
 decode_news = msgspec.json.Decoder(News).decode

@@ -3,6 +3,9 @@
 Started by the model service, which tells it its model over stdin (see `control`); until then it waits, imports done.
 Native code that crashes or hangs takes this process with it and nothing else. The process never outlives the service:
 the kernel kills it when the service dies, and the end of stdin ends it too.
+
+It holds the lock of its device while it loads, while adapters change, and from when it begins to free its memory until
+the kernel has taken all of it back.
 """
 
 from __future__ import annotations
@@ -15,43 +18,61 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from pathlib import Path
-from typing import BinaryIO, Final
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Final
 
+from bus.device_lock import DeviceLock
 from bus.logs import configure_logging
-from bus.settings import ModelSettings, Settings
+from bus.settings import ModelSettings
 from bus.transport import install_fast_loop
 from bus.worker import Call, Worker
-from schemas.bodies.model import Chat, Generate, Generation, GenerationPart, Sampling, Timings, Usage, UsageEvent
-from schemas.errors import BadRequest, BusError, Internal, Unprocessable, Unsupported
+from schemas.bodies.model import (
+    Chat,
+    ConversationClear,
+    ConversationCleared,
+    Embed,
+    Embeddings,
+    Generate,
+    Generation,
+    GenerationPart,
+    Sampling,
+    Score,
+    Scores,
+    Timings,
+    Usage,
+    UsageEvent,
+)
+from schemas.bodies.resource import LockHolder
+from schemas.errors import BadRequest, BusError, Internal, NotFound, Unprocessable, Unsupported
 from workers.models.backends import llama_cpp
-from workers.models.backends.backend import Backend, Chunk, LoadFailed, LoadOptions, Options, Outcome
+from workers.models.backends.backend import AdapterFile, Backend, Chunk, LoadFailed, Options, Outcome, Question
+from workers.models.backends.choose import open_backend, own_words
 from workers.models.backends.llama_library import LibraryMissing
-from workers.models.chat import ChatTemplate
 from workers.models.control import (
+    AdaptersSet,
+    Command,
     DrainRunner,
     LoadModel,
     News,
     RunnerBusy,
     RunnerFailed,
     RunnerLoaded,
+    RunnerUsed,
+    RunnerWaiting,
+    SetAdapters,
     decode_command,
     encode_line,
 )
-from workers.models.gguf_header import GgufHeader, UnusableFile, read_header
+from workers.models.footprint import ram_bytes, vram_bytes
+from workers.models.gguf_header import UnusableFile
 from workers.models.parent import die_with_parent
 
 log = logging.getLogger("olympus.models.runner")
 
-# Longer texts are tokenized in a thread: at some 5 MB/s they would hold up the heartbeats.
-_LONG_TEXT: Final = 64 * 1024
-
 # Answers waiting for a free sequence inside the runner, per sequence: the next one starts without a round trip.
 _QUEUED_PER_SEQUENCE: Final = 1
-
-# After the runner said that it takes nothing more, requests that were already on their way may come in for this long.
-_SETTLE_S: Final = 0.1
 
 # Of the time to leave on SIGTERM, kept for what remains when the last answer is done.
 _LEAVE_S: Final = 1.0
@@ -59,101 +80,191 @@ _LEAVE_S: Final = 1.0
 # A drain on request lasts as long as its longest answer; deadlines end those.
 _DRAIN_S: Final = 86_400.0
 
-# Defaults of llama.cpp's own sampling (common_params_sampling), used where request and model say nothing.
-_TEMPERATURE: Final = 0.8
-_TOP_K: Final = 40
-_TOP_P: Final = 0.95
-_MIN_P: Final = 0.05
+# Defaults of llama.cpp's own sampling (common_params_sampling), used where request, rule and model say nothing.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repeat_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+}
 
 
 class Runner:
-    """One loaded model as a bus worker."""
+    """One loaded model as a bus worker. `own_sampling`: what the model's files advise."""
 
-    def __init__(self, name: str, backend: Backend, header: GgufHeader, settings: Settings, pipe: BinaryIO) -> None:
-        self._name = name
+    def __init__(
+        self,
+        command: LoadModel,
+        backend: Backend,
+        own_sampling: Mapping[str, Any],
+        lock: DeviceLock | None,
+        pipe: BinaryIO,
+    ) -> None:
+        settings = command.settings
+        self._name = command.name
         self._backend = backend
-        self._header = header
-        self._settings = settings
+        self._models = settings.models
+        self._sampling = {**own_sampling, **command.sampling}
+        self._lock = lock
         self._pipe = pipe
-        self._template: ChatTemplate | None = None
         self._in_flight = 0
         self._publishing: set[asyncio.Task[None]] = set()
-        parallel = settings.models.parallel
+        self._adapters: dict[str, AdapterFile] = {}
+        self._champion: str | None = None
+        # Answers under way with each adapter, by its content.
+        self._using: Counter[str] = Counter()
+        self._used_less = asyncio.Event()
+        self._changing = asyncio.Lock()
+        parallel = command.parallel or settings.models.parallel
+        name = command.name
         self.worker = Worker("model.runner", settings, capacity=parallel * (1 + _QUEUED_PER_SEQUENCE), instance=name)
         self.worker.handle(f"model.generate@{name}", self.generate)
         self.worker.handle(f"model.chat@{name}", self.chat)
+        self.worker.handle(f"model.embed@{name}", self.embed)
+        self.worker.handle(f"model.score@{name}", self.score)
+        self.worker.handle(f"model.conversation.clear@{name}", self.clear_conversation)
+
+    # Operations -----------------------------------------------------------------------------------------------------
 
     async def generate(self, request: Generate, call: Call) -> Generation:
         """Continue a prompt as it stands; control tokens may be written out in it."""
-        with self._counted():
-            self._check_name(request.model)
-            tokens = await _in_thread_if_long(
-                len(request.prompt), lambda: self._backend.tokenize(request.prompt, with_special=True)
-            )
-            return await self._answer("generate", self._backend.begin(tokens), request, (), call)
+        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+            options = self._options(request, adapter)
+            question = Question(options=options, text=request.prompt, truncate=request.truncate)
+            return await self._answer("generate", question, adapter, call)
 
     async def chat(self, request: Chat, call: Call) -> Generation:
         """Answer a conversation through the model's chat template."""
-        with self._counted():
-            self._check_name(request.model)
-            if self._template is None:
-                self._template = ChatTemplate(self._header.text("tokenizer.chat_template") or None, self._backend)
-            template = self._template
-            size = sum(len(message.content) for message in request.messages)
-            tokens = await _in_thread_if_long(size, lambda: template.tokens(request.messages))
-            return await self._answer("chat", tokens, request, template.stop, call)
+        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+            is_json = request.response_format == "json"
+            if request.tools and request.tool_choice == "required":
+                shaped = is_json or request.json_schema is not None or request.grammar is not None
+                if shaped:
+                    raise BadRequest(
+                        "tool_choice is 'required', so no other shape can be asked for", field="tool_choice"
+                    )
+            question = Question(
+                options=self._options(request, adapter),
+                messages=tuple(request.messages),
+                tools=tuple(request.tools),
+                tool_choice=request.tool_choice,
+                is_json=is_json,
+                truncate=request.truncate,
+            )
+            return await self._answer("chat", question, adapter, call)
+
+    async def embed(self, request: Embed, call: Call) -> Embeddings:
+        """Vectors of texts."""
+        with self._counted(request.model):
+            started_at = time.perf_counter()
+            vectors, tokens = await self._backend.embed(request.texts, request.truncate)
+            usage = Usage(prompt_tokens=tokens, completion_tokens=0)
+            self._tell_used("embed", usage, time.perf_counter() - started_at, None)
+            return Embeddings(model=self._name, dimension=len(vectors[0]) // 4, vectors=vectors, usage=usage)
+
+    async def score(self, request: Score, call: Call) -> Scores:
+        """Log-probability of texts after their prompts."""
+        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+            if request.prompts and len(request.prompts) != len(request.texts):
+                raise BadRequest(
+                    f"there are {len(request.prompts)} prompts for {len(request.texts)} texts", field="prompts"
+                )
+            started_at = time.perf_counter()
+            sha256 = adapter.sha256 if adapter is not None else None
+            found = await self._backend.score(request.prompts or [""] * len(request.texts), request.texts, sha256)
+            tokens = [count for _, count in found]
+            usage = Usage(prompt_tokens=sum(tokens), completion_tokens=0)
+            self._tell_used("score", usage, time.perf_counter() - started_at, adapter)
+            return Scores(model=self._name, logprobs=[value for value, _ in found], tokens=tokens)
+
+    async def clear_conversation(self, request: ConversationClear, call: Call) -> ConversationCleared:
+        """Drop the state kept for a conversation."""
+        was_kept = self._backend.forget(request.conversation_id)
+        return ConversationCleared(conversation_id=request.conversation_id, was_kept=was_kept)
+
+    # An answer ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, model: str | None) -> Iterator[None]:
         """Tell the service how many answers are in flight, so that it does not send this model away under them."""
         self._in_flight += 1
         tell(self._pipe, RunnerBusy(self._in_flight))
         try:
+            if model is not None and model != self._name:
+                raise BadRequest(f"addressed to @{self._name}, but field 'model' is {model!r}", field="model")
             yield
+        except Exception:
+            tell(self._pipe, RunnerUsed())
+            raise
         finally:
             self._in_flight -= 1
             tell(self._pipe, RunnerBusy(self._in_flight))
 
-    def _check_name(self, model: str | None) -> None:
-        if model is not None and model != self._name:
-            raise BadRequest(f"addressed to @{self._name}, but field 'model' is {model!r}", field="model")
+    @contextlib.contextmanager
+    def _adapter(self, asked: str | None) -> Iterator[AdapterFile | None]:
+        """The adapter that a request means, held as long as it is being answered. Raises NotFound."""
+        name = self._champion if asked is None else asked
+        if not name:
+            yield None
+            return
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            there = ", ".join(sorted(self._adapters)) or "none"
+            raise NotFound(f"{self._name} has no adapter {name!r} attached; attached are: {there}", adapter=name)
+        self._using[adapter.sha256] += 1
+        try:
+            yield adapter
+        finally:
+            self._using[adapter.sha256] -= 1
+            self._used_less.set()
 
-    async def _answer(
-        self, operation: str, prompt: list[int], request: Sampling, stop: tuple[str, ...], call: Call
-    ) -> Generation:
-        window = self._backend.context_tokens
-        if not prompt:
-            raise Unprocessable("the prompt has no token at all", prompt_tokens=0, context_tokens=window)
-        if len(prompt) >= window:
-            raise Unprocessable(
-                f"the prompt has {len(prompt)} tokens, the context window of {self._name} has {window}"
-                " and must also hold the answer",
-                prompt_tokens=len(prompt),
-                context_tokens=window,
-            )
-        options = sampling_options(request, self._header, self._settings.models, stop)
+    def _options(self, request: Sampling, adapter: AdapterFile | None) -> Options:
+        if request.grammar is not None and request.json_schema is not None:
+            raise BadRequest("both 'grammar' and 'json_schema' are given, an answer has one shape", field="grammar")
+        return sampling_options(request, self._sampling, self._models, adapter.sha256 if adapter is not None else None)
+
+    async def _answer(self, operation: str, question: Question, adapter: AdapterFile | None, call: Call) -> Generation:
         outcome: Outcome | None = None
-        async with contextlib.aclosing(self._backend.generate(prompt, options)) as parts:
+        async with contextlib.aclosing(self._backend.answer(question)) as parts:
             async for part in parts:
                 if isinstance(part, Chunk):
-                    await call.partial(GenerationPart(text=part.text, token_ids=part.token_ids))
+                    await call.partial(GenerationPart(text=part.text, token_ids=part.token_ids, logprobs=part.logprobs))
                 else:
                     outcome = part
         if outcome is None:
             raise Internal("the backend ended without an outcome")
-        generation = _generation(self._name, outcome)
-        self._publish_usage(operation, generation)
-        return generation
-
-    def _publish_usage(self, operation: str, generation: Generation) -> None:
-        """Publish `model.usage` without making the caller wait for it."""
+        generation = _generation(self._name, outcome, adapter.name if adapter is not None else None)
         event = UsageEvent(
             model=self._name,
             operation=operation,
             usage=generation.usage,
             timings=generation.timings,
             finish_reason=generation.finish_reason,
+            adapter=generation.adapter,
+            mean_logprob=outcome.mean_logprob,
         )
+        tell(self._pipe, RunnerUsed(event))
+        self._publish_usage(event)
+        return generation
+
+    def _tell_used(self, operation: str, usage: Usage, took_s: float, adapter: AdapterFile | None) -> None:
+        """Tell the service of something that read texts and wrote none."""
+        timings = Timings(prompt_s=took_s, generate_s=0.0, first_token_s=took_s, tokens_per_s=0.0)
+        event = UsageEvent(
+            model=self._name,
+            operation=operation,
+            usage=usage,
+            timings=timings,
+            finish_reason="stop",
+            adapter=adapter.name if adapter is not None else None,
+        )
+        tell(self._pipe, RunnerUsed(event))
+
+    def _publish_usage(self, event: UsageEvent) -> None:
+        """Publish `model.usage` without making the caller wait for it."""
         task = asyncio.get_running_loop().create_task(self._publish(event))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
@@ -164,61 +275,102 @@ class Runner:
         except BusError as error:
             log.warning("usage not published", extra={"action": "model.usage.unpublished", "error": str(error)})
 
+    # Adapters -------------------------------------------------------------------------------------------------------
+
+    async def attach_first(self, adapters: Sequence[AdapterFile], champion: str | None) -> None:
+        """Attach what the model is loaded with, under the lock of the load. Raises LoadFailed."""
+        if "adapters" not in self._backend.capabilities:
+            raise LoadFailed(f"{self._name} takes no adapters")
+        await self._backend.set_adapters(adapters)
+        self._adapters, self._champion = {file.name: file for file in adapters}, champion
+
+    async def set_adapters(self, adapters: Sequence[AdapterFile], champion: str | None) -> None:
+        """Have exactly these attached. Raises LoadFailed for one that does not fit, and then nothing has changed.
+
+        The new ones come first, then requests turn to them, then the old ones go: at no moment a name is missing.
+        Answers under way with an old one are finished with it.
+        """
+        async with self._changing:
+            if adapters and "adapters" not in self._backend.capabilities:
+                raise LoadFailed(f"{self._name} takes no adapters")
+            old = {file.sha256: file for file in self._adapters.values()}
+            new = {file.sha256: file for file in adapters}
+            async with self._locked("change adapters"):
+                await self._backend.set_adapters([*{**old, **new}.values()])
+            self._adapters = {file.name: file for file in adapters}
+            self._champion = champion
+            gone = old.keys() - new.keys()
+            if not gone:
+                return
+            while any(self._using[sha256] for sha256 in gone):
+                self._used_less.clear()
+                await self._used_less.wait()
+            async with self._locked("change adapters"):
+                await self._backend.set_adapters(adapters)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, purpose: str) -> AsyncGenerator[None, None]:
+        if self._lock is None:
+            yield
+            return
+        await self._lock.acquire(model=self._name, purpose=purpose, timeout_s=self._models.load_timeout_s)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    # The end --------------------------------------------------------------------------------------------------------
+
     async def drain(self, limit_s: float) -> None:
-        """Take nothing new, finish what is in flight within `limit_s`, leave the bus."""
+        """Take nothing new, finish what is in flight within `limit_s`, leave the bus, free the model under its lock."""
         self.worker.set_capacity(0)
-        await asyncio.sleep(_SETTLE_S)
         await self.worker.stop(limit_s)
         if self._publishing:
             await asyncio.wait(set(self._publishing), timeout=1.0)
-        self._backend.close()
+        if self._lock is not None and not self._lock.is_held:
+            # Never released: the kernel does it when the process, and with it all memory, is gone.
+            try:
+                await self._lock.acquire(model=self._name, purpose="unload", timeout_s=_LEAVE_S)
+            except BusError as error:
+                # Leaving is better than waiting: it gives memory back to whoever holds the lock.
+                log.warning("leaves without the lock", extra={"action": "model.unload.unlocked", "error": str(error)})
+        await self._backend.close()
 
 
 def sampling_options(
-    request: Sampling, header: GgufHeader, settings: ModelSettings, stop: tuple[str, ...] = ()
+    request: Sampling, advised: Mapping[str, Any], settings: ModelSettings, adapter: str | None = None
 ) -> Options:
-    """The options of a generation: what the request says, else the model file (`general.sampling.*`), else llama.cpp's.
+    """The options of a generation: what the request says, else what is advised for the model, else llama.cpp's.
 
     A missing seed is drawn, so that two requests without one differ.
     """
 
-    def choose(asked: float | None, key: str, default: float) -> float:
-        if asked is not None:
-            return asked
-        own = header.number(f"general.sampling.{key}")
-        return default if own is None else own
+    def choose(field: str) -> Any:
+        asked = getattr(request, field)
+        return advised.get(field, _DEFAULTS.get(field)) if asked is None else asked
 
+    seed = choose("seed")
     return Options(
-        max_tokens=request.max_tokens or settings.max_tokens,
-        temperature=choose(request.temperature, "temp", _TEMPERATURE),
-        top_k=int(choose(request.top_k, "top_k", _TOP_K)),
-        top_p=choose(request.top_p, "top_p", _TOP_P),
-        min_p=choose(request.min_p, "min_p", _MIN_P),
-        repeat_penalty=choose(request.repeat_penalty, "penalty_repeat", 1.0),
-        seed=secrets.randbits(32) if request.seed is None else request.seed,
-        stop=(*request.stop, *stop),
+        max_tokens=choose("max_tokens") or settings.max_tokens,
+        temperature=choose("temperature"),
+        top_k=int(choose("top_k")),
+        top_p=choose("top_p"),
+        min_p=choose("min_p"),
+        repeat_penalty=choose("repeat_penalty"),
+        frequency_penalty=choose("frequency_penalty"),
+        presence_penalty=choose("presence_penalty"),
+        seed=secrets.randbits(32) if seed is None else seed,
+        stop=tuple(request.stop or advised.get("stop", ())),
+        logprobs=request.logprobs,
+        grammar=request.grammar,
+        json_schema=request.json_schema,
+        adapter=adapter,
+        conversation_id=request.conversation_id,
     )
 
 
-def context_length(asked: int | None, trained: int, settings: ModelSettings) -> int:
-    """Tokens of each sequence's window. `trained` is the model's own length, 0 when unknown.
-
-    Raises Unprocessable when more is asked for than the model was trained for: beyond it answers are noise.
-    """
-    if asked is not None:
-        if trained and asked > trained:
-            raise Unprocessable(
-                f"context_tokens is {asked}, the model was trained for {trained}",
-                context_tokens=asked,
-                limit_tokens=trained,
-            )
-        return asked
-    wanted = settings.context_tokens or settings.max_context_tokens
-    return min(wanted, trained) if trained else wanted
-
-
-def _generation(model: str, outcome: Outcome) -> Generation:
-    completion = len(outcome.token_ids)
+def _generation(model: str, outcome: Outcome, adapter: str | None) -> Generation:
+    completion = len(outcome.token_ids) if outcome.completion_tokens is None else outcome.completion_tokens
     # The first token belongs to the reading of the prompt; the rate is that of the others.
     rate = (completion - 1) / outcome.generate_s if completion > 1 and outcome.generate_s > 0 else 0.0
     return Generation(
@@ -226,18 +378,22 @@ def _generation(model: str, outcome: Outcome) -> Generation:
         text=outcome.text,
         token_ids=outcome.token_ids,
         finish_reason=outcome.finish_reason,
-        usage=Usage(prompt_tokens=outcome.prompt_tokens, completion_tokens=completion),
+        usage=Usage(
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=completion,
+            cached_tokens=outcome.cached_tokens,
+        ),
         timings=Timings(
             prompt_s=outcome.prompt_s,
             generate_s=outcome.generate_s,
             first_token_s=outcome.first_token_s,
             tokens_per_s=rate,
         ),
+        tool_calls=list(outcome.tool_calls),
+        logprobs=list(outcome.logprobs),
+        adapter=adapter,
+        truncated_tokens=outcome.truncated_tokens,
     )
-
-
-async def _in_thread_if_long(size: int, work: Callable[[], list[int]]) -> list[int]:
-    return work() if size < _LONG_TEXT else await asyncio.to_thread(work)
 
 
 # The process --------------------------------------------------------------------------------------------------------
@@ -266,9 +422,9 @@ async def serve(pipe: BinaryIO) -> None:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     signalled = asyncio.ensure_future(told.wait())
-    commanded = asyncio.ensure_future(anext(commands, None))
-    await asyncio.wait({signalled, commanded}, return_when=asyncio.FIRST_COMPLETED)
-    is_asked = commanded.done() and isinstance(commanded.result(), DrainRunner)
+    obeying = asyncio.ensure_future(_obey(runner, commands, pipe))
+    await asyncio.wait({signalled, obeying}, return_when=asyncio.FIRST_COMPLETED)
+    is_asked = obeying.done() and obeying.result()
     draining = asyncio.ensure_future(
         runner.drain(_DRAIN_S if is_asked else max(command.settings.supervisor.stop_s - _LEAVE_S, 0.0))
     )
@@ -279,21 +435,42 @@ async def serve(pipe: BinaryIO) -> None:
             await draining
 
 
-async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
-    settings = command.settings
-    path = Path(command.path)
+async def _obey(runner: Runner, commands: AsyncGenerator[Command, None], pipe: BinaryIO) -> bool:
+    """Change adapters as told; True when told to drain, False at the end of the service."""
+    changes: set[asyncio.Task[None]] = set()
+    async for command in commands:
+        if isinstance(command, DrainRunner):
+            return True
+        if isinstance(command, SetAdapters):
+            task = asyncio.ensure_future(_change(runner, command, pipe))
+            changes.add(task)
+            task.add_done_callback(changes.discard)
+    return False
+
+
+async def _change(runner: Runner, command: SetAdapters, pipe: BinaryIO) -> None:
     try:
-        header = read_header(path)
-        context_tokens = context_length(command.context_tokens, header.context_tokens, settings.models)
-        backend = llama_cpp.load(
-            path,
-            LoadOptions(
-                context_tokens=context_tokens,
-                parallel=settings.models.parallel,
-                threads=settings.models.threads,
-                gpu_layers=settings.models.gpu_layers,
-            ),
-        )
+        await runner.set_adapters(command.adapters, command.champion)
+    except LoadFailed as error:
+        tell(pipe, AdaptersSet(id=command.id, error=str(error)))
+    except BusError as error:
+        tell(pipe, AdaptersSet(id=command.id, error=error.message))
+    else:
+        tell(pipe, AdaptersSet(id=command.id))
+
+
+async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
+    # What computes elsewhere takes no memory of a device here.
+    lock = DeviceLock(command.settings.path("locks"), command.device) if command.remote is None else None
+    if lock is not None:
+        await _take(lock, command, pipe)
+    before = ram_bytes()
+    try:
+        own = own_words(command)
+        backend = await open_backend(command, own)
+        runner = Runner(command, backend, own.sampling, lock, pipe)
+        if command.adapters:
+            await runner.attach_first(command.adapters, command.champion)
     except (UnusableFile, LoadFailed) as error:
         raise Unprocessable(f"{command.name} cannot be loaded: {error}", model=command.name) from error
     except OSError as error:
@@ -301,17 +478,41 @@ async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
         raise Unprocessable(f"{command.name} cannot be loaded: {reason}", model=command.name) from error
     except LibraryMissing as error:
         raise Unsupported(str(error)) from error
-    runner = Runner(command.name, backend, header, settings, pipe)
+    if lock is not None:
+        lock.release()
     await runner.worker.start()
-    tell(pipe, RunnerLoaded(context_tokens))
+    tell(
+        pipe,
+        RunnerLoaded(
+            context_tokens=backend.context_tokens,
+            capabilities=tuple(sorted(backend.capabilities)),
+            ram_bytes=max(ram_bytes() - before, 0),
+            vram_bytes=vram_bytes(command.device),
+        ),
+    )
     return runner
 
 
-async def _read_commands() -> AsyncGenerator[LoadModel | DrainRunner, None]:
+async def _take(lock: DeviceLock, command: LoadModel, pipe: BinaryIO) -> None:
+    """Take the lock of the device for the load, telling the service for whom it waits. Raises DeadlineExceeded."""
+
+    def tell_waiting(holder: LockHolder | None) -> None:
+        who = f"{holder.model or 'a program'} (pid {holder.pid}, {holder.purpose or 'unnamed'})" if holder else "others"
+        tell(pipe, RunnerWaiting(f"the lock of {command.device} is held by {who}"))
+
+    await lock.acquire(
+        model=command.name,
+        purpose="load",
+        timeout_s=command.settings.models.load_timeout_s,
+        on_wait=tell_waiting,
+    )
+
+
+async def _read_commands() -> AsyncGenerator[Command, None]:
     reader = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
 
-    async def commands() -> AsyncGenerator[LoadModel | DrainRunner, None]:
+    async def commands() -> AsyncGenerator[Command, None]:
         while line := await reader.readline():
             yield decode_command(line)
 

@@ -1,0 +1,415 @@
+"""Which LoRA adapters there are for each model, which are in use, and which one requests take that name none.
+
+Knows nothing of backends and processes: what is in use is told to `Runners`, which refuses what does not fit.
+
+    attach    PATH -> copied below home by its content -> a version -> in use: attached now and whenever the model loads
+    promote   a version in use -> champion, on top of the champions before it;   rollback takes the top one away
+
+In requests `NAME` is the champion's version of an adapter, or the one attached last; `NAME:VERSION` is exactly that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from bus.settings import Settings
+from schemas.bodies.model import ModelInfo
+from schemas.bodies.model_files import (
+    AdapterAttach,
+    AdapterChange,
+    AdapterDetach,
+    AdapterInfo,
+    AdapterList,
+    AdapterPromote,
+    AdapterRollback,
+    Adapters,
+    AdapterState,
+)
+from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
+from workers.models.adapters.conversion import convert_apart
+from workers.models.adapters.convert import Converted
+from workers.models.backends.backend import AdapterFile
+from workers.models.records import Records
+
+Publish = Callable[[str, AdapterChange], Awaitable[None]]
+
+# What is being made, until its content is known; one of these that is left over is of a service that was killed.
+_NEW: Final = ".new-"
+
+# `NAME:3` means a version.
+_VERSIONED: Final = re.compile(r":[0-9]+\Z")
+
+
+class Runners(Protocol):
+    """What has models in memory."""
+
+    async def set_adapters(self, name: str, adapters: tuple[AdapterFile, ...], champion: str | None) -> None:
+        """Have a loaded model use these; nothing for one that is not loaded. Raises Unprocessable, and nothing changed."""
+
+    def loaded(self) -> list[str]:
+        """Models that serve."""
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `adapters`, in the order of its columns."""
+
+    model: str
+    adapter: str
+    version: int
+    sha256: str
+    size_bytes: int
+    rank: int
+    path: str
+    added_at: float
+    note: str
+    alias: str
+    is_used: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.adapter, self.version
+
+    @property
+    def exact_name(self) -> str:
+        return f"{self.adapter}:{self.version}"
+
+
+class _Champion(msgspec.Struct, frozen=True):
+    adapter: str
+    version: int
+    since: float
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.adapter, self.version
+
+
+class _Of(msgspec.Struct, frozen=True):
+    """Everything of one model: its versions, and its champions with the present one last."""
+
+    versions: tuple[_Version, ...] = ()
+    champions: tuple[_Champion, ...] = ()
+
+    def find(self, key: tuple[str, int]) -> _Version:
+        return next(one for one in self.versions if one.key == key)
+
+    @property
+    def champion(self) -> _Version | None:
+        return self.find(self.champions[-1].key) if self.champions else None
+
+    def named(self, adapter: str) -> list[_Version]:
+        return [one for one in self.versions if one.adapter == adapter]
+
+    def files(self) -> tuple[tuple[AdapterFile, ...], str | None]:
+        """The adapters in use as requests name them, and the champion's name."""
+        champion = self.champion
+        used = [one for one in self.versions if one.is_used]
+        meant: dict[str, _Version] = {}
+        for one in sorted(used, key=lambda one: (one == champion, one.version)):
+            meant[one.adapter] = one
+        named = [(one.exact_name, one) for one in used] + list(meant.items())
+        files = tuple(AdapterFile(name=name, path=one.path, sha256=one.sha256) for name, one in named)
+        return files, champion.exact_name if champion is not None else None
+
+
+class AdapterRegistry:
+    """The operations `model.adapter.*`. `open` before the first use; the records must be open.
+
+    find: the catalogue entry of a name or an alias, raises NotFound.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        find: Callable[[str], ModelInfo],
+        runners: Runners,
+        publish: Publish,
+    ) -> None:
+        self._folder = settings.path("adapters")
+        self._records = records
+        self._find = find
+        self._runners = runners
+        self._publish = publish
+        self._models: dict[str, _Of] = {}
+        self._changing = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Read what is known, and clear away what a killed service left half made."""
+        self._models = await self._records.run(_read)
+        await asyncio.to_thread(self._clear)
+
+    # What is loaded with a model
+
+    def of(self, name: str) -> tuple[tuple[AdapterFile, ...], str | None]:
+        """The adapters that a model is loaded with, and the name of its champion."""
+        return self._models.get(name, _Of()).files()
+
+    async def use(self, model: str, adapter: str) -> None:
+        """Have `adapter` in use, its newest version unless `NAME:VERSION`. Raises NotFound."""
+        name, _, version = adapter.rpartition(":") if _VERSIONED.search(adapter) else (adapter, "", "")
+        if adapter not in {file.name for file in self.of(self._find(model).name)[0]}:
+            await self.attach(AdapterAttach(model=model, adapter=name, version=int(version) if version else None))
+
+    # Operations
+
+    async def list(self, request: AdapterList) -> Adapters:
+        """Every version of the adapters of one model, or of all."""
+        names = [self._find(request.model).name] if request.model is not None else sorted(self._models)
+        versions = [one for name in names for one in self._models.get(name, _Of()).versions]
+        return Adapters(adapters=[self._info(one) for one in versions])
+
+    async def attach(self, request: AdapterAttach) -> AdapterInfo:
+        """Put an adapter to use, from a file or as it is known.
+
+        Raises BadRequest, NotFound, and Unprocessable for one that cannot be read or does not fit the model: then
+        nothing has changed.
+        """
+        model = self._find(request.model)
+        _check_name(request.adapter)
+        async with self._changing:
+            old = self._models.get(model.name, _Of())
+            made: Path | None = None
+            if request.path is None:
+                version = _known(old, model.name, request.adapter, request.version)
+            else:
+                if request.version is not None:
+                    raise BadRequest(
+                        "a file's version is given by its content, 'version' chooses a known one", field="version"
+                    )
+                version, made = await self._taken_in(model, old, request.adapter, request.path)
+            version = msgspec.structs.replace(
+                version, is_used=True, alias=request.alias, note=request.note or version.note
+            )
+            try:
+                await self._change(model.name, _with(old, version))
+            except BaseException:
+                if made is not None:
+                    await asyncio.to_thread(_remove, made)
+                raise
+            return self._info(version)
+
+    async def detach(self, request: AdapterDetach) -> AdapterInfo:
+        """Take every version of an adapter out of use. Raises NotFound, and Conflict for the champion."""
+        model = self._find(request.model)
+        async with self._changing:
+            old = self._models.get(model.name, _Of())
+            version = _known(old, model.name, request.adapter, None)
+            champion = old.champion
+            if champion is not None and champion.adapter == request.adapter:
+                raise Conflict(
+                    f"{champion.exact_name} is the champion of {model.name}; promote another or roll back first",
+                    model=model.name,
+                    adapter=request.adapter,
+                )
+            versions = tuple(
+                msgspec.structs.replace(one, is_used=False, alias="") if one.adapter == request.adapter else one
+                for one in old.versions
+            )
+            await self._change(model.name, _Of(versions, old.champions))
+            return self._info(self._models[model.name].find(version.key))
+
+    async def promote(self, request: AdapterPromote) -> AdapterState:
+        """Let requests that name no adapter use this one. Raises NotFound, and Unprocessable when it does not fit."""
+        model = self._find(request.model)
+        async with self._changing:
+            old = self._models.get(model.name, _Of())
+            version = _known(old, model.name, request.adapter, request.version)
+            before = old.champion
+            if before is not None and before.key == version.key:
+                return self._state(model.name, before)
+            version = msgspec.structs.replace(version, is_used=True, alias="")
+            champion = _Champion(version.adapter, version.version, time.time(), request.reason)
+            new = _with(old, version)
+            await self._change(model.name, _Of(new.versions, (*old.champions, champion)))
+            return await self._tell("promoted", model.name, before, request.reason)
+
+    async def rollback(self, request: AdapterRollback) -> AdapterState:
+        """Go back to the champion before this one, or to the bare model. Raises Conflict when there is no champion."""
+        model = self._find(request.model)
+        async with self._changing:
+            old = self._models.get(model.name, _Of())
+            before = old.champion
+            if before is None:
+                raise Conflict(f"{model.name} has no champion to go back from", model=model.name)
+            new = _Of(old.versions, old.champions[:-1])
+            if new.champion is not None:
+                new = _with(new, msgspec.structs.replace(new.champion, is_used=True, alias=""))
+            await self._change(model.name, new)
+            return await self._tell("rolled_back", model.name, before, request.reason)
+
+    # How
+
+    async def _taken_in(self, model: ModelInfo, old: _Of, adapter: str, given: str) -> tuple[_Version, Path | None]:
+        """The version with this content, and the file where one had to be made for it."""
+        if not given.startswith(("/", "~")):
+            raise BadRequest(f"path is {given!r}, it must be absolute", field="path")
+        if model.format == "remote":
+            raise Unprocessable(f"{model.name} is computed elsewhere, its adapters are there too", model=model.name)
+        target = self._folder / f"{_NEW}{secrets.token_hex(8)}"
+        try:
+            converted = await convert_apart(given, model.path, target)
+            place, is_new = await asyncio.to_thread(_put, target, converted.sha256)
+        finally:
+            await asyncio.to_thread(_remove, target)
+        known = [one for one in old.named(adapter) if one.sha256 == converted.sha256]
+        if known:
+            return msgspec.structs.replace(known[0], path=str(place)), None
+        number = max((one.version for one in old.named(adapter)), default=0) + 1
+        return _version(model.name, adapter, number, converted, place), place if is_new else None
+
+    async def _change(self, model: str, new: _Of) -> None:
+        """Have the runner agree, then write it down. Raises what the runner says, and then nothing has changed."""
+        old = self._models.get(model, _Of())
+        files, champion = new.files()
+        if (files, champion) != old.files():
+            await self._runners.set_adapters(model, files, champion)
+        await self._records.run(lambda connection: _write(connection, model, new))
+        self._models[model] = new
+
+    async def _tell(self, what: str, model: str, before: _Version | None, reason: str) -> AdapterState:
+        now = self._models[model].champion
+        change = AdapterChange(
+            model=model,
+            adapter=now.adapter if now is not None else None,
+            version=now.version if now is not None else None,
+            previous=before.adapter if before is not None else None,
+            previous_version=before.version if before is not None else None,
+            reason=reason,
+        )
+        await self._publish(f"model.adapter.{what}", change)
+        return self._state(model, before)
+
+    def _state(self, model: str, before: _Version | None) -> AdapterState:
+        now = self._models[model].champion
+        return AdapterState(
+            model=model,
+            champion=self._info(now) if now is not None else None,
+            previous=self._info(before) if before is not None else None,
+        )
+
+    def _info(self, one: _Version) -> AdapterInfo:
+        champion = self._models.get(one.model, _Of()).champion
+        is_champion = champion is not None and champion.key == one.key
+        return AdapterInfo(
+            model=one.model,
+            adapter=one.adapter,
+            version=one.version,
+            sha256=one.sha256,
+            size_bytes=one.size_bytes,
+            path=one.path,
+            added_at=one.added_at,
+            alias="champion" if is_champion else one.alias,
+            is_attached=one.is_used and one.model in self._runners.loaded(),
+            rank=one.rank,
+            note=one.note,
+        )
+
+    def _clear(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(f"{_NEW}*"):
+            _remove(left)
+
+
+def _with(old: _Of, version: _Version) -> _Of:
+    """`version` in place of what had its number.
+
+    Of its adapter only it and the champion stay in use; there is one challenger at most.
+    """
+    champion = old.champion
+
+    def beside(one: _Version) -> _Version:
+        is_used = one.is_used and (one.adapter != version.adapter or one == champion)
+        alias = "" if version.alias or not is_used else one.alias
+        return msgspec.structs.replace(one, is_used=is_used, alias=alias)
+
+    others = [beside(one) for one in old.versions if one.key != version.key]
+    return _Of(tuple(sorted([*others, version], key=lambda one: one.key)), old.champions)
+
+
+def _known(old: _Of, model: str, adapter: str, version: int | None) -> _Version:
+    """A version that is known, the newest unless one is named. Raises NotFound."""
+    found = [one for one in old.named(adapter) if version is None or one.version == version]
+    if not found:
+        there = ", ".join(one.exact_name for one in old.versions) or "none"
+        wanted = adapter if version is None else f"{adapter}:{version}"
+        raise NotFound(f"{model} has no adapter {wanted!r}; known are: {there}", model=model, adapter=adapter)
+    return found[-1]
+
+
+def _version(model: str, adapter: str, number: int, converted: Converted, place: Path) -> _Version:
+    return _Version(
+        model=model,
+        adapter=adapter,
+        version=number,
+        sha256=converted.sha256,
+        size_bytes=converted.size_bytes,
+        rank=converted.rank,
+        path=str(place),
+        added_at=time.time(),
+        note="",
+        alias="",
+        is_used=False,
+    )
+
+
+def _put(target: Path, sha256: str) -> tuple[Path, bool]:
+    """Where this content is kept, and whether it had to be put there."""
+    place = target.with_name(sha256 if target.is_dir() else f"{sha256}.gguf")
+    if place.exists():
+        return place, False
+    target.rename(place)
+    return place, True
+
+
+def _check_name(adapter: str) -> None:
+    if _VERSIONED.search(adapter):
+        raise BadRequest(f"adapter is {adapter!r}, a name must not end like a version", field="adapter")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_FIELDS: Final = _Version.__struct_fields__
+
+
+def _read(connection: sqlite3.Connection) -> dict[str, _Of]:
+    versions: dict[str, list[_Version]] = {}
+    for row in connection.execute(f"SELECT {', '.join(_FIELDS)} FROM adapters ORDER BY model, adapter, version"):
+        values = dict(zip(_FIELDS, row, strict=True))
+        one = _Version(**{**values, "is_used": bool(values["is_used"])})
+        versions.setdefault(one.model, []).append(one)
+    champions: dict[str, list[_Champion]] = {}
+    for model, *values in connection.execute(
+        "SELECT model, adapter, version, since, reason FROM adapter_champions ORDER BY id"
+    ):
+        champions.setdefault(model, []).append(_Champion(*values))
+    return {model: _Of(tuple(found), tuple(champions.get(model, ()))) for model, found in versions.items()}
+
+
+def _write(connection: sqlite3.Connection, model: str, new: _Of) -> None:
+    connection.execute("DELETE FROM adapter_champions WHERE model = ?", (model,))
+    connection.execute("DELETE FROM adapters WHERE model = ?", (model,))
+    connection.executemany(
+        f"INSERT INTO adapters ({', '.join(_FIELDS)}) VALUES ({', '.join('?' * len(_FIELDS))})",
+        [msgspec.structs.astuple(one) for one in new.versions],
+    )
+    connection.executemany(
+        "INSERT INTO adapter_champions (model, adapter, version, since, reason) VALUES (?, ?, ?, ?, ?)",
+        [(model, *msgspec.structs.astuple(one)) for one in new.champions],
+    )
