@@ -3,6 +3,7 @@
     key                bus.request_port
     file               bus: {request_port: 7000}          config/olympus.yaml shows every key
     environment        OLYMPUS_BUS_REQUEST_PORT=7000      OLYMPUS_<SECTION>_<KEY>; an empty variable counts as unset
+                       OLLM_MODEL=olympus-demo            other names of some keys, weaker than OLYMPUS_...: OTHER_VARIABLES
     flag               --set bus.request_port=7000
 
 The file is the one named by `--config`, else by OLYMPUS_CONFIG, else OLYMPUS_HOME/olympus.yaml if it exists; a process
@@ -15,13 +16,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn
 
 import msgspec
 from msgspec import Meta
 
+from bus.sizes import parse_size, parse_sizes
 from schemas.errors import BadRequest
 from schemas.limits import MAX_BODY_BYTES
 from schemas.subjects import validate_pattern
@@ -32,6 +34,10 @@ EX_CONFIG: Final = 78
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
 DAY_S: Final = 86_400.0
+
+# Names that a size may be given to: of a device, of a service.
+DEVICE_NAME: Final = "cpu|gpu[0-9]{1,3}"
+SERVICE_NAME: Final = "[A-Za-z0-9_.-]{1,64}"
 
 
 class SettingsError(Exception):
@@ -348,15 +354,91 @@ class ModelSettings(Section, frozen=True, kw_only=True):
     keep_alive_s: Annotated[
         float, Meta(ge=-1, le=36_500 * DAY_S, description="seconds an idle model stays loaded; -1 keeps it for ever")
     ] = 300.0
-    max_loaded: Annotated[int, Meta(ge=1, le=64, description="models loaded at once")] = 2
+    max_idle_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=36_500 * DAY_S,
+            description="seconds after which an idle model leaves however long it was to be kept, unless pinned; 0 for never",
+        ),
+    ] = 0.0
+    pinned: Annotated[
+        tuple[str, ...],
+        Meta(description="models that are loaded at start, never evicted and loaded again when they die"),
+    ] = ()
+    max_loaded: Annotated[int, Meta(ge=1, le=64, description="models loaded at once, however much memory there is")] = 4
+    when_full: Annotated[
+        Literal["wait", "refuse"],
+        Meta(
+            description="what becomes of a request for a model there is no room for: it waits for room, or is refused"
+        ),
+    ] = "wait"
     parallel: Annotated[int, Meta(ge=1, le=256, description="sequences answered at once per model")] = 4
     max_tokens: Annotated[
         int, Meta(ge=1, le=1_000_000, description="tokens of one answer when the request names no limit")
     ] = 256
+    temperature: Annotated[
+        float,
+        Meta(
+            ge=-1, le=10, description="temperature where neither request nor rules name one; -1 takes the model's own"
+        ),
+    ] = -1.0
+    provider: Annotated[
+        Literal["auto", "llama.cpp", "transformers", "vllm", "ollama", "openai"],
+        Meta(description="what runs models where the rules name nothing; an endpoint also gets the names unknown here"),
+    ] = "auto"
+    host: Annotated[
+        str, Meta(description="address of that provider, http://HOST:PORT, where it is a server; empty for its own")
+    ] = ""
     spare_runners: Annotated[
         int, Meta(ge=0, le=8, description="runners kept warm with their imports done, so that a load starts at once")
     ] = 1
     load_timeout_s: Annotated[float, Meta(gt=0, le=86_400, description="seconds a model may take to load")] = 120.0
+    predict: Annotated[
+        bool, Meta(description="load models ahead of need, into memory that is free or idle, as usage predicts")
+    ] = True
+    rules: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="file with rules per model, routing profiles and remote endpoints, below home unless absolute",
+        ),
+    ] = "models.toml"
+    rescan_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds between looks at the model folders; 0 looks when asked")
+    ] = 30.0
+    registry_url: Annotated[
+        str, Meta(min_length=1, description="where ollama:NAME is fetched from, a registry with Ollama's protocol")
+    ] = "https://registry.ollama.ai"
+    hub_url: Annotated[str, Meta(min_length=1, description="where hf:OWNER/NAME is fetched from")] = (
+        "https://huggingface.co"
+    )
+    is_offline: Annotated[bool, Meta(description="fetch nothing; say so at once")] = False
+    suites: Annotated[
+        str, Meta(min_length=1, description="folder with evaluation suites, below home unless absolute")
+    ] = "suites"
+
+
+class ResourceSettings(Section, frozen=True, kw_only=True):
+    """Devices and who may hold how much of their memory."""
+
+    nvml: Annotated[
+        Literal["auto", "off"], Meta(description="ask the NVIDIA driver for GPUs where there is one, or do not")
+    ] = "auto"
+    devices: Annotated[
+        tuple[str, ...],
+        Meta(description="devices declared by hand, as gpu0=24GiB or cpu=16GiB; they go before what is measured"),
+    ] = ()
+    spare_vram: Annotated[
+        str, Meta(min_length=2, description="memory of each GPU left to the desktop and the driver, as 512MiB")
+    ] = "512MiB"
+    ram_share: Annotated[
+        float, Meta(gt=0, le=1, description="part of the main memory that leases may take together")
+    ] = 0.8
+    quotas: Annotated[
+        tuple[str, ...], Meta(description="memory a service may hold on all devices together, as model=20GiB")
+    ] = ()
+    sample_s: Annotated[float, Meta(ge=0.1, le=3600, description="seconds between looks at the devices")] = 2.0
 
 
 class SupervisorSettings(Section, frozen=True, kw_only=True):
@@ -405,6 +487,7 @@ class Settings(Section, frozen=True, kw_only=True):
     memory: MemorySettings = MemorySettings()
     search: SearchSettings = SearchSettings()
     models: ModelSettings = ModelSettings()
+    resources: ResourceSettings = ResourceSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
 
@@ -445,7 +528,9 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     _check_shares(settings, written)
     _check_host(settings, written)
     _check_redis_url(settings, written)
+    _check_provider(settings, written)
     _check_log_subjects(settings, written)
+    _check_sizes(settings, written)
     return settings
 
 
@@ -510,6 +595,11 @@ def honcho_process_name() -> str | None:
     return os.environ.get("HONCHO_PROCESS_NAME") or None
 
 
+def secret_of_environment(variable: str) -> str:
+    """A key for a service elsewhere, such as HF_TOKEN; "" where it is not set. Never write it to a log or an error."""
+    return os.environ.get(variable, "").strip()
+
+
 # Where values come from -----------------------------------------------------------------------------------------
 
 
@@ -539,6 +629,16 @@ def _defaults() -> dict[str, Any]:
 _DEFAULTS: Final = _defaults()
 _SECTIONS: Final = {name.partition(".")[0] for name in _DEFAULTS if "." in name}
 _BY_VARIABLE: Final = {environment_name(name): name for name in _DEFAULTS}
+
+# Variables that other programs for language models use too, and the keys they set.
+OTHER_VARIABLES: Final[Mapping[str, str]] = {
+    "OLLM_MODEL": "models.default",
+    "OLLM_PROVIDER": "models.provider",
+    "OLLM_HOST": "models.host",
+    "OLLM_TEMPERATURE": "models.temperature",
+    "OLLM_MAX_TOKENS": "models.max_tokens",
+    "OLLM_CONTEXT_SIZE": "models.context_tokens",
+}
 
 
 def _file_to_read(path: str | Path | None) -> Path | None:
@@ -596,6 +696,9 @@ def _from_file(path: Path | None) -> dict[str, _Written]:
 
 def _from_environment() -> dict[str, _Written]:
     written = {}
+    for other, key in OTHER_VARIABLES.items():
+        if text := os.environ.get(other):
+            written[key] = _Written(_from_text(key, text), f"environment variable {other}")
     for variable in sorted(os.environ):
         value = os.environ[variable]
         if not variable.startswith("OLYMPUS_") or not value:
@@ -750,12 +853,51 @@ def _is_redis_url(url: str) -> bool:
     return parts.path not in ("", "/") if parts.scheme == "unix" else parts.scheme in ("redis", "rediss") and has_host
 
 
+def _check_provider(settings: Settings, written: Mapping[str, _Written]) -> None:
+    host, provider = settings.models.host, settings.models.provider
+    if not host:
+        return
+    if not _is_http_url(host):
+        why = "allowed: http://HOST[:PORT][/PATH], https://..., without user, query and fragment, or empty"
+        raise SettingsError(f"{written['models.host'].origin}: models.host is not the address of a server; {why}")
+    if provider == "transformers":
+        why = "models.host names a server and transformers is none; allowed with it: auto, llama.cpp, vllm, ollama, openai"
+        raise _refusal("models.provider", written["models.provider"], why)
+
+
+def _is_http_url(url: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    # A user and password there would be a secret, and those come from the environment alone.
+    is_bare = not (parts.query or parts.fragment or "@" in parts.netloc or any(one.isspace() for one in url))
+    return parts.scheme in ("http", "https") and has_host and is_bare
+
+
 def _check_log_subjects(settings: Settings, written: Mapping[str, _Written]) -> None:
     for pattern in settings.broker.log_subjects:
         try:
             validate_pattern(pattern)
         except BadRequest as error:
             raise _refusal("broker.log_subjects", written["broker.log_subjects"], error.message) from error
+
+
+def _check_sizes(settings: Settings, written: Mapping[str, _Written]) -> None:
+    resources = settings.resources
+    checks: dict[str, Callable[[], object]] = {
+        "devices": lambda: parse_sizes(resources.devices, DEVICE_NAME),
+        "spare_vram": lambda: parse_size(resources.spare_vram),
+        "quotas": lambda: parse_sizes(resources.quotas, SERVICE_NAME),
+    }
+    for key, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            raise _refusal(f"resources.{key}", written[f"resources.{key}"], str(error)) from error
 
 
 def _key(name: str) -> Key:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from bus.cli import exits
 from bus.cli.action import action_parsers
+from bus.cli.model_flags import add_model_flags
 
 
 class Command(NamedTuple):
@@ -40,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("req", "bus.cli.req", "send one request and print its reply as it comes"),
     Command("pub", "bus.cli.pub", "publish an event"),
     Command("memory", "bus.cli.memory", "keep, find and look after memories"),
+    Command("models", "bus.cli.models", "fetch, load, look at and compare models"),
     Command("top", "bus.cli.top", "live view of services, workers and models"),
     Command("bench", "bus.cli.bench", "measure the bus beside other brokers"),
     Command("doctor", "bus.cli.doctor", "say what is missing and how to get it"),
@@ -59,6 +61,7 @@ examples:
   olympus req memory.kv.set key=greeting value=hello
   olympus tap 'memory.>'
   olympus --set bus.request_port=7100 status
+  olympus --model olympus-demo --temperature 0.2 up
 """
 
 
@@ -96,6 +99,7 @@ def root_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     _add_global_options(parser)
+    add_model_flags(parser)
     return parser
 
 

@@ -134,7 +134,7 @@ async def test_a_loaded_model_is_addressed_without_the_service(serve_broker: Any
         shown: ModelInfo = await client.request("model.show", ModelShow(model=NAME))
     assert generation.text == DOCUMENTED[1]["answer"]
     assert generation.timings.load_s == 0
-    assert [(one.name, one.state, one.instance) for one in listed] == [(NAME, "loaded", NAME)]
+    assert [(one.name, one.instance) for one in listed if one.state == "loaded"] == [(NAME, NAME)]
     assert shown.loaded_at is not None
 
 
@@ -224,7 +224,7 @@ async def test_a_request_that_saw_nothing_survives_the_death_of_its_runner(serve
         pid = await load(client)
         os.kill(pid, signal.SIGSTOP)
         asking = asyncio.ensure_future(client.request("model.chat", chat(), timeout_s=WAIT_S))
-        await until(lambda: any(service._relays.values()), "the request was passed on")
+        await until(lambda: any(service._loading._relays._gates.values()), "the request was passed on")
         os.kill(pid, signal.SIGKILL)
         generation = await asking
     assert generation.text == DOCUMENTED[0]["answer"]
@@ -237,7 +237,9 @@ async def test_leaving_a_stream_stops_the_generation(serve_broker: Any) -> None:
         for subject in (f"model.generate@{NAME}", "model.generate"):
             async with client.stream(subject, endless(), timeout_s=WAIT_S) as parts:
                 await anext(parts)
-            await until(lambda: not any(r.is_in_use for r in service._scheduler._runners.values()), "the runner idle")
+            await until(
+                lambda: not any(r.is_in_use for r in service._loading._scheduler._runners.values()), "the runner idle"
+            )
 
 
 async def test_unload_waits_for_the_answer_in_flight(serve_broker: Any) -> None:

@@ -110,7 +110,7 @@ async def test_an_unknown_model_and_a_broken_file_are_refused_by_name(serve_brok
         async with serving(settings, default="none") as (_, client):
             with pytest.raises(NotFound, match="no model 'nowhere'"):
                 await tokenize(client, ["a"], model="nowhere")
-            with pytest.raises(Unprocessable, match="cut cannot be loaded"):
+            with pytest.raises(Unprocessable, match="cut cannot be used"):
                 await tokenize(client, ["hello"], model="cut")
             assert (await tokenize(client, ["hello"], model=NAME)).counts[0] > 0
 

@@ -40,8 +40,8 @@ def _example(info: Any) -> Any:
     if isinstance(info, inspect.UnionType):
         return _example(next(one for one in info.types if not isinstance(one, inspect.NoneType)))
     if isinstance(info, inspect.ListType | inspect.VarTupleType):
-        item = _example(info.item_type)
-        return [item] if isinstance(info, inspect.ListType) else (item,)
+        items = [_example(info.item_type)] * max(info.min_length or 0, 1)
+        return items if isinstance(info, inspect.ListType) else tuple(items)
     if isinstance(info, inspect.DictType):
         return {_example(info.key_type): _example(info.value_type)}
     if isinstance(info, inspect.LiteralType):
@@ -49,7 +49,7 @@ def _example(info: Any) -> Any:
     if isinstance(info, inspect.IntType):
         return max(info.ge or 0, 1)
     if isinstance(info, inspect.FloatType):
-        return 0.5
+        return 0.25 if info.lt == 0.5 else max(info.ge or 0, 0.5)
     if isinstance(info, inspect.BoolType):
         return True
     if isinstance(info, inspect.BytesType):
@@ -57,9 +57,9 @@ def _example(info: Any) -> Any:
     if isinstance(info, inspect.AnyType):
         return {"any": [1, None]}
     assert isinstance(info, inspect.StrType), info
-    text = "text".ljust(info.min_length or 0, "-")
-    # "admin" is a scope, the one text among the bodies with a form of its own.
-    return text if info.pattern is None or re.search(info.pattern, text) else "admin"
+    # A scope, a device and a hash have forms of their own.
+    texts = (text.ljust(info.min_length or 0, "-") for text in ("text", "admin", "gpu0", "a" * 64))
+    return next(text for text in texts if info.pattern is None or re.search(info.pattern, text))
 
 
 def body_types() -> dict[str, Any]:

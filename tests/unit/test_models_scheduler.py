@@ -4,40 +4,88 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from schemas.errors import Conflict, DeadlineExceeded, Overloaded, Unprocessable, WorkerLost
-from workers.models import scheduler as core
+from schemas.errors import Conflict, DeadlineExceeded, Overloaded, Unprocessable, Unsupported, WorkerLost
+from workers.models import decisions as core
+from workers.models import scheduler
+from workers.models.scheduler import Scheduler
+
+
+class Books:
+    """Who keeps the books of memory: one device with so many bytes, or (None) nobody."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.leases: dict[int, int] = {}
+        self.others = 0
+
+    def take(self, effect: core.Effect) -> core.Event | None:
+        match effect:
+            case core.Reserve(lease=lease, memory_bytes=size):
+                if self.total is None:
+                    return core.Reserved(lease, "cpu", is_granted=False)
+                free = self.total - self.others - sum(self.leases.values())
+                if size > free:
+                    return core.ReserveRefused(lease, (core.Room("cpu", self.total, max(free, 0), size),), "learning")
+                self.leases[lease] = size
+                return core.Reserved(lease, "cpu")
+            case core.Resize(lease, size, _) if lease in self.leases:
+                self.leases[lease] = size
+            case core.Release(lease):
+                self.leases.pop(lease, None)
+        return None
 
 
 class Bench:
-    """A scheduler, a clock, and processes that obey at once unless told otherwise."""
+    """A scheduler, a clock, books of memory that answer at once, and processes that obey when the test says so."""
 
-    def __init__(self, **policy: Any) -> None:
-        defaults = {"max_loaded": 2, "keep_alive_s": 300.0, "spare_runners": 0, "load_timeout_s": 120.0}
-        self.scheduler = core.Scheduler(core.Policy(**{**defaults, **policy}))
+    def __init__(self, *, memory: int | None = None, **policy: Any) -> None:
+        defaults = {"max_loaded": 2, "spare_runners": 0, "load_timeout_s": 120.0}
+        self.scheduler = Scheduler(core.Policy(**{**defaults, **policy}))
+        self.books = Books(memory)
         self.now = 1000.0
         self.requests = 0
         self.effects: list[core.Effect] = []
 
     def send(self, event: core.Event) -> list[core.Effect]:
-        effects = self.scheduler.handle(event, self.now)
-        self.effects += effects
-        return effects
+        """What the scheduler wants done about an event, and about the answers to what it reserves; without those."""
+        wanted: list[core.Effect] = []
+        events: list[core.Event] = [event]
+        for _ in range(100):
+            if not events:
+                return wanted
+            effects = self.scheduler.handle(events.pop(0), self.now)
+            self.effects += effects
+            events += [answer for effect in effects if (answer := self.books.take(effect)) is not None]
+            wanted += [
+                one for one in effects if not isinstance(one, core.Reserve | core.Resize | core.Rank | core.Release)
+            ]
+        pytest.fail(f"reserves for ever: {self.effects[-6:]}")
 
     def ask(self, model: str, **more: Any) -> tuple[int, list[core.Effect]]:
         self.requests += 1
         return self.requests, self.send(core.Arrived(request=self.requests, model=model, **more))
 
-    def load(self, model: str) -> int:
+    def load(self, model: str, **terms: Any) -> int:
         """Ask for a model and let its runner load it; the request ends at once. Returns the runner."""
-        request, effects = self.ask(model)
-        runner = one(core.Load, effects).runner
+        request, effects = self.ask(model, terms=core.Terms(**terms))
+        runner: int = one(core.Load, effects).runner
         self.send(core.Loaded(runner))
         self.send(core.Ended(request))
         return runner
+
+    def preload(self, model: str, **terms: Any) -> list[core.Effect]:
+        self.requests += 1
+        return self.send(core.Preload(request=self.requests, model=model, terms=core.Terms(**terms)))
+
+    def expect(self, *likely: tuple[str, float], horizon_s: float = 60.0, **terms: Any) -> list[core.Effect]:
+        held = core.Terms(**terms)
+        models = tuple(core.Likely(model=name, probability=p, value=p, terms=held, why="a test") for name, p in likely)
+        return self.send(core.Expected(models, horizon_s))
 
     def pass_time(self, seconds: float) -> list[core.Effect]:
         self.now += seconds
@@ -80,14 +128,25 @@ def test_a_loaded_model_gets_the_request_at_once() -> None:
     assert effects == [core.Forward(request, runner, 0.0)]
 
 
-def test_a_spare_runner_takes_the_model_and_is_replaced_after_the_load() -> None:
-    """The warm process is used, and the next one starts only when the load no longer needs the cores."""
+def test_a_spare_runner_takes_the_model_and_is_replaced_after_the_first_answer() -> None:
+    """The warm process is used; the next one starts when load and first answer no longer need the cores."""
     bench = Bench(spare_runners=1)
     spare = one(core.Spawn, bench.send(core.Started())).runner
-    _, effects = bench.ask("a")
+    request, effects = bench.ask("a")
     assert one(core.Load, effects).runner == spare
     assert of(core.Spawn, effects) == []
-    assert len(of(core.Spawn, bench.send(core.Loaded(spare)))) == 1
+    assert of(core.Spawn, bench.send(core.Loaded(spare))) == []
+    assert len(of(core.Spawn, bench.send(core.Ended(request)))) == 1
+
+
+def test_a_long_first_answer_does_not_hold_off_the_next_spare_runner() -> None:
+    """After a moment it is started all the same."""
+    bench = Bench(spare_runners=1)
+    spare = one(core.Spawn, bench.send(core.Started())).runner
+    bench.ask("a")
+    bench.send(core.Loaded(spare))
+    assert bench.scheduler.next_wakeup() == bench.now + scheduler.SPARE_PAUSE_S
+    assert len(of(core.Spawn, bench.pass_time(scheduler.SPARE_PAUSE_S))) == 1
 
 
 def test_the_default_model_is_loaded_ahead_of_need() -> None:
@@ -144,8 +203,8 @@ def test_a_waiting_model_is_loaded_as_soon_as_a_place_becomes_idle() -> None:
 
 def test_an_idle_model_is_unloaded_after_its_time_and_not_before() -> None:
     """Keep-alive runs from the last use; a request during the drain waits and loads the model again."""
-    bench = Bench(keep_alive_s=60.0)
-    runner = bench.load("a")
+    bench = Bench()
+    runner = bench.load("a", keep_alive_s=60.0)
     assert bench.scheduler.next_wakeup() == bench.now + 60.0
     assert bench.pass_time(59.0) == []
     assert bench.pass_time(1.0) == [core.Drain(runner)]
@@ -159,8 +218,8 @@ def test_an_idle_model_is_unloaded_after_its_time_and_not_before() -> None:
 
 def test_an_answer_in_flight_holds_off_the_idle_unload() -> None:
     """A long answer that went straight to the runner counts as use."""
-    bench = Bench(keep_alive_s=60.0)
-    runner = bench.load("a")
+    bench = Bench()
+    runner = bench.load("a", keep_alive_s=60.0)
     bench.send(core.Busy(runner, 1))
     assert bench.pass_time(600.0) == []
     bench.send(core.Busy(runner, 0))
@@ -169,8 +228,8 @@ def test_an_answer_in_flight_holds_off_the_idle_unload() -> None:
 
 def test_a_load_request_can_keep_its_model_for_good() -> None:
     """`keep_alive_s` -1 in model.load means no idle unload."""
-    bench = Bench(keep_alive_s=60.0)
-    _, effects = bench.ask("a", is_load=True, keep_alive_s=-1.0)
+    bench = Bench()
+    _, effects = bench.ask("a", terms=core.Terms(keep_alive_s=60.0), is_load=True, keep_alive_s=-1.0)
     effects = bench.send(core.Loaded(one(core.Load, effects).runner))
     assert len(of(core.Done, effects)) == 1
     assert bench.scheduler.next_wakeup() is None
@@ -193,6 +252,19 @@ def test_a_failed_load_refuses_everyone_who_waited_and_ends_the_runner() -> None
     effects = bench.send(core.LoadFailed(1, error))
     assert [refusal.error for refusal in of(core.Refuse, effects)] == [error, error]
     assert one(core.Kill, effects).runner == 1
+
+
+def test_a_load_that_could_work_otherwise_is_tried_so_for_the_same_requests() -> None:
+    """A backend without the GPU it was given loads into main memory instead; nobody is refused."""
+    bench = Bench(memory=100)
+    request, effects = bench.ask("a", terms=core.Terms(memory_bytes=90, device="gpu0"))
+    runner = one(core.Load, effects).runner
+    instead = core.Terms(memory_bytes=30, device="cpu")
+    effects = bench.send(core.LoadFailed(runner, Unprocessable("no GPU in this build"), instead))
+    assert one(core.Kill, effects).runner == runner
+    again = one(core.Load, bench.send(core.Exited(runner, "signal 9")))
+    assert bench.books.leases == {again.lease: 30}
+    assert one(core.Forward, bench.send(core.Loaded(again.runner))).request == request
 
 
 def test_a_load_that_hangs_is_ended_and_its_callers_told() -> None:
@@ -233,14 +305,14 @@ def test_a_suspected_runner_that_lives_on_gets_the_request_again() -> None:
     runner = bench.load("a")
     request, _ = bench.ask("a")
     bench.send(core.Lost(request, True, WorkerLost("gone")))
-    assert one(core.Forward, bench.pass_time(core.SUSPECT_S)) == core.Forward(request, runner, core.SUSPECT_S)
+    assert one(core.Forward, bench.pass_time(scheduler.SUSPECT_S)) == core.Forward(request, runner, scheduler.SUSPECT_S)
 
 
 def test_three_quick_deaths_quarantine_a_model_until_somebody_loads_it_by_name() -> None:
     """Callers wait through crashes of the load; the third ends it with a clear error, model.load tries once more."""
     bench = Bench()
     request, effects = bench.ask("a")
-    for _ in range(core.QUICK_DEATHS):
+    for _ in range(scheduler.QUICK_DEATHS):
         effects = bench.send(core.Exited(one(core.Load, effects).runner, "signal 11"))
 
     refused = one(core.Refuse, effects)
@@ -253,7 +325,7 @@ def test_three_quick_deaths_quarantine_a_model_until_somebody_loads_it_by_name()
     _, effects = bench.ask("a", is_load=True)
     effects = bench.send(core.Exited(one(core.Load, effects).runner, "signal 11"))
     assert len(of(core.Refuse, effects)) == 1
-    bench.pass_time(core.QUARANTINE_S)
+    bench.pass_time(scheduler.QUARANTINE_S)
     _, effects = bench.ask("a")
     assert len(of(core.Load, effects)) == 1
 
@@ -281,51 +353,494 @@ def test_a_drained_runner_that_stays_is_killed() -> None:
     bench = Bench()
     runner = bench.load("a")
     bench.send(core.UnloadAsked(request=90, model="a"))
-    assert bench.pass_time(core.LEAVE_S) == [core.Kill(runner)]
+    assert bench.pass_time(scheduler.LEAVE_S) == [core.Kill(runner)]
 
 
 def test_spares_that_cannot_live_are_not_started_for_ever() -> None:
     """After three in a row no more are started ahead of need."""
     bench = Bench(spare_runners=1)
     effects = bench.send(core.Started())
-    for _ in range(core.SPARE_FAILURES):
+    for _ in range(scheduler.SPARE_FAILURES):
         effects = bench.send(core.Exited(one(core.Spawn, effects).runner, "exit code 1"))
     assert effects == []
+
+
+def test_memory_is_reserved_before_a_load_and_given_back_after_the_end_of_its_process() -> None:
+    """Reserve, Load, and Release only when the process is gone; what was measured replaces the estimate."""
+    bench = Bench(memory=100)
+    request, effects = bench.ask("a", terms=core.Terms(memory_bytes=40))
+    load = one(core.Load, effects)
+    assert bench.books.leases == {load.lease: 40}
+
+    bench.send(core.Loaded(load.runner, memory_bytes=30))
+    bench.send(core.Ended(request))
+    assert bench.books.leases == {load.lease: 30}
+    bench.send(core.UnloadAsked(request=90, model="a"))
+    assert bench.books.leases == {load.lease: 30}
+    bench.send(core.Exited(load.runner, "exit code 0"))
+    assert bench.books.leases == {}
+
+
+def test_the_least_important_models_leave_and_only_as_many_as_are_needed() -> None:
+    """Priority 5 goes first, whatever was used last; who is not needed for the room stays."""
+    bench = Bench(memory=100, max_loaded=9)
+    important = bench.load("important", memory_bytes=40, priority=1)
+    bench.now += 1
+    small = bench.load("small", memory_bytes=10, priority=5)
+    bench.now += 1
+    large = bench.load("large", memory_bytes=45, priority=4)
+
+    _, effects = bench.ask("new", terms=core.Terms(memory_bytes=50))
+
+    assert [drain.runner for drain in of(core.Drain, effects)] == [large]
+    effects = bench.send(core.Exited(large, "exit code 0"))
+    assert one(core.Load, effects).model == "new"
+    assert {bench.scheduler.state_of(name).runner for name in ("important", "small")} == {important, small}
+
+
+def test_nothing_is_evicted_when_it_would_not_be_enough() -> None:
+    """Somebody else holds the memory: the request waits, is asked for again, and is told both numbers and who it is."""
+    bench = Bench(memory=100)
+    bench.load("a", memory_bytes=20)
+    bench.books.others = 70
+    request, effects = bench.ask("b", terms=core.Terms(memory_bytes=60), deadline=bench.now + 10)
+    assert effects == []
+    assert bench.scheduler.next_wakeup() == bench.now + scheduler.RETRY_S
+    assert bench.pass_time(9.0) == []
+
+    refused = one(core.Refuse, bench.pass_time(0.8))
+    assert refused.request == request
+    assert isinstance(refused.error, Overloaded)
+    assert "takes 60 bytes, free are 10 of 100 on cpu (held by learning)" in refused.error.message
+
+    bench.ask("b", terms=core.Terms(memory_bytes=60))
+    bench.books.others = 0
+    assert one(core.Load, bench.pass_time(scheduler.RETRY_S)).model == "b"
+    assert of(core.Drain, bench.effects) == []
+
+
+def test_a_model_bigger_than_the_device_is_refused_at_once() -> None:
+    """No eviction and no waiting could help; both numbers are named."""
+    bench = Bench(memory=100)
+    bench.load("a", memory_bytes=20)
+    _, effects = bench.ask("b", terms=core.Terms(memory_bytes=101))
+    error = one(core.Refuse, effects).error
+    assert isinstance(error, Unprocessable)
+    assert (error.details["needed_bytes"], error.details["limit_bytes"]) == (101, 100)
+    assert of(core.Drain, effects) == []
+
+
+def test_with_memory_for_both_the_new_model_loads_before_the_old_one_is_gone() -> None:
+    """A swap between two models that both have their memory does not wait for the end of the first."""
+    bench = Bench(memory=100, max_loaded=1)
+    a = bench.load("a", memory_bytes=20)
+    _, effects = bench.ask("b", terms=core.Terms(memory_bytes=20))
+    assert [type(one) for one in effects if isinstance(one, core.Load | core.Drain)] == [core.Load, core.Drain]
+    assert one(core.Drain, effects).runner == a
+
+
+@pytest.mark.parametrize("terms", [{"is_pinned": True}, {"is_swappable": False}])
+def test_pinned_and_unswappable_models_are_not_evicted(terms: dict[str, Any]) -> None:
+    """The request waits, and is told who is kept."""
+    bench = Bench(max_loaded=1)
+    bench.load("a", **terms)
+    bench.ask("b", deadline=bench.now + 5)
+    error = one(core.Refuse, bench.pass_time(4.9)).error
+    assert "kept are a" in error.message
+    assert of(core.Drain, bench.effects) == []
+
+
+def test_requests_are_refused_at_once_where_the_policy_says_so() -> None:
+    """`when_full` refuse: with nothing that may leave, the caller does not wait."""
+    bench = Bench(max_loaded=1, when_full="refuse")
+    runner = bench.load("a")
+    bench.send(core.Busy(runner, 1))
+    _, effects = bench.ask("b")
+    assert "in use are a" in one(core.Refuse, effects).error.message
+
+    bench.send(core.Busy(runner, 0))
+    _, effects = bench.ask("b")
+    assert one(core.Drain, effects).runner == runner
+
+
+def test_a_pinned_model_is_loaded_and_loaded_again_when_its_runner_dies() -> None:
+    """Described as pinned it comes without a request, does not idle out, and comes back after a crash."""
+    bench = Bench()
+    effects = bench.send(core.Described("a", core.Terms(is_pinned=True, keep_alive_s=1.0, max_idle_s=1.0)))
+    runner = one(core.Load, effects).runner
+    bench.send(core.Loaded(runner))
+    assert bench.pass_time(10_000.0) == []
+    effects = bench.send(core.Exited(runner, "signal 9"))
+    assert one(core.Load, effects).model == "a"
+    assert "pinned" in next(e for e in of(core.Announce, effects) if e.what == "loading").reason
+
+
+def test_a_pinned_model_that_keeps_dying_is_tried_again_after_its_quarantine() -> None:
+    """Three quick deaths stop it for a while, not for ever, and no request is needed."""
+    bench = Bench()
+    effects = bench.send(core.Described("a", core.Terms(is_pinned=True)))
+    for _ in range(scheduler.QUICK_DEATHS):
+        effects = bench.send(core.Exited(one(core.Load, effects).runner, "signal 11"))
+    assert of(core.Load, effects) == []
+    assert bench.scheduler.next_wakeup() == bench.now + scheduler.QUARANTINE_S
+    assert one(core.Load, bench.pass_time(scheduler.QUARANTINE_S)).model == "a"
+
+
+def test_max_idle_time_ends_even_a_model_kept_for_good() -> None:
+    """`max_idle_s` goes before a keep-alive of -1."""
+    bench = Bench()
+    runner = bench.load("a", keep_alive_s=-1.0, max_idle_s=50.0)
+    assert bench.pass_time(49.0) == []
+    assert bench.pass_time(1.0) == [core.Drain(runner)]
+
+
+def test_keeping_a_loaded_model_otherwise_takes_hold_at_once() -> None:
+    """A new keep-alive goes before the one that model.load gave."""
+    bench = Bench()
+    _, effects = bench.ask("a", is_load=True, keep_alive_s=-1.0)
+    runner = one(core.Load, effects).runner
+    bench.send(core.Loaded(runner))
+    bench.send(core.Described("a", core.Terms(keep_alive_s=10.0)))
+    assert bench.pass_time(10.0) == [core.Drain(runner)]
+
+
+def test_what_is_pinned_or_used_matters_more_in_the_books_too() -> None:
+    """A pin makes a held lease one that is not asked back; the first use of a preload gives it the model's own rank."""
+    bench = Bench(memory=100)
+    bench.load("a", memory_bytes=10, priority=4)
+    lease = one(core.Reserve, bench.effects).lease
+
+    bench.send(core.Described("a", core.Terms(memory_bytes=10, priority=2, is_pinned=True)))
+
+    assert of(core.Rank, bench.effects)[-1] == core.Rank(lease, 2, is_preemptible=False)
+
+    ahead = one(core.Load, bench.preload("b", memory_bytes=10, priority=4)).runner
+    reserved = of(core.Reserve, bench.effects)[-1]
+    bench.send(core.Loaded(ahead))
+    bench.ask("b")
+
+    assert (reserved.priority, reserved.is_preemptible) == (5, True)
+    assert of(core.Rank, bench.effects)[-1] == core.Rank(reserved.lease, 4, is_preemptible=True)
+
+
+def test_a_remote_model_takes_no_memory_and_no_place() -> None:
+    """It loads beside a full house, reserves nothing, and is not evicted for others."""
+    bench = Bench(memory=100, max_loaded=1)
+    bench.load("a", memory_bytes=100)
+    bench.load("far", is_remote=True)
+    assert len(of(core.Reserve, bench.effects)) == 1
+    _, effects = bench.ask("b", terms=core.Terms(memory_bytes=100))
+    assert one(core.Drain, effects).runner == bench.scheduler.state_of("a").runner
+
+
+def test_memory_asked_back_is_given_when_the_model_becomes_idle() -> None:
+    """In use it stays; then it leaves, and the reason names who wanted it."""
+    bench = Bench(memory=100)
+    runner = bench.load("a", memory_bytes=50)
+    bench.send(core.Busy(runner, 1))
+    lease = next(iter(bench.books.leases))
+    assert bench.send(core.AskedBack(lease, "learning")) == []
+    assert one(core.Drain, bench.send(core.Busy(runner, 0))).runner == runner
+    assert "learning" in one(core.Announce, bench.send(core.Exited(runner, "exit code 0"))).reason
+
+
+def test_a_preload_takes_free_memory_and_its_use_is_a_hit() -> None:
+    """model.preload is answered when the load begins; the first request makes it a hit, once."""
+    bench = Bench(memory=100)
+    effects = bench.preload("a", memory_bytes=40)
+    assert one(core.Done, effects).request == bench.requests
+    effects = bench.send(core.Loaded(one(core.Load, effects).runner))
+    assert [announce.what for announce in of(core.Announce, effects)] == ["loaded", "preloaded"]
+    _, effects = bench.ask("a")
+    assert core.Judged("a", True, 0.0) in effects
+    _, effects = bench.ask("a")
+    assert of(core.Judged, effects) == []
+
+
+def test_a_preload_without_room_is_refused_with_the_reason() -> None:
+    """Nothing waits for memory on its behalf."""
+    bench = Bench(memory=100)
+    runner = bench.load("a", memory_bytes=80)
+    bench.send(core.Busy(runner, 1))
+    refused = one(core.Refuse, bench.preload("b", memory_bytes=40))
+    assert "free are 20 of 100" in refused.error.message
+    assert bench.scheduler.next_wakeup() is None
+    assert "it is loaded already" in one(core.Refuse, bench.preload("a", memory_bytes=80)).error.message
+
+
+def test_a_likely_model_replaces_an_idle_less_likely_one_and_no_other() -> None:
+    """Prediction evicts what is idle and itself less likely to be wanted."""
+    bench = Bench(memory=100)
+    a = bench.load("a", memory_bytes=80)
+    assert bench.expect(("a", 0.9), ("b", 0.8), memory_bytes=80) == []
+    effects = bench.expect(("b", 0.8), ("a", 0.3), memory_bytes=80)
+    assert one(core.Drain, effects).runner == a
+    assert one(core.Load, bench.send(core.Exited(a, "exit code 0"))).model == "b"
+
+
+def test_an_unlikely_model_is_not_loaded() -> None:
+    """Below the threshold a forecast moves nothing, and nothing that others are nearly as likely for is evicted."""
+    assert Bench(memory=100).expect(("b", scheduler.WORTH - 0.01), memory_bytes=10) == []
+
+
+def test_predicted_models_load_one_after_the_other() -> None:
+    """A load slows down every other one; the next one begins when the first is there."""
+    bench = Bench(memory=100)
+    effects = bench.expect(("b", 0.8), ("c", 0.9), memory_bytes=10)
+    first = one(core.Load, effects)
+    assert first.model == "c"
+    assert one(core.Load, bench.send(core.Loaded(first.runner))).model == "b"
+
+
+def test_among_equally_important_models_the_least_likely_leaves() -> None:
+    """What is soon wanted again stays, although it was used longer ago."""
+    bench = Bench()
+    bench.load("a")
+    bench.now += 1
+    b = bench.load("b")
+    bench.expect(("a", 0.9), ("b", 0.2))
+    _, effects = bench.ask("c")
+    assert one(core.Drain, effects).runner == b
+
+
+def test_a_wrong_prediction_is_taken_back_and_counted() -> None:
+    """Unused when its time is over, it leaves, and the seconds it lay there are waste."""
+    bench = Bench(memory=100)
+    effects = bench.expect(("b", 0.9), horizon_s=60.0, memory_bytes=10, keep_alive_s=-1.0)
+    runner = one(core.Load, effects).runner
+    bench.send(core.Loaded(runner))
+    assert bench.pass_time(59.0) == []
+    assert bench.pass_time(1.0) == [core.Drain(runner)]
+    effects = bench.send(core.Exited(runner, "exit code 0"))
+    assert of(core.Judged, effects) == [core.Judged("b", False, 60.0)]
+
+
+def test_a_request_goes_before_a_prediction() -> None:
+    """While somebody waits for memory, nothing is loaded ahead of need."""
+    bench = Bench(memory=100)
+    bench.books.others = 60
+    bench.ask("a", terms=core.Terms(memory_bytes=60))
+    assert bench.expect(("b", 0.9), memory_bytes=10) == []
+    bench.books.others = 0
+    assert one(core.Load, bench.pass_time(scheduler.RETRY_S)).model == "a"
+
+
+def test_a_load_that_waits_for_the_device_says_for_whom_when_time_is_up() -> None:
+    """The deadline error names who holds the device."""
+    bench = Bench()
+    _, effects = bench.ask("a", deadline=bench.now + 10)
+    runner = one(core.Load, effects).runner
+    bench.send(core.Waiting(runner, "waits for gpu0, held by pid 7 (tiny: train)"))
+    error = one(core.Refuse, bench.pass_time(9.8)).error
+    assert isinstance(error, DeadlineExceeded)
+    assert "pid 7" in error.message
+
+
+def test_a_reservation_that_makes_no_sense_is_told_to_who_waits() -> None:
+    """A device that does not exist is no reason to wait."""
+    bench = Bench(memory=100)
+    bench.books.take = lambda effect: (
+        core.ReserveFailed(effect.lease, Unprocessable("there is no gpu7"))
+        if isinstance(effect, core.Reserve)
+        else None
+    )
+    _, effects = bench.ask("a", terms=core.Terms(device="gpu7"))
+    assert "gpu7" in one(core.Refuse, effects).error.message
+
+
+def test_memory_is_reserved_for_the_window_that_will_be_loaded() -> None:
+    """A plain request that comes before or after one with a window of its own does not make the reservation smaller."""
+    small, large = core.Terms(memory_bytes=30), core.Terms(memory_bytes=90)
+    for first_is_plain in (True, False):
+        bench = Bench(memory=100)
+        bench.books.others = 80
+        for is_plain in (first_is_plain, not first_is_plain):
+            if is_plain:
+                bench.ask("a", terms=small)
+            else:
+                bench.ask("a", terms=large, is_load=True, context_tokens=32_768)
+        bench.books.others = 0
+        load = one(core.Load, bench.pass_time(2.0))
+        assert load.context_tokens == 32_768
+        assert bench.books.leases == {load.lease: 90}
+
+
+def test_a_wish_that_comes_while_memory_is_asked_for_is_asked_for_instead() -> None:
+    """The first reservation is given back, on its way or granted; the load is on the device that was wished."""
+    scheduler = Scheduler(core.Policy(max_loaded=2, spare_runners=0, load_timeout_s=120.0))
+    first = one(
+        core.Reserve,
+        scheduler.handle(core.Arrived(request=1, model="a", terms=core.Terms(memory_bytes=30, device="gpu0")), 0.0),
+    )
+    wish = core.Arrived(
+        request=2, model="a", terms=core.Terms(memory_bytes=30, device="gpu1"), is_load=True, device="gpu1"
+    )
+    effects = scheduler.handle(wish, 1.0)
+    second = one(core.Reserve, effects)
+    assert (one(core.Release, effects).lease, second.device) == (first.lease, "gpu1")
+    assert of(core.Load, scheduler.handle(core.Reserved(first.lease, "gpu0"), 2.0)) == []
+    assert one(core.Load, scheduler.handle(core.Reserved(second.lease, "gpu1"), 3.0)).device == "gpu1"
+
+
+def test_a_window_that_is_not_known_before_the_load_is_judged_after_it() -> None:
+    """Who asks during the load for what then turns out to be there is served; another is told both numbers."""
+    bench = Bench()
+    _, effects = bench.ask("a")
+    runner = one(core.Load, effects).runner
+    fits, effects = bench.ask("a", is_load=True, context_tokens=4096)
+    assert effects == []
+    other, _ = bench.ask("a", is_load=True, context_tokens=512)
+    effects = bench.send(core.Loaded(runner, context_tokens=4096))
+    assert [done.request for done in of(core.Done, effects)] == [fits]
+    refusal = one(core.Refuse, effects)
+    assert refusal.request == other
+    assert "context_tokens 4096 (512 was asked for)" in refusal.error.message
+
+
+def test_who_asked_for_a_device_by_name_is_not_served_from_elsewhere() -> None:
+    """Where the backend cannot use it, the others get the model elsewhere, and this one the backend's reason."""
+    bench = Bench()
+    bench.books.take = lambda effect: (
+        core.Reserved(effect.lease, effect.device) if isinstance(effect, core.Reserve) else None
+    )
+    first, effects = bench.ask("a", terms=core.Terms(device="gpu0"))
+    runner = one(core.Load, effects).runner
+    named, _ = bench.ask("a", terms=core.Terms(device="gpu0"), is_load=True, device="gpu0")
+    effects = bench.send(core.LoadFailed(runner, Unsupported("no GPU here"), core.Terms(device="cpu")))
+    assert (one(core.Refuse, effects).request, one(core.Refuse, effects).error.message) == (named, "no GPU here")
+    effects = bench.send(core.Exited(runner, "signal 9"))
+    assert [
+        forward.request for forward in of(core.Forward, bench.send(core.Loaded(one(core.Load, effects).runner)))
+    ] == [first]
+
+
+def test_a_forced_unload_is_not_undone_by_the_requests_it_cut_off() -> None:
+    """They are refused with what was lost, also fresh ones, and the model stays out."""
+    bench = Bench()
+    runner = bench.load("a")
+    request, _ = bench.ask("a")
+    unload = core.UnloadAsked(request=99, model="a", is_forced=True)
+    assert one(core.Kill, bench.send(unload)).runner == runner
+    assert one(core.Done, bench.send(core.Exited(runner, "signal 9"))).request == 99
+    effects = bench.send(core.Lost(request, True, WorkerLost("gone")))
+    assert one(core.Refuse, effects).error.code == "worker_lost"
+    assert of(core.Load, effects) == []
+
+
+def test_a_runner_that_hangs_is_ended_and_its_model_loaded_again() -> None:
+    """It loses request after request, its process stays: after a while it is killed. One word of it clears it."""
+    bench = Bench()
+    runner = bench.load("a")
+
+    def lose() -> list[core.Effect]:
+        request, _ = bench.ask("a")
+        effects = bench.send(core.Lost(request, False, WorkerLost("silent")))
+        bench.pass_time(scheduler.SUSPECT_S)
+        return effects
+
+    assert of(core.Kill, lose()) == []
+    bench.send(core.Busy(runner, 1))
+    bench.send(core.Busy(runner, 0))
+    bench.pass_time(scheduler.SILENT_S)
+    assert of(core.Kill, lose()) == []
+    bench.pass_time(scheduler.SILENT_S)
+    assert one(core.Kill, lose()).runner == runner
+    _, effects = bench.ask("a")
+    assert effects == []
+    effects = bench.send(core.Exited(runner, "signal 9"))
+    assert any("hangs" in announced.reason for announced in of(core.Announce, effects))
+    assert one(core.Load, effects).model == "a"
+
+
+def test_memory_that_is_not_wanted_back_any_more_is_not_given() -> None:
+    """A model in use outlasts the wish of somebody who has given up since."""
+    bench = Bench(memory=100)
+    runner = bench.load("a", memory_bytes=60, keep_alive_s=-1.0)
+    bench.send(core.Busy(runner, 1))
+    (lease,) = bench.books.leases
+    bench.send(core.AskedBack(lease, "learning"))
+    bench.pass_time(scheduler.ASKED_BACK_S)
+    assert bench.send(core.Busy(runner, 0)) == []
+
+
+def test_only_what_was_measured_is_told_as_measured() -> None:
+    """Where nothing measures a model's memory, its reservation stays what it was."""
+    bench = Bench(memory=100)
+    _, effects = bench.ask("a", terms=core.Terms(memory_bytes=60))
+    bench.send(core.Loaded(one(core.Load, effects).runner))
+    assert of(core.Resize, bench.effects) == []
+    _, effects = bench.ask("b", terms=core.Terms(memory_bytes=20))
+    bench.send(core.Loaded(one(core.Load, effects).runner, memory_bytes=25))
+    assert [(sized.memory_bytes, sized.beside_bytes) for sized in of(core.Resize, bench.effects)] == [(25, 0)]
+
+
+def test_thousands_of_swaps_leave_nothing_behind() -> None:
+    """One place, many models, deaths among them: state, leases and requests stay as few as they were."""
+    bench = Bench(memory=100, max_loaded=1, spare_runners=1)
+    bench.send(core.Started())
+    for number in range(5_000):
+        bench.now += 1.0
+        request, effects = bench.ask(f"model-{number}", terms=core.Terms(memory_bytes=60))
+        for drain in of(core.Drain, effects):
+            effects += bench.send(core.Exited(drain.runner, "exit code 0"))
+        runner = one(core.Load, effects).runner
+        bench.send(core.Loaded(runner))
+        bench.send(core.Ended(request))
+        assert len(bench.books.leases) == 1
+        bench.effects.clear()
+    inner = bench.scheduler
+    assert [len(one) for one in (inner._models, inner._requests, inner._runners, inner._holders)] == [1, 0, 1, 1]
+    assert (len(inner._wanted), len(inner._spares)) == (0, 1)
+
+
+MEMORY: dict[str, Any] = {
+    "a": {"memory_bytes": 30, "priority": 5},
+    "b": {"memory_bytes": 50, "priority": 1},
+    "c": {"memory_bytes": 60, "is_swappable": False},
+    "d": {"memory_bytes": 20, "max_idle_s": 20.0},
+    "e": {"memory_bytes": 120},
+}
 
 
 class World(RuleBasedStateMachine):
     """Random requests, loads, deaths and times; processes end only when they were told to or die by themselves."""
 
-    models = st.sampled_from(["a", "b", "c", "d"])
+    models = st.sampled_from(sorted(MEMORY))
+    memory: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(max_loaded=2, keep_alive_s=30.0, spare_runners=1, load_timeout_s=20.0)
+        self.bench = Bench(memory=self.memory, max_loaded=2, spare_runners=1, load_timeout_s=20.0)
+        self.pinned = "b"
         self.alive: set[int] = set()
-        self.holds: dict[int, str] = {}
+        self.holds: dict[int, core.Load] = {}
         self.loading: set[int] = set()
         self.told_to_go: set[int] = set()
         self.busy: dict[int, int] = {}
         self.open: set[int] = set()
         self.unloading: int | None = None
         self.forwarded: dict[int, int] = {}
-        self.take(core.Started("a"))
+        self.is_pinned = False
+        self.take(core.Started("a", self.terms("a")))
+
+    def terms(self, model: str) -> core.Terms:
+        is_pinned = self.is_pinned and model == self.pinned
+        return core.Terms(keep_alive_s=30.0, is_pinned=is_pinned, **MEMORY[model])
 
     def take(self, event: core.Event) -> None:
         for effect in self.bench.send(event):
             match effect:
                 case core.Spawn(runner):
                     self.alive.add(runner)
-                case core.Load(runner, model, _):
+                case core.Load(runner, model):
                     assert runner in self.alive and runner not in self.holds
-                    assert model not in self.holds.values(), "one model in two runners"
-                    self.holds[runner] = model
+                    assert model not in [one.model for one in self.holds.values()], "one model in two runners"
+                    if self.memory is not None:
+                        assert self.bench.books.leases[effect.lease] == MEMORY[model]["memory_bytes"], "not reserved"
+                    self.holds[runner] = effect
                     self.loading.add(runner)
                 case core.Drain(runner):
-                    # An explicit unload may drain a model in use; the scheduler's own choices must spare it.
-                    if runner != self.unloading:
-                        assert not self.busy.get(runner), "drained while answers were in flight"
-                        assert runner not in self.forwarded.values(), "drained under a forwarded request"
+                    self.check_drain(runner)
                     self.told_to_go.add(runner)
                 case core.Kill(runner):
                     self.told_to_go.add(runner)
@@ -340,13 +855,52 @@ class World(RuleBasedStateMachine):
                     self.forwarded.pop(request, None)
                 case core.Announce():
                     assert effect.reason
+                    if effect.what == "evicted" and "make room" in effect.reason:
+                        assert MEMORY[effect.model].get("is_swappable", True), "evicted what is not swappable"
+
+    def check_drain(self, runner: int) -> None:
+        """An explicit unload may drain anything; the scheduler's own choices must spare what is in use or pinned."""
+        if runner != self.unloading:
+            assert not self.busy.get(runner), "drained while answers were in flight"
+            assert runner not in self.forwarded.values(), "drained under a forwarded request"
+            assert not self.is_pinned or self.holds[runner].model != self.pinned, "drained a pinned model"
+
+    def new_request(self) -> int:
+        self.bench.requests += 1
+        self.open.add(self.bench.requests)
+        return self.bench.requests
 
     @rule(model=models, wait=st.sampled_from([None, 1.0, 10.0]), is_load=st.booleans())
     def arrive(self, model: str, wait: float | None, is_load: bool) -> None:
-        self.bench.requests += 1
-        self.open.add(self.bench.requests)
         deadline = None if wait is None else self.bench.now + wait
-        self.take(core.Arrived(request=self.bench.requests, model=model, deadline=deadline, is_load=is_load))
+        terms = self.terms(model)
+        self.take(
+            core.Arrived(request=self.new_request(), model=model, deadline=deadline, is_load=is_load, terms=terms)
+        )
+
+    @rule(model=models)
+    def preload(self, model: str) -> None:
+        self.take(core.Preload(request=self.new_request(), model=model, terms=self.terms(model)))
+
+    @rule(models=st.lists(models, max_size=3, unique=True), p=st.sampled_from([0.1, 0.6, 0.9]))
+    def expect(self, models: list[str], p: float) -> None:
+        likely = tuple(core.Likely(model=m, probability=p, value=p, terms=self.terms(m), why="a test") for m in models)
+        self.take(core.Expected(likely, 15.0))
+
+    @rule()
+    def pin_or_unpin(self) -> None:
+        self.is_pinned = not self.is_pinned
+        self.take(core.Described(self.pinned, self.terms(self.pinned)))
+
+    @rule(data=st.data())
+    def ask_back(self, data: st.DataObject) -> None:
+        leases = sorted(self.bench.books.leases)
+        if leases:
+            self.take(core.AskedBack(data.draw(st.sampled_from(leases)), "learning"))
+
+    @rule(size=st.sampled_from([0, 40, 90]))
+    def others_take(self, size: int) -> None:
+        self.bench.books.others = size
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -394,15 +948,23 @@ class World(RuleBasedStateMachine):
     @rule(model=models, is_forced=st.booleans())
     def unload(self, model: str, is_forced: bool) -> None:
         state = self.bench.scheduler.state_of(model)
-        self.bench.requests += 1
-        self.open.add(self.bench.requests)
-        self.unloading = state[1] if state is not None else None
-        self.take(core.UnloadAsked(request=self.bench.requests, model=model, is_forced=is_forced))
+        self.unloading = state.runner if state is not None else None
+        self.take(core.UnloadAsked(request=self.new_request(), model=model, is_forced=is_forced))
         self.unloading = None
 
     @invariant()
-    def never_more_than_max_loaded(self) -> None:
-        assert len(self.holds) <= 2
+    def never_over_the_memory_nor_the_places(self) -> None:
+        if self.memory is None:
+            assert len(self.holds) <= 2
+        else:
+            held = sum(MEMORY[load.model]["memory_bytes"] for load in self.holds.values())
+            assert held <= self.memory, "more in memory than was granted"
+            assert len(self.holds.keys() - self.told_to_go) <= 2
+
+    @invariant()
+    def time_is_never_asked_for_in_the_past(self) -> None:
+        wakeup = self.bench.scheduler.next_wakeup()
+        assert wakeup is None or wakeup > self.bench.now
 
     def teardown(self) -> None:
         """Every request ends: let all processes go as told, all answers finish, and time pass."""
@@ -425,7 +987,17 @@ class World(RuleBasedStateMachine):
             self.bench.now += 130
             self.take(core.Tick())
         assert not self.open, "requests without an end"
+        reserved = {load.lease for load in self.holds.values() if self.memory is not None}
+        assert self.bench.books.leases.keys() == reserved, "memory that nobody holds"
+
+
+class TightWorld(World):
+    """The same with books of memory: two of the models fit at once, some pairs do not, one model never does."""
+
+    memory = 100
 
 
 World.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TightWorld.TestCase.settings = World.TestCase.settings
 TestWorld = World.TestCase
+TestTightWorld = TightWorld.TestCase

@@ -76,9 +76,9 @@ def test_no_other_distribution_owns_our_names() -> None:
     assert {name: sorted(who) for name, who in strangers.items() if who} == {}
 
 
-def test_packages_of_the_wheel_are_the_four_folders() -> None:
-    """Build and import contract list what is there."""
-    assert set(PROJECT["tool"]["hatch"]["build"]["packages"]) == PACKAGES
+def test_packages_of_the_wheel_are_the_four_folders_and_the_shipped_configuration() -> None:
+    """Build and import contract list what is there; config/ holds data that services read, and no code."""
+    assert set(PROJECT["tool"]["hatch"]["build"]["packages"]) == PACKAGES | {"config"}
     assert set(PROJECT["tool"]["importlinter"]["root_packages"]) == PACKAGES
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == PACKAGES
 

@@ -18,7 +18,7 @@ CONFIG = ROOT / "config" / "olympus.yaml"
 def no_settings_in_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither the machine's environment nor its home folder reaches these tests."""
     for name in list(module.os.environ):
-        if name.startswith("OLYMPUS_"):
+        if name.startswith(("OLYMPUS_", "OLLM_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -129,6 +129,56 @@ def test_variables_of_other_things_are_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OLYMPUSES", "12")
 
     assert load_settings() == Settings()
+
+
+def test_variables_shared_with_other_programs_stand_between_file_and_our_own(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OLLM_MODEL and its like beat the file, and are beaten by OLYMPUS_... and by flags; empty ones are unset."""
+    file.write_text("models: {default: from-file, max_tokens: 1, context_tokens: 64}\n")
+    monkeypatch.setenv("OLLM_MODEL", "shared")
+    monkeypatch.setenv("OLLM_MAX_TOKENS", "2")
+    monkeypatch.setenv("OLLM_TEMPERATURE", "0.5")
+    monkeypatch.setenv("OLLM_CONTEXT_SIZE", "")
+    monkeypatch.setenv("OLLM_API_KEY", "of another program")
+
+    models = load_settings(file).models
+    assert (models.default, models.max_tokens, models.temperature, models.context_tokens) == ("shared", 2, 0.5, 64)
+    monkeypatch.setenv("OLYMPUS_MODELS_DEFAULT", "ours")
+    models = load_settings(file, {"models.max_tokens": "3"}).models
+    assert (models.default, models.max_tokens) == ("ours", 3)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("OLLM_TEMPERATURE", "hot", "models.temperature = 'hot' is not allowed; allowed: -1 to 10"),
+        ("OLLM_MAX_TOKENS", "0", "models.max_tokens = '0' is not allowed; allowed: 1 to 1000000 (whole number)"),
+        ("OLLM_CONTEXT_SIZE", "-1", "models.context_tokens = '-1' is not allowed; allowed: 0 to 10000000"),
+        ("OLLM_PROVIDER", "olama", "models.provider = 'olama' is not allowed; allowed: auto, llama.cpp"),
+        ("OLLM_HOST", "localhost:11434", "models.host is not the address of a server; allowed: http://HOST"),
+        ("OLLM_HOST", "http://me:secret@localhost/", "models.host is not the address of a server"),
+        ("OLLM_HOST", "http://localhost:99999", "models.host is not the address of a server"),
+    ],
+)
+def test_wrong_value_of_a_shared_variable_names_it(
+    variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says which variable is wrong and what would be right, and never shows what may be a password."""
+    monkeypatch.setenv(variable, value)
+
+    message = refused()
+
+    assert message.startswith(f"environment variable {variable}: ") and expected in message
+    assert "secret" not in message
+
+
+def test_host_needs_a_provider_that_can_be_a_server() -> None:
+    """transformers runs in a process of ours and has no address."""
+    message = refused({"models.provider": "transformers", "models.host": "http://127.0.0.1:1"})
+
+    assert "models.provider = 'transformers' is not allowed" in message
+    assert load_settings(overrides={"models.provider": "vllm", "models.host": "http://127.0.0.1:1"}).models.host
 
 
 def test_child_environment_carries_flags_to_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,25 +11,35 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 
-import msgspec
-
 from bus.settings import child_environment
-from workers.models.control import Command, News, RunnerLoaded, decode_news, encode_line
+from workers.models.backends.backend import AdapterFile
+from workers.models.control import Command, News, RunnerBusy, RunnerLoaded, decode_news, encode_line
 
 log = logging.getLogger("olympus.models")
 
 # OpenMP threads that spin while they wait are fastest on an idle machine and ruinous on a busy one: with two threads on
 # two cores that others use too, a step of an 85 M model took 250 to 1500 ms instead of 15. Sleeping threads: 23 ms.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+# GPUs are numbered as the driver does it, so that "gpu1" is the card that was leased; CUDA's own order is by speed.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+# Of a line of news; errors of libraries are the longest.
+_LINE_BYTES = 1 << 20
 
 
 class RunnerProcess:
-    """One runner. Commands given before the process runs wait for it."""
+    """One runner. Commands given before the process runs wait for it.
+
+    model: what it was told to load, "" for a spare one, with which adapters and which of them as champion. loaded: what
+    it said when it served. in_flight: answers it is at work on, as of the news before the present one.
+    """
 
     def __init__(self, id: int, on_news: Callable[[int, News], None], on_exit: Callable[[int, str], None]) -> None:
         self.id = id
-        self.context_tokens: int | None = None
+        self.model = ""
+        self.adapters: tuple[tuple[AdapterFile, ...], str | None] = ((), None)
+        self.loaded: RunnerLoaded | None = None
         self.loaded_at: float | None = None
+        self.in_flight = 0
         self._on_news = on_news
         self._on_exit = on_exit
         self._process: Process | None = None
@@ -70,15 +80,21 @@ class RunnerProcess:
         for command in self._unsent:
             self.send(command)
         assert process.stdout is not None
-        while line := await process.stdout.readline():
+        while True:
             try:
+                line = await process.stdout.readline()
+                if not line:
+                    break
                 news = decode_news(line)
-            except msgspec.DecodeError as error:
+            except ValueError as error:
+                # No news of ours, or a line without an end.
                 log.warning("runner says nonsense", extra={"action": "model.runner.nonsense", "error": str(error)})
                 continue
             if isinstance(news, RunnerLoaded):
-                self.context_tokens, self.loaded_at = news.context_tokens, time.time()
+                self.loaded, self.loaded_at = news, time.time()
             self._on_news(self.id, news)
+            if isinstance(news, RunnerBusy):
+                self.in_flight = news.in_flight
         status = await process.wait()
         self._on_exit(self.id, f"signal {-status}" if status < 0 else f"exit code {status}")
 
@@ -92,6 +108,7 @@ class RunnerProcess:
             str(os.getpid()),
             stdin=PIPE,
             stdout=PIPE,
+            limit=_LINE_BYTES,
             start_new_session=True,
             env=child_environment(None, {}, **_ENVIRONMENT),
         )

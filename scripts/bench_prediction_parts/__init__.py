@@ -1,0 +1,1 @@
+"""Parts of scripts/bench_prediction.py: the traces, the service's own scheduler replayed on them, and other policies."""

@@ -1,0 +1,627 @@
+"""Which models will be asked for soon, learned from the requests so far. Pure: it knows no clock and loads nothing.
+
+Several simple views of usage each give a chance that a model is asked for within a horizon:
+
+    rates             how often it was used, over three memories (five minutes, an hour, a day)
+    gap               how long its own pauses are, given how long this one is by now      cron jobs, bursts
+    hour, day, week   whether it was used at this time of earlier hours, days and weeks
+    last, earlier     what came after the last model, or an earlier one, and how long after     pipelines, interleaved
+    pair              the same after two models in order: tells pipelines apart that share a step
+
+Their chances are mixed as in context-mixing compressors: a weighted sum of logits is the logit of the answer (M. Mahoney,
+Adaptive Weighing of Context Models for Lossless Data Compression, 2005), and every outcome moves the weights by gradient
+descent on the coding cost. So a view that knows nothing in this installation soon says nothing. `scripts/bench_prediction.py`
+measures what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that may be wanted. probability: of a request within the horizon. expected_at: Unix epoch seconds.
+
+    value: what having it in memory is worth, from 0 to 1: the chance of a request, where a late one counts less than a
+    soon one; 0 while forecasts have been no better than recency, so that nothing is done on their word. Who has to choose
+    between two models keeps the one of more value. why: what it rests on, for a person.
+    """
+
+    model: str
+    probability: float
+    value: float
+    expected_at: float
+    why: str
+
+
+# Seconds for which chances are mixed, each with weights of its own; other horizons lie between them. The shortest is
+# about what a large model takes to load, the longest about the pause after which people have gone.
+HORIZONS: Final = (15.0, 60.0, 300.0, 1_800.0)
+
+# What the chance within each horizon counts in a model's value. Chosen on generated traces (scripts/bench_prediction.py,
+# seeds below 100): a longer view keeps what is used often instead of what is used next.
+_VALUE: Final = (0.4, 0.5, 0.1, 0.0)
+
+# Models remembered; past that the one unused longest is forgotten. One takes up to 10 kB.
+MAX_MODELS: Final = 256
+
+# Models that a forecast looks at, and those that one lesson is about: the last ones used. More cost time and are never
+# all wanted at once.
+_CANDIDATES: Final = 64
+_TAUGHT: Final = 12
+
+# Own pauses remembered of each model.
+_GAPS: Final = 64
+
+# Contexts (one model, or two in order) whose followers are remembered, occurrences of each, followers of each.
+MAX_CONTEXTS: Final = 512
+_OCCURRENCES: Final = 24
+_FOLLOWERS: Final = 8
+
+# Seconds in which something counts as following, and occurrences that are open for followers at once.
+_FOLLOW_S: Final = 900.0
+_OPEN: Final = 24
+
+# What usually follows sooner than this part of the time that has passed will not follow any more; later, it is late.
+_LATE: Final = 0.75
+
+# Two requests this close are one use: a burst says nothing about pauses.
+_SAME_USE_S: Final = 2.0
+
+# A clock that is set back by more is taken as set anew: what is remembered moves with it.
+_SET_BACK_S: Final = 60.0
+
+# Jitter allowed to a pause: this part of it, and not more seconds than that.
+_JITTER: Final = 0.05
+_JITTER_MAX_S: Final = 20.0
+
+# Minutes of the map of uses: four weeks.
+_MAP_MINUTES: Final = 28 * 24 * 60
+_MAP_MASK: Final = (1 << _MAP_MINUTES) - 1
+
+# Minutes of a period, periods looked back, and minutes that a use may be early or late.
+_PERIODS: Final = ((60, 8, 1), (24 * 60, 7, 2), (7 * 24 * 60, 4, 5))
+
+# Minutes of the longest horizon, begun ones included.
+_LONGEST_MINUTES: Final = 31
+
+_RATES_S: Final = (300.0, 3_600.0, 86_400.0)
+
+_VIEWS: Final = ("rate5", "rate60", "rate1440", "gap", "hour", "day", "week", "earlier", "pair", "last")
+_BASES: Final = len(_RATES_S)
+
+# A forecast is followed only while it beats recency. Each request asks: was its model among the first _PLACES by value,
+# and was it among the last _PLACES used (with few models: all but one)? Where one was right and the other wrong, that counts, and less with each request
+# after (_FORGET). Value is believed while it leads by so many standard deviations of a fair coin (McNemar's test, 1947).
+# Without this, usage that has no pattern is served worse than by evicting what was used least recently.
+_PLACES: Final = 3
+_FORGET: Final = 0.995
+_LEAD: Final = 1.0
+_LEAD_MIN: Final = 4.0
+
+# How fast outcomes move the weights, and where they begin: as the mean of the rates, and a third of what each other view
+# knows beyond them. Faster forgets what is true for most; slower learns a new installation too late (bench_prediction).
+_LEARNING: Final = 0.01
+_FIRST_WEIGHTS: Final = (*(1 / 3,) * _BASES, *(0.6,) * (len(_VIEWS) - _BASES), 0.0)
+
+# Weights are kept apart by how long a model has been unused, in seconds: what tells of a pause in a conversation tells
+# nothing of the next day.
+_AGES_S: Final = (60.0, 900.0)
+
+# Standard errors by which a view must differ from the rates before it is believed.
+_SURE: Final = 1.0
+
+# Lessons that wait for their outcome, and seconds after a request in which one is taken.
+_LESSONS: Final = 64
+_LESSON_S: Final = 600.0
+
+# Logits are cut there: a chance of one in ten thousand, or all but that.
+_LOGIT: Final = 9.2
+
+_VERSION: Final = 1
+
+_Key = tuple[str, ...]
+
+
+class _Usage:
+    """What is known of one model alone."""
+
+    def __init__(self, at: float) -> None:
+        self.first = at
+        self.last = at
+        self.rates = [0.0] * len(_RATES_S)
+        self.gaps: deque[float] = deque()
+        self.sorted_gaps: list[float] = []
+        # One bit a minute, the lowest is the minute `map_end`.
+        self.map = 0
+        self.map_end = int(at // 60)
+
+    def use(self, at: float) -> None:
+        gap = at - self.last
+        self.rates = [count * math.exp(-gap / span_s) + 1 for count, span_s in zip(self.rates, _RATES_S, strict=True)]
+        if gap > _SAME_USE_S:
+            self._add_gap(gap)
+        self.last = at
+        minute = int(at // 60)
+        if minute > self.map_end:
+            self.map = self.map << min(minute - self.map_end, _MAP_MINUTES) & _MAP_MASK
+            self.map_end = minute
+        self.map |= 1
+
+    def _add_gap(self, gap: float) -> None:
+        if len(self.gaps) == _GAPS:
+            del self.sorted_gaps[bisect_left(self.sorted_gaps, self.gaps.popleft())]
+        self.gaps.append(gap)
+        insort(self.sorted_gaps, gap)
+
+    def set_back(self, by_s: float) -> None:
+        self.first -= by_s
+        self.last -= by_s
+        self.map_end -= int(by_s // 60)
+
+    def rates_per_s(self, now: float) -> list[float]:
+        """Uses a second, over each memory; a memory that is not full yet is divided by what it could hold."""
+        age, known_s = now - self.last, max(now - self.first, 60.0)
+        return [
+            count * math.exp(-age / span_s) / (span_s * (1 - math.exp(-known_s / span_s)))
+            for count, span_s in zip(self.rates, _RATES_S, strict=True)
+        ]
+
+    def gap_chances(self, now: float, base: Sequence[float]) -> list[float] | None:
+        """Of the pauses that were longer than this one is by now, the part that ended within each horizon from here."""
+        age = now - self.last
+        gaps = self.sorted_gaps
+        begin = bisect_right(gaps, age - min(_JITTER * age, _JITTER_MAX_S))
+        longer = len(gaps) - begin
+        if len(gaps) < 2 or not longer:
+            return None
+        ends = [bisect_right(gaps, age + horizon) - begin for horizon in HORIZONS]
+        return [_beyond(count, longer, chance) for count, chance in zip(ends, base, strict=True)]
+
+    def period_chances(self, now: float, base: Sequence[float], period: tuple[int, int, int]) -> list[float] | None:
+        """Of the last periods, the part with a use at this time of it or within each horizon after."""
+        minutes, back, margin = period
+        back = min(back, int((now - self.first) / 60 / minutes))
+        passed = int(now // 60) - self.map_end
+        looked, counts = 0, [0] * len(HORIZONS)
+        for number in range(1, back + 1):
+            # Bits of the map from the early margin of the window (the higher one) to the end of the longest horizon.
+            high = number * minutes + margin - passed
+            if high < 0:
+                continue
+            low = max(high - 2 * margin - _LONGEST_MINUTES, 0)
+            looked += 1
+            bits = self.map >> low & ((1 << (high - low + 1)) - 1)
+            if bits:
+                after = high - low - (bits.bit_length() - 1) - 2 * margin
+                counts = [count + (after <= horizon / 60) for count, horizon in zip(counts, HORIZONS, strict=True)]
+        if not looked:
+            return None
+        return [_beyond(count, looked, chance) for count, chance in zip(counts, base, strict=True)]
+
+
+class _Context:
+    """What followed a model, or two in order: seconds to the first use of each follower, of the last occurrences."""
+
+    __slots__ = ("followed", "lags")
+
+    def __init__(self) -> None:
+        self.followed: deque[dict[str, float]] = deque()
+        self.lags: dict[str, list[float]] = {}
+
+    def add(self, followers: dict[str, float]) -> None:
+        if len(self.followed) == _OCCURRENCES:
+            for model, lag in self.followed.popleft().items():
+                lags = self.lags[model]
+                del lags[bisect_left(lags, lag)]
+                if not lags:
+                    del self.lags[model]
+        self.followed.append(followers)
+        for model, lag in followers.items():
+            insort(self.lags.setdefault(model, []), lag)
+
+
+class _Occurrence(msgspec.Struct):
+    """A context that has just occurred, and what has followed so far."""
+
+    key: _Key
+    at: float
+    followers: dict[str, float] = {}
+
+
+class _View(msgspec.Struct):
+    """What the views say of one model: for each horizon, what the weights are multiplied with."""
+
+    group: int
+    inputs: list[list[float]]
+    # Of the contexts: the one that speaks for it most, to tell a person.
+    after: str = ""
+
+
+class _Lesson(msgspec.Struct):
+    """A forecast whose outcome is awaited: at which instant, and for each horizon the models that were used since."""
+
+    at: float
+    views: dict[str, _View]
+    used: list[set[str] | None]
+
+
+class _Kept(msgspec.Struct):
+    """A Predictor as bytes."""
+
+    version: int
+    now: float | None
+    usage: list[tuple[str, float, float, list[float], list[float], bytes, int]]
+    contexts: list[tuple[list[str], list[dict[str, float]]]]
+    weights: list[list[list[float]]]
+    lessons: int
+    ahead: float
+    behind: float
+
+
+class Predictor:
+    """Learns from `record`, tells by `predict`. Memory is bounded however many models there are.
+
+    The instants may be of any clock that runs like Unix time. One that is set back does no harm: a little is taken as no
+    time at all, and with more the memories move along.
+    """
+
+    def __init__(self) -> None:
+        self._usage: OrderedDict[str, _Usage] = OrderedDict()
+        self._contexts: OrderedDict[_Key, _Context] = OrderedDict()
+        self._open: deque[_Occurrence] = deque()
+        self._recent: deque[str] = deque(maxlen=4)
+        self._now: float | None = None
+        self._weights = [[list(_FIRST_WEIGHTS) for _ in range(len(_AGES_S) + 1)] for _ in HORIZONS]
+        self._lessons: deque[_Lesson] = deque()
+        self._taken = 0
+        # Requests that value foresaw and recency did not, and the other way round.
+        self._ahead = self._behind = 0.0
+
+    def record(self, model: str, at: float) -> None:
+        """Note a request for `model` at `at` (Unix epoch seconds)."""
+        if self._now is not None:
+            if self._now - at > _SET_BACK_S:
+                self._set_back(self._now - at)
+            at = max(at, self._now)
+            self._take_lesson(self._now, at, model)
+        self._now = at
+        self._learn_from(model, at)
+        self._follow(model, at)
+        self._use(model, at)
+
+    def predict(self, now: float, horizon_s: float) -> list[Forecast]:
+        """The models of which a request within `horizon_s` seconds of `now` can be said anything, likeliest first."""
+        now = max(now, self._now) if self._now is not None else now
+        forecasts, is_trusted = [], self._is_trusted()
+        for model, view in self._views(now, self._last_used(_CANDIDATES)).items():
+            chances = self._chances(view)
+            forecasts.append(
+                Forecast(
+                    model=model,
+                    probability=_at_horizon(chances, horizon_s),
+                    value=self._value(view) if is_trusted else 0.0,
+                    expected_at=now + _expected_in(chances),
+                    why=self._why(model, view, horizon_s, now),
+                )
+            )
+        return sorted(forecasts, key=lambda one: (-one.probability, -one.value))
+
+    def to_bytes(self) -> bytes:
+        """What was learned, for `from_bytes`."""
+        kept = _Kept(
+            version=_VERSION,
+            now=self._now,
+            usage=[
+                (name, one.first, one.last, one.rates, list(one.gaps), _pack(one.map), one.map_end)
+                for name, one in self._usage.items()
+            ],
+            contexts=[(list(key), list(one.followed)) for key, one in self._contexts.items()],
+            weights=self._weights,
+            lessons=self._taken,
+            ahead=self._ahead,
+            behind=self._behind,
+        )
+        return msgspec.msgpack.encode(kept)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Predictor:
+        """The Predictor that `to_bytes` wrote. What another version wrote, or is damaged, gives one that knows nothing."""
+        predictor = cls()
+        try:
+            kept = msgspec.msgpack.decode(data, type=_Kept)
+        except msgspec.DecodeError:
+            return predictor
+        shape = [[len(_FIRST_WEIGHTS)] * (len(_AGES_S) + 1)] * len(HORIZONS)
+        if kept.version != _VERSION or [[len(one) for one in group] for group in kept.weights] != shape:
+            return predictor
+        predictor._now, predictor._weights, predictor._taken = kept.now, kept.weights, kept.lessons
+        predictor._ahead, predictor._behind = kept.ahead, kept.behind
+        for name, first, last, rates, gaps, bits, map_end in kept.usage[-MAX_MODELS:]:
+            usage = predictor._usage[name] = _Usage(first)
+            usage.last, usage.rates, usage.map, usage.map_end = last, rates, int.from_bytes(bits, "little"), map_end
+            usage.gaps, usage.sorted_gaps = deque(gaps[-_GAPS:]), sorted(gaps[-_GAPS:])
+        for key, followed in kept.contexts[-MAX_CONTEXTS:]:
+            context = predictor._contexts[tuple(key)] = _Context()
+            for followers in followed[-_OCCURRENCES:]:
+                context.add(followers)
+        return predictor
+
+    # Remembering
+
+    def _use(self, model: str, at: float) -> None:
+        usage = self._usage.get(model)
+        if usage is None:
+            if len(self._usage) >= MAX_MODELS:
+                self._usage.popitem(last=False)
+            usage = self._usage[model] = _Usage(at)
+        usage.use(at)
+        self._usage.move_to_end(model)
+
+    def _follow(self, model: str, at: float) -> None:
+        """Tell the open occurrences what followed, and open those that this use is."""
+        for one in self._open:
+            if len(one.followers) < _FOLLOWERS:
+                one.followers.setdefault(model, at - one.at)
+        while self._open and at - self._open[0].at > _FOLLOW_S:
+            self._close(self._open.popleft())
+        usage = self._usage.get(model)
+        if usage is not None and at - usage.last <= _SAME_USE_S and self._recent and self._recent[-1] == model:
+            return
+        before = [one for one in dict.fromkeys(reversed(self._recent)) if one != model][:2]
+        for key in ((model,), *((one, model) for one in before)):
+            self._occur(key, at)
+        self._recent.append(model)
+
+    def _occur(self, key: _Key, at: float) -> None:
+        again = next((one for one in self._open if one.key == key), None)
+        if again is not None:
+            # It occurs anew before its time was over. Where nothing had followed, the pause in a burst tells nothing.
+            self._open.remove(again)
+            if again.followers:
+                self._close(again)
+        self._open.append(_Occurrence(key, at))
+        while len(self._open) > _OPEN:
+            self._close(self._open.popleft())
+
+    def _close(self, occurrence: _Occurrence) -> None:
+        context = self._contexts.get(occurrence.key)
+        if context is None:
+            if len(self._contexts) >= MAX_CONTEXTS:
+                self._contexts.popitem(last=False)
+            context = self._contexts[occurrence.key] = _Context()
+        context.add(occurrence.followers)
+        self._contexts.move_to_end(occurrence.key)
+
+    def _set_back(self, by_s: float) -> None:
+        assert self._now is not None
+        self._now -= by_s
+        self._lessons.clear()
+        for usage in self._usage.values():
+            usage.set_back(by_s)
+        for one in self._open:
+            one.at -= by_s
+
+    # Views
+
+    def _last_used(self, limit: int) -> list[str]:
+        return [name for name, _ in zip(reversed(self._usage), range(limit), strict=False)]
+
+    def _views(self, now: float, models: Sequence[str]) -> dict[str, _View]:
+        """What every view says of `models` at `now`, which is not before the last request."""
+        rates = {name: self._usage[name].rates_per_s(now) for name in models}
+        bases = {name: _within((one[1] + one[2]) / 2) for name, one in rates.items()}
+        followers = self._followers(now, bases)
+        views = {}
+        for name in models:
+            usage, base = self._usage[name], bases[name]
+            said: list[list[float] | None] = [usage.gap_chances(now, base)]
+            said += [usage.period_chances(now, base, period) for period in _PERIODS]
+            contexts = followers.get(name, _Followed())
+            said += [contexts.earlier, contexts.pair, contexts.last]
+            views[name] = _View(
+                group=bisect_right(_AGES_S, now - usage.last),
+                inputs=_inputs([_within(one) for one in rates[name]], base, said),
+                after=contexts.after,
+            )
+        return views
+
+    def _followers(self, now: float, bases: dict[str, list[float]]) -> dict[str, _Followed]:
+        """For each model that may still follow an open occurrence, the highest chances that one gives it."""
+        found: dict[str, _Followed] = {}
+        last_at = self._open[-1].at if self._open else None
+        for one in self._open:
+            age = now - one.at
+            context = self._contexts.get(one.key)
+            if context is None or age > _FOLLOW_S:
+                continue
+            kind = "pair" if len(one.key) > 1 else "last" if one.at == last_at else "earlier"
+            total = len(context.followed)
+            for model, lags in context.lags.items():
+                begin = bisect_right(lags, age * _LATE - 1)
+                if begin == len(lags) or model in one.followers or model not in bases:
+                    continue
+                alive = total - begin
+                chances = [
+                    _beyond(bisect_right(lags, age + horizon) - begin, alive, chance)
+                    for horizon, chance in zip(HORIZONS, bases[model], strict=True)
+                ]
+                found.setdefault(model, _Followed()).take(kind, chances, one.key)
+        return found
+
+    def _chances(self, view: _View) -> list[float]:
+        """Chance of a request within each horizon; within a longer one it is no smaller."""
+        chances: list[float] = []
+        for weights, inputs in zip(self._weights, view.inputs, strict=True):
+            chance = _chance(weights[view.group], inputs)
+            chances.append(max(chance, chances[-1]) if chances else chance)
+        return chances
+
+    def _why(self, model: str, view: _View, horizon_s: float, now: float) -> str:
+        number = min(range(len(HORIZONS)), key=lambda one: abs(math.log(HORIZONS[one] / horizon_s)))
+        pushes = [a * b for a, b in zip(self._weights[number][view.group], view.inputs[number], strict=True)]
+        best = max(range(_BASES, len(_VIEWS)), key=lambda one: pushes[one])
+        usage = self._usage[model]
+        if pushes[best] <= 0.1:
+            return f"last used {_duration(now - usage.last)} ago, about {usage.rates_per_s(now)[1] * 3600:.1f} times an hour"
+        match _VIEWS[best]:
+            case "gap":
+                usual = usage.sorted_gaps[len(usage.sorted_gaps) // 2]
+                return f"last used {_duration(now - usage.last)} ago, usually again after {_duration(usual)}"
+            case "hour" | "day" | "week" as period:
+                return f"used at this time of the {period} before"
+            case _:
+                return f"often follows {view.after}"
+
+    # Learning
+
+    def _take_lesson(self, before: float, at: float, model: str) -> None:
+        """Keep what would have been said at an instant between the last request and this one, for `model`."""
+        if at <= before:
+            return
+        self._taken += 1
+        # Multiples of the golden ratio are spread evenly: as good as chance, and the same in every run.
+        moment = before + self._taken * 0.618_033_988_749_895 % 1 * min(at - before, _LESSON_S)
+        views = self._views(moment, self._last_used(_TAUGHT))
+        self._compare(views, model)
+        self._lessons.append(_Lesson(moment, views, [set() for _ in HORIZONS]))
+        if len(self._lessons) > _LESSONS:
+            self._lessons.popleft()
+
+    def _compare(self, views: dict[str, _View], model: str) -> None:
+        """Who would have had `model` in memory: value, or recency, in whose order `views` are?"""
+        places = min(_PLACES, len(views) - 1)
+        by_value = sorted(views, key=lambda one: -self._value(views[one]))[:places]
+        by_recency = list(views)[:places]
+        self._ahead, self._behind = self._ahead * _FORGET, self._behind * _FORGET
+        self._ahead += model in by_value and model not in by_recency
+        self._behind += model in by_recency and model not in by_value
+
+    def _is_trusted(self) -> bool:
+        lead = self._ahead - self._behind
+        return lead >= max(_LEAD_MIN, _LEAD * math.sqrt(self._ahead + self._behind))
+
+    def _value(self, view: _View) -> float:
+        return sum(share * chance for share, chance in zip(_VALUE, self._chances(view), strict=True))
+
+    def _learn_from(self, model: str, at: float) -> None:
+        """Tell the lessons that wait what has become true, and which of them have become false."""
+        for lesson in self._lessons:
+            for number, horizon in enumerate(HORIZONS):
+                used = lesson.used[number]
+                if used is None:
+                    continue
+                if at - lesson.at > horizon:
+                    lesson.used[number] = None
+                    for name in lesson.views.keys() - used:
+                        self._learn(number, lesson.views[name], is_used=False)
+                elif model in lesson.views and model not in used:
+                    used.add(model)
+                    self._learn(number, lesson.views[model], is_used=True)
+        while self._lessons and not any(one is not None for one in self._lessons[0].used):
+            self._lessons.popleft()
+
+    def _learn(self, number: int, view: _View, *, is_used: bool) -> None:
+        weights, inputs = self._weights[number][view.group], view.inputs[number]
+        step = (is_used - _chance(weights, inputs)) * _LEARNING
+        for position, value in enumerate(inputs):
+            weights[position] += step * value
+
+
+class _Followed(msgspec.Struct):
+    """Chances of one follower, by kind of context; of several contexts of a kind, the one that promises most."""
+
+    earlier: list[float] | None = None
+    pair: list[float] | None = None
+    last: list[float] | None = None
+    after: str = ""
+    best: float = 0.0
+
+    def take(self, kind: str, chances: list[float], key: _Key) -> None:
+        known = getattr(self, kind)
+        setattr(self, kind, chances if known is None else [max(pair) for pair in zip(known, chances, strict=True)])
+        if chances[-1] > self.best:
+            self.best, self.after = chances[-1], " then ".join(key)
+
+
+def _within(rate_per_s: float) -> list[float]:
+    """Chance of at least one use within each horizon, of a Poisson process."""
+    return [1 - math.exp(-rate_per_s * horizon) for horizon in HORIZONS]
+
+
+def _inputs(
+    rates: Sequence[Sequence[float]], base: Sequence[float], said: Sequence[Sequence[float] | None]
+) -> list[list[float]]:
+    """For each horizon: the logits of the rates, what each other view says beyond the base, and 1 for the constant.
+
+    A view that knows nothing adds 0, so it neither raises nor lowers.
+    """
+    rows = []
+    for number in range(len(HORIZONS)):
+        beyond = [one[number] if one is not None else 0.0 for one in said]
+        rows.append([*(_logit(one[number]) for one in rates), *beyond, 1.0])
+    return rows
+
+
+def _beyond(count: int, cases: int, base: float) -> float:
+    """What `count` of `cases` says beyond the base, as a difference of logits: as much of it as is certain.
+
+    That is the end nearer to the base of the interval of _SURE standard errors around the part observed (Agresti and
+    Coull, Approximate is Better than Exact, 1998), and 0 where the base lies in it: of many contexts that know nothing,
+    one always seems to know something.
+    """
+    part = (count + base) / (cases + 1)
+    middle = (count + 1) / (cases + 2)
+    margin = _SURE * math.sqrt(middle * (1 - middle) / (cases + 2))
+    if part - margin > base:
+        return _logit(part - margin) - _logit(base)
+    return _logit(part + margin) - _logit(base) if part + margin < base else 0.0
+
+
+def _logit(chance: float) -> float:
+    if chance <= 0.0:
+        return -_LOGIT
+    return _LOGIT if chance >= 1.0 else max(-_LOGIT, min(_LOGIT, math.log(chance / (1 - chance))))
+
+
+def _chance(weights: Iterable[float], inputs: Iterable[float]) -> float:
+    total = sum(weight * value for weight, value in zip(weights, inputs, strict=True))
+    return 1 / (1 + math.exp(-max(-_LOGIT, min(_LOGIT, total))))
+
+
+def _at_horizon(chances: Sequence[float], horizon_s: float) -> float:
+    """The chance within any horizon: between two known ones along the logarithm of time, outside at a constant rate."""
+    if horizon_s <= HORIZONS[0]:
+        return 1 - math.pow(1 - chances[0], horizon_s / HORIZONS[0])
+    if horizon_s >= HORIZONS[-1]:
+        return 1 - math.pow(1 - chances[-1], horizon_s / HORIZONS[-1])
+    above = bisect_left(HORIZONS, horizon_s)
+    low, high = HORIZONS[above - 1], HORIZONS[above]
+    share = math.log(horizon_s / low) / math.log(high / low)
+    return chances[above - 1] + share * (chances[above] - chances[above - 1])
+
+
+def _expected_in(chances: Sequence[float]) -> float:
+    """Seconds until a request is as likely to have come as not; past the longest horizon at the rate it shows."""
+    above = next((number for number, chance in enumerate(chances) if chance >= 0.5), None)
+    if above is None:
+        return HORIZONS[-1] * math.log(2) / max(-math.log1p(-chances[-1]), 1e-9)
+    low_s, low = (HORIZONS[above - 1], chances[above - 1]) if above else (0.0, 0.0)
+    return low_s + (HORIZONS[above] - low_s) * (0.5 - low) / max(chances[above] - low, 1e-9)
+
+
+def _pack(bits: int) -> bytes:
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

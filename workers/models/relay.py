@@ -1,0 +1,74 @@
+"""One request on its way from the model service to a runner over the bus, and its answer on the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+from bus.worker import Call, Worker
+from schemas.envelope import Headers
+from schemas.errors import WorkerLost
+
+# Marks a request this service passed on, so that it is not passed on again when its runner has just vanished and the
+# broker brings it back to the plain subject.
+RELAYED: Final = "models-relayed"
+
+# The end of a runner's process is often heard before its last words, which come through the broker.
+_LAST_WORDS_S: Final = 1.0
+
+# Deadline of a request passed on for a caller who named none.
+_NO_DEADLINE_S: Final = 86_400.0
+
+
+class Relay:
+    """`is_fresh` until a part of the answer has been passed back."""
+
+    def __init__(self, subject: str, request: Any, call: Call) -> None:
+        self.is_fresh = True
+        self._subject = subject
+        self._request = request
+        self._call = call
+
+    async def run(self, worker: Worker) -> Any:
+        """Pass the request on and the parts back; returns the final reply, raises what the runner's answer says."""
+        call = self._call
+        timeout_s = call.deadline_at - time.time() if call.deadline_at else _NO_DEADLINE_S
+        headers: Headers = {RELAYED: True}
+        headers.update((name, value) for name, value in call.headers.items() if name in ("traceparent", "priority"))
+        async with worker.client.stream(
+            self._subject, self._request, timeout_s=max(timeout_s, 0.0), headers=headers
+        ) as parts:
+            async for part in parts:
+                self.is_fresh = False
+                await call.partial(part)
+            return parts.final
+
+
+class Relays:
+    """The relays of each runner, so that those of a process that ended do not wait for a broker to notice."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._gates: dict[int, set[asyncio.Timeout]] = {}
+
+    async def run(self, relay: Relay, runner: int) -> Any:
+        """`relay.run`. Raises WorkerLost also when the runner's process ends under it."""
+        gates = self._gates.setdefault(runner, set())
+        gate = asyncio.timeout(None)
+        gates.add(gate)
+        try:
+            async with gate:
+                return await relay.run(self._worker)
+        except TimeoutError as error:
+            raise WorkerLost("the model's process ended while it worked on the request") from error
+        finally:
+            gates.discard(gate)
+            if not gates and self._gates.get(runner) is gates:
+                del self._gates[runner]
+
+    def on_exit(self, runner: int) -> None:
+        """The process of a runner ended."""
+        at = asyncio.get_running_loop().time() + _LAST_WORDS_S
+        for gate in self._gates.pop(runner, ()):
+            gate.reschedule(at)

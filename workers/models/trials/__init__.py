@@ -1,0 +1,1 @@
+"""Trials of models: side by side, evaluation suites, benchmarks, A/B tests, and the measurements others send."""
