@@ -44,7 +44,7 @@ class ModelInfo(Reply, frozen=True, kw_only=True):
 
     memory_bytes: what loading it is expected to take, 0 when unknown. backend: what would run it. device, in_flight,
     is_pinned, priority and keep_alive_s are about a loaded model, or how it would be loaded. sha256 is None until it
-    has been computed.
+    has been computed. chat_template is left out of lists. versions: the newest ones.
     """
 
     name: str

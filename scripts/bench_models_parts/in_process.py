@@ -21,7 +21,7 @@ def generate(model: Llama, prompt: str, tokens: int) -> dict[str, Any]:
     count = 0
     # The plain generator, without the text handling of `create_completion`, which is slower still.
     ids = model.tokenize(prompt.encode())
-    model.reset()
+    model.reset()  # type: ignore[no-untyped-call]
     for _ in model.generate(ids, temp=5.0, top_k=40, top_p=1.0, min_p=0.0, reset=True):
         first_s = first_s or time.perf_counter() - started_at
         count += 1

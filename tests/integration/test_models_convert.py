@@ -288,22 +288,22 @@ def held(path: Path, how: int) -> Iterator[None]:
 
 
 async def test_a_folder_is_exported_and_serves_as_a_gguf_model(rig: Callable[..., Any]) -> None:
-    """The demo model's folder becomes the file that was shipped, as far as the catalogue can see."""
+    """The demo model's folder becomes the file that was shipped, as far as the catalogue can see; its name is no option."""
     pytest.importorskip("gguf", reason="gguf is not installed")
     async with rig() as it:
         async with it.client.stream(
-            "model.export", ModelExport(model="theirs", name="again"), timeout_s=WAIT_S
+            "model.export", ModelExport(model="theirs", name="--again"), timeout_s=WAIT_S
         ) as parts:
             steps = [part async for part in parts]
         done = parts.final
         shipped = read_header(SHIPPED_ROOT / f"{DEMO}.gguf")
-        header = read_header(it.root / "again.gguf")
+        header = read_header(it.root / "--again.gguf")
         assert not it.left()
-    assert (done.model.name, done.model.format, done.model.quantisation) == ("again", "gguf", "F16")
+    assert (done.model.name, done.model.format, done.model.quantisation) == ("--again", "gguf", "F16")
     assert done.model.chat_template == shipped.text("tokenizer.chat_template")
     assert (header.parameters, header.context_tokens) == (shipped.parameters, shipped.context_tokens)
     assert steps[-1].step == "hashing"
-    assert [one.model for one in it.scored] == ["theirs", "again"]
+    assert [one.model for one in it.scored] == ["theirs", "--again"]
 
 
 async def test_an_adapter_is_found_by_name_or_version(rig: Callable[..., Any], tmp_path: Path) -> None:

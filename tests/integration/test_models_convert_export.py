@@ -15,6 +15,7 @@ import pytest
 from bus.settings import child_environment
 from schemas.errors import BusError, Unprocessable, Unsupported
 from workers.models.catalogue import SHIPPED_ROOT
+from workers.models.convert import export as export_module
 from workers.models.convert.export import export
 from workers.models.convert.quantise import quantise
 
@@ -284,6 +285,20 @@ def refused(folder: Path, kind: type[BusError], why: str, **config: Any) -> None
     path.write_text(before)
 
 
+def test_sizes_that_lie_are_refused_before_anything_is_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary of two billion tokens would be a list of as many, and the end of whatever else runs here."""
+    make(tmp_path / "m", "Llama")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a list of all tokens was made")
+
+    monkeypatch.setattr(export_module, "_vocabulary", refuse)
+    refused(tmp_path / "m", Unprocessable, r"config\.json says \(2000000000, 64\)", vocab_size=2_000_000_000)
+    refused(tmp_path / "m", Unprocessable, "says 2000000000 layers", num_hidden_layers=2_000_000_000)
+
+
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     """Another network, senseless sizes, missing tensors, unknown rules: an error with what is allowed, never a wrong file."""
     folder = tmp_path / "hf"
@@ -295,7 +310,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     refused(folder, Unprocessable, "num_hidden_layers", num_hidden_layers="2")
     refused(folder, Unprocessable, "lacks 9 tensors", num_hidden_layers=3)
     refused(folder, Unprocessable, "config.json says", vocab_size=1537)
-    refused(folder, Unprocessable, "the model has 100 tokens", vocab_size=100)
+    refused(folder, Unprocessable, r"config\.json says \(100, 64\)", vocab_size=100)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for change, kind, why in (
         ({"pre_tokenizer": {"type": "Whitespace"}}, Unsupported, "rules"),

@@ -378,6 +378,16 @@ async def test_url_with_a_secret_or_of_another_kind_is_refused_without_showing_i
     assert "pw-4711" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:99999999", "127.0.0.1:abc", "127.0.0.1:0", "[::1", "a\x00b", "a\u2028b", "\u2488.example"]
+)
+async def test_url_that_is_none_is_refused(settings: Settings, host: str) -> None:
+    """Ports that are none, addresses without an end, characters that no host has."""
+    with pytest.raises(Unprocessable) as refused:
+        await openai.load(command_of(OpenAIServer(), settings, base_url=f"http://{host}/v1"))
+    assert refused.value.details["field"] == "base_url"
+
+
 # Failures -----------------------------------------------------------------------------------------------------------
 
 

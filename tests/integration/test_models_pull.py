@@ -933,7 +933,7 @@ async def test_a_token_that_cannot_be_sent_is_named_and_not_shown(
 async def test_a_later_part_that_is_cut_short_is_not_adopted(rig: Pulling, web: Server, tmp_path: Path) -> None:
     """Every part is read as what it is, not only the first."""
     write_parts(tmp_path, 2)
-    files = {path.name: path.read_bytes() for path in tmp_path.glob("big-*")}
+    files = {name: (tmp_path / name).read_bytes() for name in ("big-00001-of-00002.gguf", "big-00002-of-00002.gguf")}
     files["big-00002-of-00002.gguf"] = files["big-00002-of-00002.gguf"][:-10]
     serve_hub(web, files)
     async with rig() as it:

@@ -18,9 +18,18 @@ from bus.client import Client
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies import model as models
-from schemas.errors import BadRequest, BusError, Conflict, NotFound, Unprocessable, Unsupported, WorkerLost
+from schemas.errors import (
+    BadRequest,
+    BusError,
+    Conflict,
+    NotFound,
+    TooLarge,
+    Unprocessable,
+    Unsupported,
+    WorkerLost,
+)
 from workers.models.records import Records
-from workers.models.trials import scoring
+from workers.models.trials import results, scoring
 from workers.models.trials.handlers import Trials, register
 
 Serve = Callable[..., AbstractAsyncContextManager[Settings]]
@@ -310,6 +319,23 @@ async def test_two_models_are_compared_case_by_case(serve_broker: Serve) -> None
     assert not other_questions.is_comparable
     assert "differ in their sha256" in other_questions.reasons[0]
     assert "was recorded" in unknown.reasons[0]
+
+
+async def test_answers_that_no_reply_holds_are_refused_before_they_are_read(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both numbers are told; figures and comparisons need no answers, and are there."""
+    async with house_of(serve_broker) as house:
+        house.suite("sums", {"metrics": ["exact_match"]}, *SUMS)
+        one = await house.ask("model.evaluate", model="good", suite="sums")
+        two = await house.ask("model.evaluate", model="bad", suite="sums")
+        monkeypatch.setattr(results, "MAX_BODY_BYTES", 500)
+        asked = {"evaluation_id": one.evaluation_id, "against": two.evaluation_id}
+        with pytest.raises(TooLarge, match="a reply at most 500"):
+            await house.ask("model.evaluation.get", **asked, with_cases=True)
+        reply = await house.ask("model.evaluation.get", **asked)
+
+    assert reply.difference.metrics[0].difference == 1.0
 
 
 async def test_a_metric_nobody_can_measure_is_said_so_and_the_others_count(serve_broker: Serve) -> None:

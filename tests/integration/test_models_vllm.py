@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -20,12 +21,14 @@ import msgspec
 import psutil
 import pytest
 
+from bus.client import Client
 from bus.settings import Settings
-from schemas.bodies.model import ChatMessage
+from schemas.bodies.model import ChatMessage, Generate
 from schemas.errors import DeadlineExceeded, Unsupported, WorkerLost
 from workers.models.backends import guard, guarded, vllm
 from workers.models.backends.backend import AdapterFile, Backend, Chunk, LoadFailed, Options, Outcome, Question
 from workers.models.control import LoadModel
+from workers.models.service import ModelService
 
 pytest.importorskip("httpx", reason="the extra 'models' is not installed")
 
@@ -132,6 +135,15 @@ def adapter_of(folder: Path, name: str, sha256: str, **changes: Any) -> AdapterF
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(b"")
     return AdapterFile(name=name, path=str(folder), sha256=sha256, **changes)
+
+
+async def test_name_that_looks_like_an_option_is_none(settings: Settings, fake: Fake) -> None:
+    """A folder can be called like an option, one that lets code run for instance."""
+    async with loaded(settings, name="--trust-remote-code"):
+        start = fake.start
+
+    assert start["started"]["served_model_name"] == "--trust-remote-code"
+    assert "--trust-remote-code" not in start["more"]
 
 
 async def test_child_is_started_with_the_model_and_its_limits(settings: Settings, fake: Fake) -> None:
@@ -392,3 +404,32 @@ def test_guard_gives_the_exit_code_of_its_program() -> None:
     command = [sys.executable, "-m", guard.__name__, "--stop-s", "1", "--", *program]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as running:
         assert running.wait(30) == 7
+
+
+async def test_a_program_that_ends_by_itself_takes_its_runner_along_and_is_started_again(
+    serve_broker: Any, fake: Fake, tmp_path: Path
+) -> None:
+    """The service hears of a crash, as of any other runner's, and the next request loads the model anew."""
+    async with serve_broker() as settings:
+        rules = settings.path("models.toml")
+        rules.parent.mkdir(parents=True, exist_ok=True)
+        rules.write_text('[[rule]]\nmodels = ["demo-hf"]\nbackend = "vllm"\n')
+        models = msgspec.structs.replace(settings.models, default="none", predict=False)
+        service = ModelService(msgspec.structs.replace(settings, models=models))
+        await service.start()
+        try:
+            async with Client(settings, name="test") as client, client.subscribe("model.failed") as failures:
+                asked = Generate(model="demo-hf", prompt="a", max_tokens=4)
+                await client.request("model.generate", asked, timeout_s=20)
+                first = fake.start["pid"]
+                os.kill(first, signal.SIGKILL)
+                async with asyncio.timeout(20):
+                    failure = await anext(failures)
+                reply = await client.request("model.generate", asked, timeout_s=20)
+        finally:
+            await service.stop()
+
+    assert failure.body["model"] == "demo-hf"
+    assert "exit code 1" in failure.body["reason"]
+    assert reply.model == "demo-hf"
+    assert sum("started" in note for note in fake.notes) == 2

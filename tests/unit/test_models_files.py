@@ -21,7 +21,7 @@ from schemas.bodies.model_files import ModelAlias, ModelDelete, ModelImport, Mod
 from schemas.errors import BadRequest, BusError, Conflict, Forbidden, NotFound, NoWorker, Unprocessable
 from tests.gguf_files import write_parts
 from workers.models.catalogue import SHIPPED_ROOT, Catalogue
-from workers.models.files import hashes, mirror, reading
+from workers.models.files import hashes, kept, mirror, reading
 from workers.models.files.files import Files
 from workers.models.records import Records
 
@@ -659,6 +659,33 @@ async def test_listing_shows_everything_and_which_is_the_default(settings: Setti
 
 
 # The copy in memory ---------------------------------------------------------------------------------------------------
+
+
+async def test_only_the_newest_versions_of_a_name_are_kept(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained every night would fill every list of models; the one that is here stays, however old."""
+    monkeypatch.setattr(kept, "_VERSIONS_MAX", 3)
+    contents = [DEMO.read_bytes()[:-1] + bytes([number]) for number in range(5)]
+    async with house(settings) as one:
+        for number in (0, 1, 2, 3, 4, 2):
+            (tmp_path / "m.gguf").write_bytes(contents[number])
+            await one.files.adopt(
+                tmp_path / "m.gguf", "m", f"source {number}", hashlib.sha256(contents[number]).hexdigest()
+            )
+        sources = [version.source for version in one.files.find("m").versions]
+    assert sources == ["source 2", "source 3", "source 4"]
+    async with house(settings) as again:
+        assert [version.source for version in again.files.find("m").versions] == sources
+
+
+async def test_a_list_holds_no_templates(settings: Settings) -> None:
+    """A stranger's few hundred long ones would be more than a message holds, and nobody could list anything."""
+    async with house(settings) as one:
+        listed = (await one.files.list_models(ModelList())).models
+        scanned = (await one.files.rescan(ModelRescan())).models
+        assert [info.chat_template for info in (*listed, *scanned)] == [None] * (len(listed) + len(scanned))
+        assert (await one.show("olympus-demo")).chat_template
 
 
 async def test_the_catalogue_is_mirrored_and_only_changes_are_written(settings: Settings) -> None:

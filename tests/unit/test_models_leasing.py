@@ -136,6 +136,7 @@ async def test_a_lease_that_was_lost_is_entered_again_where_the_model_is() -> No
     made.rank(1, 3, is_preemptible=True)
     await settled(made)
     assert [(one.device, one.vram_bytes) for one in books.of(LeaseAcquire)] == [(None, 40), ("gpu1", 44)]
+    assert [type(one) for one in books.asked[-3:]] == [LeaseRenew, LeaseAcquire, LeaseRenew]
     assert books.of(LeaseRenew)[-1].vram_bytes == 44
 
 

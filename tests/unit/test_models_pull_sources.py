@@ -152,6 +152,13 @@ def test_a_part_of_a_split_model_brings_the_others() -> None:
     assert [one.rfilename for one in chosen] == ["q/n-00001-of-00002.gguf", "q/n-00002-of-00002.gguf"]
 
 
+def test_a_model_of_which_parts_are_missing_is_not_begun() -> None:
+    """Its other parts may be a hundred gigabytes."""
+    for source in ("hf:o/n", "hf:o/n/q/a-00001-of-00003.gguf"):
+        with pytest.raises(Unprocessable, match="of the 3 parts of q/a-00001-of-00003.gguf the hub has 2"):
+            choose(hub(source), siblings("q/a-00001-of-00003.gguf", "q/a-00003-of-00003.gguf"))
+
+
 def test_files_that_are_no_model_are_not_chosen() -> None:
     """A file that is not there, a lone safetensors file, a repository without a model."""
     with pytest.raises(NotFound, match=r"there are: a\.gguf"):

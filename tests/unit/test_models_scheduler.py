@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -615,6 +616,26 @@ def test_a_wrong_prediction_is_taken_back_and_counted() -> None:
     assert of(core.Judged, effects) == [core.Judged("b", False, 60.0)]
 
 
+def test_a_predicted_model_outlasts_a_short_keep_alive_until_its_time_is_over() -> None:
+    """Otherwise it would leave at once and be loaded again at every look ahead."""
+    bench = Bench()
+    runner = one(core.Load, bench.expect(("a", 0.9), horizon_s=60.0, keep_alive_s=0.0)).runner
+    assert of(core.Drain, bench.send(core.Loaded(runner))) == []
+    assert of(core.Drain, bench.pass_time(59.0)) == []
+    assert one(core.Drain, bench.pass_time(1.0)).runner == runner
+
+
+def test_deaths_with_a_life_between_them_are_not_in_a_row() -> None:
+    """A model that worked and was unloaded in good order is not held to what it did before."""
+    bench = Bench()
+    for _ in range(scheduler.QUICK_DEATHS):
+        bench.send(core.Exited(bench.load("a", keep_alive_s=10.0), "signal 11"))
+        second = bench.load("a", keep_alive_s=10.0)
+        assert one(core.Drain, bench.pass_time(10.0)).runner == second
+        bench.send(core.Exited(second, "exit code 0"))
+    assert len(of(core.Load, bench.ask("a")[1])) == 1
+
+
 def test_a_request_goes_before_a_prediction() -> None:
     """While somebody waits for memory, nothing is loaded ahead of need."""
     bench = Bench(memory=100)
@@ -709,9 +730,13 @@ def test_who_asked_for_a_device_by_name_is_not_served_from_elsewhere() -> None:
     effects = bench.send(core.LoadFailed(runner, Unsupported("no GPU here"), core.Terms(device="cpu")))
     assert (one(core.Refuse, effects).request, one(core.Refuse, effects).error.message) == (named, "no GPU here")
     effects = bench.send(core.Exited(runner, "signal 9"))
-    assert [
-        forward.request for forward in of(core.Forward, bench.send(core.Loaded(one(core.Load, effects).runner)))
-    ] == [first]
+    second = one(core.Load, effects).runner
+    assert one(core.Forward, bench.send(core.Loaded(second))).request == first
+
+    bench.ask("b", terms=core.Terms(device="gpu0"), is_load=True, device="gpu0")
+    effects = bench.send(core.LoadFailed(second + 1, Unsupported("no GPU here"), core.Terms(device="cpu")))
+    assert one(core.Refuse, effects).error.message == "no GPU here"
+    assert of(core.Load, bench.send(core.Exited(second + 1, "signal 9"))) == []
 
 
 def test_a_forced_unload_is_not_undone_by_the_requests_it_cut_off() -> None:
@@ -763,6 +788,24 @@ def test_memory_that_is_not_wanted_back_any_more_is_not_given() -> None:
     assert bench.send(core.Busy(runner, 0)) == []
 
 
+def test_a_used_up_quota_is_made_room_in_by_whichever_model() -> None:
+    """What a model holds beside its device counts for the quota too."""
+    bench = Bench()
+
+    def books(effect: core.Effect) -> core.Event | None:
+        if not isinstance(effect, core.Reserve):
+            return None
+        if effect.model == "a" or len(of(core.Release, bench.effects)):
+            return core.Reserved(effect.lease, "gpu0")
+        return core.ReserveRefused(effect.lease, (core.Room(core.QUOTA, 60, 10, 30),), "model")
+
+    bench.books.take = books
+    runner = bench.load("a", memory_bytes=10, beside_bytes=15)
+    _, effects = bench.ask("b", terms=core.Terms(memory_bytes=20, beside_bytes=10))
+    assert one(core.Drain, effects).runner == runner
+    assert one(core.Load, bench.send(core.Exited(runner, "exit code 0"))).model == "b"
+
+
 def test_only_what_was_measured_is_told_as_measured() -> None:
     """Where nothing measures a model's memory, its reservation stays what it was."""
     bench = Bench(memory=100)
@@ -802,6 +845,15 @@ MEMORY: dict[str, Any] = {
 }
 
 
+# Tokens of a large window.
+LARGE = 8192
+
+
+def needed(model: str, context_tokens: int | None) -> int:
+    size = int(MEMORY[model]["memory_bytes"])
+    return size + size // 2 if context_tokens == LARGE else size
+
+
 class World(RuleBasedStateMachine):
     """Random requests, loads, deaths and times; processes end only when they were told to or die by themselves."""
 
@@ -836,7 +888,9 @@ class World(RuleBasedStateMachine):
                     assert runner in self.alive and runner not in self.holds
                     assert model not in [one.model for one in self.holds.values()], "one model in two runners"
                     if self.memory is not None:
-                        assert self.bench.books.leases[effect.lease] == MEMORY[model]["memory_bytes"], "not reserved"
+                        assert self.bench.books.leases[effect.lease] >= needed(model, effect.context_tokens), (
+                            "too little"
+                        )
                     self.holds[runner] = effect
                     self.loading.add(runner)
                 case core.Drain(runner):
@@ -870,13 +924,31 @@ class World(RuleBasedStateMachine):
         self.open.add(self.bench.requests)
         return self.bench.requests
 
-    @rule(model=models, wait=st.sampled_from([None, 1.0, 10.0]), is_load=st.booleans())
-    def arrive(self, model: str, wait: float | None, is_load: bool) -> None:
+    @rule(model=models, wait=st.sampled_from([None, 1.0, 10.0]), wish=st.sampled_from([None, False, True]))
+    def arrive(self, model: str, wait: float | None, wish: bool | None) -> None:
+        """A use (None), a load, or a load with a large window, which takes half as much memory again."""
         deadline = None if wait is None else self.bench.now + wait
         terms = self.terms(model)
+        if wish:
+            terms = msgspec.structs.replace(terms, memory_bytes=needed(model, LARGE))
         self.take(
-            core.Arrived(request=self.new_request(), model=model, deadline=deadline, is_load=is_load, terms=terms)
+            core.Arrived(
+                request=self.new_request(),
+                model=model,
+                deadline=deadline,
+                is_load=wish is not None,
+                context_tokens=LARGE if wish else None,
+                terms=terms,
+            )
         )
+
+    @precondition(lambda self: self.forwarded)
+    @rule(data=st.data(), is_fresh=st.booleans())
+    def lose(self, data: st.DataObject, is_fresh: bool) -> None:
+        """A request comes back although its runner lives."""
+        request = data.draw(st.sampled_from(sorted(self.forwarded)))
+        del self.forwarded[request]
+        self.take(core.Lost(request, is_fresh, WorkerLost("silent")))
 
     @rule(model=models)
     def preload(self, model: str) -> None:
@@ -957,7 +1029,7 @@ class World(RuleBasedStateMachine):
         if self.memory is None:
             assert len(self.holds) <= 2
         else:
-            held = sum(MEMORY[load.model]["memory_bytes"] for load in self.holds.values())
+            held = sum(needed(load.model, load.context_tokens) for load in self.holds.values())
             assert held <= self.memory, "more in memory than was granted"
             assert len(self.holds.keys() - self.told_to_go) <= 2
 

@@ -60,7 +60,10 @@ def test_every_shipped_suite_is_readable(path: Path) -> None:
         ([EXACT, SUM, {"id": "1", "prompt": "x"}], "line 3: no metric of exact_match can say anything about this case"),
         ([{"metrics": ["regex"]}, {"id": "1", "prompt": "x", "pattern": "("}], "line 2: .*unterminated subpattern"),
         ([{"metrics": ["regex"]}, {"id": "1", "prompt": "x", "pattern": "a{99999999999}"}], "line 2: .*too large"),
-        ([{"metrics": ["regex"]}, {"id": "1", "prompt": "x", "pattern": "(" * 2000 + ")" * 2000}], "line 2: .*recursion"),
+        (
+            [{"metrics": ["regex"]}, {"id": "1", "prompt": "x", "pattern": "(" * 2000 + ")" * 2000}],
+            "line 2: .*recursion",
+        ),
         ([{"metrics": ["json"], "json_schema": {"typ": 1}}, SUM], "line 1: #: unknown keyword 'typ'"),
         ([{"metrics": ["json"]}, {**SUM, "json_schema": {"type": "text"}}], "line 2: #/type: 'text' is none of"),
         ([{**EXACT, "as_chat": False}, {"id": "1", "messages": [{"role": "user"}], "expect": "x"}], "need as_chat"),

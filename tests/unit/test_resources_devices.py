@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,22 @@ def nvml(library: FakeNvml) -> Nvml:
 def test_a_card_is_read_whole_and_what_it_does_not_tell_is_left_out() -> None:
     """Names in bytes, memory of processes that is not told, rates that are not supported."""
     card = Card("u", used=3 * GIB)
-    card.processes = {7: GIB, 8: None, 9: 2**64 - 1}
+    # Numbers that no process has.
+    card.processes = {2**22 + 7: GIB, 8: None, 9: 2**64 - 1}
 
     (gpu,) = nvml(FakeNvml(card)).read().gpus
 
     assert (gpu.name, gpu.total_bytes, gpu.used_bytes) == ("Fake 3090", 24 * GIB, 3 * GIB)
-    assert (gpu.processes, gpu.temperature_c, gpu.utilisation) == ({7: GIB}, 41.0, None)
+    assert (gpu.processes, gpu.temperature_c, gpu.utilisation) == ({2**22 + 7: GIB}, 41.0, None)
+
+
+def test_a_process_counts_for_those_that_started_it() -> None:
+    """The model service holds the leases, its runners the memory."""
+    card = Card("u", used=3 * GIB)
+    card.processes = {os.getpid(): GIB, os.getppid(): GIB}
+    (gpu,) = nvml(FakeNvml(card)).read().gpus
+    assert gpu.processes[os.getpid()] == GIB
+    assert gpu.processes[os.getppid()] == 2 * GIB
 
 
 def test_a_driver_that_fails_is_told_and_asked_anew() -> None:

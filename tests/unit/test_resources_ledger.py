@@ -151,6 +151,18 @@ def test_what_other_programs_use_is_not_free() -> None:
     assert book.free("gpu0") == 6 * GIB
 
 
+def test_the_leases_of_one_process_share_what_it_uses() -> None:
+    """One model is measured, the next one half loaded: what is not in use yet of both is not anybody's besides."""
+    book = ledger(gpu(used_bytes=0), cpu())
+    loaded = granted(book, "a", 10, host=HOST, pid=77)
+    book.renew(LeaseRenew(lease_id=loaded.lease_id, vram_bytes=10 * GIB), now())
+    granted(book, "b", 8, host=HOST, pid=77)
+    book.see([gpu(used_bytes=15 * GIB, processes={77: 15 * GIB}), cpu()])
+    assert book.free("gpu0") == 6 * GIB
+    book.see([gpu(used_bytes=20 * GIB, processes={77: 15 * GIB}), cpu()])
+    assert book.free("gpu0") == 1 * GIB
+
+
 def test_a_pid_of_another_machine_is_not_looked_up_here() -> None:
     """The same number there is another process."""
     book = ledger(gpu(used_bytes=8 * GIB, processes={77: 8 * GIB}), cpu())

@@ -8,7 +8,7 @@ import msgspec
 
 from workers.models.facts import Facts
 
-# Longest chat template that is shown, characters. Templates have up to 30,000; a list of models is one message.
+# Longest chat template that is shown, characters. Templates have up to 30,000.
 _MAX_TEMPLATE_CHARS: Final = 262_144
 
 
@@ -28,6 +28,6 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown_template(self) -> str | None:
-        """The chat template, unless it is too long for a list."""
+        """The chat template, unless it is too long to be read."""
         template = self.chat_template
         return template if template is not None and len(template) <= _MAX_TEMPLATE_CHARS else None

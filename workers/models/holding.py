@@ -134,7 +134,9 @@ class Runner(msgspec.Struct):
             return None
         limits = []
         keep_s = self.terms.keep_alive_s if self.keep_alive_s is None else self.keep_alive_s
-        if keep_s >= 0:
+        is_expected = self.is_unused and self.unused_until is not None
+        if keep_s >= 0 and not is_expected:
+            # What is expected to be used later than that would be loaded again and again.
             limits.append((self.last_used + keep_s, f"idle for {keep_s:g} s"))
         if self.terms.max_idle_s > 0:
             limits.append(

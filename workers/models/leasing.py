@@ -207,7 +207,7 @@ class Leasing:
         """Hold it for longer, as large as it is; enter it anew where it is not known any more, or never was."""
         try:
             renewed = await self._renewed(lease) if lease.is_entered else None
-            if renewed is None and self._leases.get(number) is lease:
+            if renewed is None:
                 renewed = await self._enter(lease, lease.device)
                 if self._leases.get(number) is not lease:
                     # It was released while it was being entered.

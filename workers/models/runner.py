@@ -106,6 +106,7 @@ class Runner:
         settings = command.settings
         self._name = command.name
         self._backend = backend
+        self.lost = backend.lost
         self._models = settings.models
         self._sampling = {**own_sampling, **command.sampling}
         self._lock = lock
@@ -405,12 +406,12 @@ def tell(pipe: BinaryIO, news: News) -> None:
         pipe.write(encode_line(news))
 
 
-async def serve(pipe: BinaryIO) -> None:
-    """Wait for the model, load it, serve it until told to leave."""
+async def serve(pipe: BinaryIO) -> int:
+    """Wait for the model, load it, serve it until told to leave. The exit code: 1 when what runs it ended by itself."""
     commands = await _read_commands()
     command = await anext(commands, None)
     if not isinstance(command, LoadModel):
-        return
+        return 0
     configure_logging(command.settings.log)
     try:
         runner = await _load(command, pipe)
@@ -418,12 +419,17 @@ async def serve(pipe: BinaryIO) -> None:
         tell(pipe, RunnerFailed(error.code, error.message))
         # The service ends this process; what a failed load left behind goes with it.
         await anext(commands, None)
-        return
+        return 0
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     signalled = asyncio.ensure_future(told.wait())
     obeying = asyncio.ensure_future(_obey(runner, commands, pipe))
-    await asyncio.wait({signalled, obeying}, return_when=asyncio.FIRST_COMPLETED)
+    losing = asyncio.ensure_future(runner.lost.wait())
+    await asyncio.wait({signalled, obeying, losing}, return_when=asyncio.FIRST_COMPLETED)
+    if losing.done() and not obeying.done() and not signalled.done():
+        # Gone at once, as in a crash: the callers hear of a lost worker, and the service loads the model anew.
+        log.error("what runs the model has ended", extra={"action": "model.runner.lost", "model": command.name})
+        return 1
     is_asked = obeying.done() and obeying.result()
     draining = asyncio.ensure_future(
         runner.drain(_DRAIN_S if is_asked else max(command.settings.supervisor.stop_s - _LEAVE_S, 0.0))
@@ -433,6 +439,7 @@ async def serve(pipe: BinaryIO) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(command.settings.supervisor.stop_s):
             await draining
+    return 0
 
 
 async def _obey(runner: Runner, commands: AsyncGenerator[Command, None], pipe: BinaryIO) -> bool:
@@ -532,10 +539,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.suppress(LibraryMissing):
         llama_cpp.prepare()
     install_fast_loop()
-    asyncio.run(serve(pipe))
+    code = asyncio.run(serve(pipe))
     # Taking the interpreter and llama.cpp down in good order costs 0.15 s that a model in waiting could be loading.
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -470,17 +470,16 @@ class Scheduler:
             return
         model = self._model(runner.model)
         model.terms = event.instead
+        if not model.waiting or model.terms.is_pinned:
+            model.ahead = Ahead("default", f"again, ahead of need: {event.error.message}")
         for request in list(model.waiting):
             request.terms = event.instead
             if request.device is not None:
                 # It asked for that device and no other.
                 model.waiting.remove(request)
                 self._refuse(request, event.error)
-        if model.waiting:
-            self._want(model.name)
-        else:
-            model.ahead = Ahead("default", f"again, ahead of need: {event.error.message}")
-            self._want(model.name)
+        # Dropped again where nobody waits any more.
+        self._want(model.name)
         self._send_away(runner, "failed", event.error.message, now, is_killed=True)
 
     def _give_load_up(self, runner: Runner, error: BusError, now: float) -> None:
@@ -519,6 +518,9 @@ class Scheduler:
         if runner.phase is Phase.DRAINING:
             what, reason = runner.leaving
             self._announce(what, runner, reason)
+            if what != "failed" and runner.loaded_at:
+                # It worked and left as it was told: deaths before and after it are not in a row.
+                model.quick_deaths = 0
         else:
             self._on_death(model, runner, event.how, now)
         if runner.is_unused and runner.loaded_at:

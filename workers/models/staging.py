@@ -8,10 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bus.settings import Settings
+from schemas.errors import Unprocessable
 
 
 def staging_folder(settings: Settings, name: str) -> Path:
-    """The folder for one kind of work, made if it is not there. Blocks on the disk; raises OSError."""
+    """The folder for one kind of work, made if it is not there. Blocks on the disk.
+
+    Raises OSError, and Unprocessable when the settings name no folder for models.
+    """
+    if not settings.models.roots:
+        raise Unprocessable("models.roots names no folder, so there is none to write models to")
     root = settings.path(settings.models.roots[0])
     home = settings.path(name)
     root.mkdir(parents=True, exist_ok=True)

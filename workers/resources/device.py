@@ -15,7 +15,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     total_bytes: what leases may take of it together. used_bytes: by every program, None where nothing measures it.
     spare_bytes: of those used, what was set aside before `total_bytes` was told. processes: bytes by pid on this host,
-    where the driver tells them. is_lost: it was there and answers no more; `problem` says how it failed.
+    with those of its children, where the driver tells them. is_lost: it was there and answers no more; `problem` says how it failed.
     """
 
     device: str

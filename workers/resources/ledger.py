@@ -154,14 +154,12 @@ class Ledger:
     def _others(self, device: Device) -> int:
         if device.device == CPU or device.used_bytes is None:
             return 0
-        ours = sum(self._used_of(lease, device) for lease in self._leases.values() if lease.device == device.device)
+        by_holder: dict[int | None, list[Lease]] = {}
+        for lease in self._leases.values():
+            if lease.device == device.device:
+                by_holder.setdefault(lease.pid if lease.host == self._host else None, []).append(lease)
+        ours = sum(_used_of(leases, device.processes.get(pid or 0, 0)) for pid, leases in by_holder.items())
         return max(device.used_bytes - ours - device.spare_bytes, 0)
-
-    def _used_of(self, lease: Lease, device: Device) -> int:
-        """What of a lease is in use, as far as its holder or the driver says; what it takes beyond it is nobody's."""
-        is_here = lease.pid is not None and lease.host == self._host
-        told = device.processes.get(lease.pid, 0) if is_here and lease.pid is not None else 0
-        return max(min(told, lease.vram_bytes), lease.measured_vram_bytes or 0)
 
     # What may change
 
@@ -416,6 +414,12 @@ class Ledger:
                 lease.asked_at = now.monotonic
                 told.append(lease)
         return told
+
+
+def _used_of(leases: Sequence[Lease], told_bytes: int) -> int:
+    """What of one holder's leases is in use, as far as it or the driver says; what it takes beyond them is nobody's."""
+    measured = sum(lease.measured_vram_bytes or 0 for lease in leases)
+    return max(min(told_bytes, sum(lease.vram_bytes for lease in leases)), measured)
 
 
 def _size_of(lease: Lease) -> str:

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.supervisor import process_stat
+
 # How long the first look may take before the service starts without it; initialising NVML takes up to seconds where no
 # other program keeps the driver awake.
 _FIRST_S: Final = 10.0
@@ -126,12 +128,26 @@ def _optional(library: Any, ask: Callable[[], float]) -> float | None:
 
 
 def _processes(library: Any, handle: Any) -> dict[int, int]:
+    """Bytes by pid. A process counts for those that started it too: a service holds leases, its children the memory."""
     try:
         running = library.nvmlDeviceGetComputeRunningProcesses(handle)
     except library.NVMLError:
         return {}
-    told = [(int(one.pid), one.usedGpuMemory) for one in running]
-    return {pid: int(used) for pid, used in told if used is not None and used != _NOT_TOLD}
+    used_by: dict[int, int] = {}
+    for one in running:
+        if one.usedGpuMemory is None or one.usedGpuMemory == _NOT_TOLD:
+            continue
+        for pid in _line_of(int(one.pid)):
+            used_by[pid] = used_by.get(pid, 0) + int(one.usedGpuMemory)
+    return used_by
+
+
+def _line_of(pid: int) -> list[int]:
+    """A process and its ancestors below init; itself alone where it is not a process of this host's numbering."""
+    line = [pid]
+    while (stat := process_stat(line[-1])) is not None and stat.parent > 1 and stat.parent not in line:
+        line.append(stat.parent)
+    return line
 
 
 def _text(value: str | bytes) -> str:

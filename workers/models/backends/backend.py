@@ -7,6 +7,7 @@ TokenModel   continues tokens                           llama.cpp and transforme
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -174,10 +175,14 @@ class TokenModel(Tokenizer, Protocol):
 
 
 class Backend(Protocol):
-    """A loaded model, wherever it runs. capabilities: of schemas.bodies.model.Capability."""
+    """A loaded model, wherever it runs. capabilities: of schemas.bodies.model.Capability.
+
+    lost: set when what runs the model has ended by itself, so that it answers no more.
+    """
 
     context_tokens: int
     capabilities: frozenset[str]
+    lost: asyncio.Event
 
     def answer(self, question: Question) -> AsyncGenerator[Chunk | Outcome, None]:
         """Chunks as they come, then one Outcome. Closing the generator stops the computation.

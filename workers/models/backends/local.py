@@ -45,6 +45,8 @@ class LocalBackend:
         self._template_source = template
         self._template: ChatTemplate | None = None
         self.context_tokens = model.context_tokens
+        # It ends with this process and not before.
+        self.lost = asyncio.Event()
         own = set(model.capabilities)
         if "generate" in own:
             own.add("chat")

@@ -9,6 +9,7 @@ host or nowhere.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -185,6 +186,8 @@ class Endpoint:
             raise WorkerLost(f"the connection to {self.host} broke") from error
         except http.RemoteProtocolError as error:
             raise WorkerLost(f"{self.host} ended its answer early") from error
+        except http.InvalidURL as error:
+            raise Unprocessable(f"{self.host} is no host that can be asked: {error}", field="base_url") from error
         except http.HTTPError as error:
             raise Internal(f"the request to {self.host} failed: {type(error).__name__}") from error
 
@@ -203,6 +206,8 @@ class OpenAI:
     ) -> None:
         self.context_tokens = context_tokens
         self.capabilities = capabilities
+        # An endpoint that cannot be reached may be there again for the next request.
+        self.lost = asyncio.Event()
         self.endpoint = endpoint
         self.flavour = flavour
         self._model = model
@@ -290,8 +295,13 @@ def open_endpoint(remote: Remote, key: str) -> Endpoint:
 
 def host_of(base_url: str) -> str:
     """Scheme, host and port, for messages. Raises Unprocessable for what is no such URL or carries a secret."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url)
+        # Reading the port checks it.
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or not base_url.isprintable():
         raise Unprocessable("base_url is not of the form http://host/v1 or https://host/v1", field="base_url")
     if parts.username is not None or parts.query or parts.fragment:
         raise Unprocessable(

@@ -66,7 +66,7 @@ _MAX_METRICS: Final = 1024 * 1024
 
 
 class Vllm(OpenAI):
-    """A model that a child process runs. `program`: the child; whoever keeps this waits for `program.ended`."""
+    """A model that a child process runs."""
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Vllm(OpenAI):
     ) -> None:
         super().__init__(endpoint, name, Flavour.VLLM, context_tokens=context_tokens, capabilities=capabilities)
         self.program = program
+        self.lost = program.ended
         self.is_asleep = False
         self._attached: dict[str, str] = {}
         self._can_sleep = False
@@ -216,8 +217,8 @@ class Vllm(OpenAI):
 
     async def _write_metrics(self, file: Path) -> None:
         while not self.program.ended.is_set():
-            # A child that does not answer shows in its requests; an old file shows by its age.
-            with contextlib.suppress(BusError):
+            # A child that does not answer shows in its requests, a full disk everywhere; an old file shows by its age.
+            with contextlib.suppress(BusError, OSError):
                 text = await self.endpoint.get(self.endpoint.outside("/metrics"))
                 await asyncio.to_thread(_replace, file, text[:_MAX_METRICS])
             await asyncio.sleep(METRICS_S)
@@ -364,7 +365,8 @@ def arguments_of(command: LoadModel, port: int, facts: Facts) -> list[str]:
     parallel = command.parallel or command.settings.models.parallel
     context_tokens = _wanted_context(command, facts)
     own = command.arguments
-    arguments = [command.path, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", command.name]
+    # A name may begin with a dash, and must not be read as an option.
+    arguments = [command.path, "--host", "127.0.0.1", "--port", str(port), f"--served-model-name={command.name}"]
     arguments += ["--load-format", "safetensors", "--max-model-len", str(context_tokens)]
     arguments += ["--max-num-seqs", str(parallel), "--disable-uvicorn-access-log"]
     size = estimate(

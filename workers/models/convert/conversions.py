@@ -124,7 +124,7 @@ class Conversions:
         source = await self._source(request.model, "safetensors", "exported; a GGUF one is quantised")
         merged = f"-{request.adapter}" if request.adapter else ""
         name = await self._free_name(request.name, f"{source.name}{merged}-{type}")
-        arguments = ["export", "--source", source.path, "--type", type, "--name", name]
+        arguments = ["export", "--source", source.path, "--type", type, f"--name={name}"]
         if request.adapter is not None:
             arguments += ["--adapter", await self._adapter_folder(source.name, request.adapter)]
         what = f"{type} of {source.name}{f' with {request.adapter}' if request.adapter else ''}"

@@ -35,8 +35,11 @@ def export(source: Path, target: Path, type: str, *, name: str, adapter: Path | 
         raise Unsupported("the package gguf is not installed; pip install '.[models]' brings it") from error
     config = read_json(source / "config.json")
     shape = shape_of(config)
+    weights = Weights(shards(source))
+    # Before anything is made of these sizes: a list of all tokens or layers that a lie claims would take all memory.
+    _check_sizes(shape, weights)
     vocabulary = _vocabulary(source, config)
-    tensors = _Tensors(gguf, shape, Weights(shards(source)), Adapter(adapter) if adapter is not None else None, type)
+    tensors = _Tensors(gguf, shape, weights, Adapter(adapter) if adapter is not None else None, type)
     writer = gguf.GGUFWriter(target, shape.architecture.name)
     try:
         _write_facts(gguf, writer, shape, type, name)
@@ -133,19 +136,25 @@ class _Tensors:
         return targets
 
     def _check_whole(self, targets: dict[str, str]) -> None:
-        embedding = "model.embed_tokens.weight"
-        wanted = [embedding, "model.norm.weight", *([] if self._shape.is_tied else ["lm_head.weight"])]
+        wanted = [_EMBEDDING, "model.norm.weight", *([] if self._shape.is_tied else ["lm_head.weight"])]
         for layer in range(self._shape.layers):
             wanted += [f"model.layers.{layer}.{part}.weight" for part in _PARTS]
         missing = [name for name in wanted if name not in targets]
         if missing:
             raise Unprocessable(f"the folder lacks {len(missing)} tensors, for instance {missing[0]}")
-        if self._weights.shape(embedding) != (self._shape.vocabulary, self._shape.width):
-            raise Unprocessable(
-                f"{embedding} is {self._weights.shape(embedding)},"
-                f" config.json says {(self._shape.vocabulary, self._shape.width)}"
-            )
 
+
+def _check_sizes(shape: Shape, weights: Weights) -> None:
+    """Raises Unprocessable where the configuration claims more than the files hold."""
+    held = len(weights.names)
+    if shape.layers > held:
+        raise Unprocessable(f"config.json says {shape.layers} layers, the folder has {held} tensors")
+    found = weights.shape(_EMBEDDING) if _EMBEDDING in weights.names else None
+    if found != (shape.vocabulary, shape.width):
+        raise Unprocessable(f"{_EMBEDDING} is {found}, config.json says {(shape.vocabulary, shape.width)}")
+
+
+_EMBEDDING: Final = "model.embed_tokens.weight"
 
 _PARTS: Final = (
     "self_attn.q_proj",

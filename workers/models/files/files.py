@@ -259,7 +259,9 @@ class Files:
     # What is shown
 
     def _models(self) -> Models:
-        return Models(models=self.entries(), default=self._settings.models.default)
+        """All of them, without templates: a few hundred long ones are more than a message holds."""
+        entries = [msgspec.structs.replace(info, chat_template=None) for info in self.entries()]
+        return Models(models=entries, default=self._settings.models.default)
 
     def _shown(self, entry: Entry) -> ModelInfo:
         if not entry.is_first:

@@ -9,10 +9,15 @@ import os
 import sqlite3
 import time
 from pathlib import Path
+from typing import Final
 
 from schemas.bodies.model import ModelVersion
 from workers.models.found import FoundFile, Stamp
 from workers.models.records import Records
+
+
+# Versions kept of a name, the newest: what is trained or written again and again would fill every list of models.
+_VERSIONS_MAX: Final = 64
 
 
 class Kept:
@@ -95,10 +100,18 @@ class Kept:
                 "INSERT OR REPLACE INTO model_versions VALUES (?, ?, ?, ?, ?, ?)",
                 (model, sha256, size_bytes, version.added_at, version.source, path),
             )
+            connection.execute(
+                "DELETE FROM model_versions WHERE model = ? AND path = '' AND sha256 NOT IN"
+                " (SELECT sha256 FROM model_versions WHERE model = ? ORDER BY added_at DESC LIMIT ?)",
+                (model, model, _VERSIONS_MAX),
+            )
 
         await self._records.run(write)
         self._leave(model)
         self._versions.setdefault(model, {})[sha256] = version
+        for old in self.versions(model)[:-_VERSIONS_MAX]:
+            if not old.path:
+                del self._versions[model][old.sha256]
 
     async def end_versions(self, model: str) -> None:
         """Remember that no content of `model` is here any more."""

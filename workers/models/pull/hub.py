@@ -78,16 +78,17 @@ async def resolve_hub(web: Web, base_url: str, source: HubSource) -> Plan:
 def choose(source: HubSource, siblings: list[Sibling]) -> list[Sibling]:
     """The files to fetch: the one that was named with the other parts of it, the only GGUF, or a safetensors folder.
 
-    Raises NotFound for a file that is not there, Unprocessable with a list where there are several, or none.
+    Raises NotFound for a file that is not there, Unprocessable with a list where there are several, or none, and where
+    parts are missing.
     """
     if source.file is not None:
-        return _named(source, source.file, siblings)
+        return _whole(source, _named(source, source.file, siblings))
     weights = [one for one in siblings if _WEIGHTS.fullmatch(one.rfilename)]
     if weights and any(one.rfilename == "config.json" for one in siblings):
         return [*(one for one in siblings if one.rfilename in _BESIDE), *weights]
     models = _models(siblings)
     if len(models) == 1:
-        return next(iter(models.values()))
+        return _whole(source, next(iter(models.values())))
     if models:
         listed = ", ".join(f"{name} ({_size(parts)})" for name, parts in sorted(models.items()))
         raise Unprocessable(
@@ -109,6 +110,15 @@ def _named(source: HubSource, file: str, siblings: list[Sibling]) -> list[Siblin
     known = sorted(_models(siblings))
     listed = ", ".join(known[:20]) or "none"
     raise NotFound(f"{source.shown}: there is no GGUF file {file!r}; there are: {listed}", files=known)
+
+
+def _whole(source: HubSource, parts: list[Sibling]) -> list[Sibling]:
+    """`parts`, if none is missing: that is said before gigabytes of the others come. Raises Unprocessable."""
+    split = _SPLIT.fullmatch(parts[0].rfilename)
+    there, count = len({one.rfilename for one in parts}), int(split.group(3)) if split else 1
+    if there != count:
+        raise Unprocessable(f"{source.shown}: of the {count} parts of {parts[0].rfilename} the hub has {there}")
+    return parts
 
 
 def _models(siblings: list[Sibling], *, with_projectors: bool = False) -> dict[str, list[Sibling]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schemas.bodies.model_trials import CaseResult, Evaluation, EvaluationDifference, MetricDifference
+from schemas.bodies.model_trials import Evaluation, EvaluationDifference, MetricDifference
 from workers.models.trials.scoring import BOUNDS, Scored, per_case
 from workers.models.trials.statistics import paired_difference
 
 
 def difference_of(
-    first: Evaluation, cases: Sequence[CaseResult], other: Evaluation, other_cases: Sequence[CaseResult]
+    first: Evaluation, cases: Sequence[Scored], other: Evaluation, other_cases: Sequence[Scored]
 ) -> EvaluationDifference:
     """`first` less `other`, at the confidence of `first`; or why that cannot be said."""
     reason = _why_not(first, other)
@@ -34,11 +34,9 @@ def difference_of(
 
 
 def _metric_difference(
-    metric: str, cases: Sequence[CaseResult], other_cases: Sequence[CaseResult], confidence: float
+    metric: str, cases: Sequence[Scored], other_cases: Sequence[Scored], confidence: float
 ) -> MetricDifference | None:
-    ours, theirs = (
-        per_case([Scored(one.case_id, one.scores) for one in rows], metric) for rows in (cases, other_cases)
-    )
+    ours, theirs = per_case(cases, metric), per_case(other_cases, metric)
     common = [case_id for case_id in ours if case_id in theirs]
     if not common:
         return None

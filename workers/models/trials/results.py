@@ -23,9 +23,11 @@ from schemas.bodies.model_trials import (
     Evaluations,
     MetricScore,
 )
-from schemas.errors import BadRequest, BusError, Conflict, NotFound
+from schemas.errors import BadRequest, BusError, Conflict, NotFound, TooLarge
+from schemas.limits import MAX_BODY_BYTES
 from workers.models.records import Records
 from workers.models.trials.differences import difference_of
+from workers.models.trials.scoring import Scored
 
 log = logging.getLogger("olympus.models")
 
@@ -126,18 +128,20 @@ class Results:
         return known or evaluation
 
     async def get(self, request: EvaluationGet) -> EvaluationReply:
-        """An evaluation, with its answers and compared with another one where asked for. Raises NotFound."""
+        """An evaluation, with its answers and compared with another one where asked for.
+
+        Raises NotFound, and TooLarge for answers that no reply holds.
+        """
 
         def statements(connection: sqlite3.Connection) -> EvaluationReply:
             evaluation = _known(connection, request.evaluation_id)
-            cases = _cases(connection, request.evaluation_id) if request.with_cases or request.against else []
+            cases = _cases(connection, request.evaluation_id) if request.with_cases else []
             difference = None
             if request.against is not None:
                 other = _known(connection, request.against)
-                difference = difference_of(evaluation, cases, other, _cases(connection, request.against))
-            return EvaluationReply(
-                evaluation=evaluation, cases=cases if request.with_cases else [], difference=difference
-            )
+                ours, theirs = (_scored(connection, id) for id in (request.evaluation_id, request.against))
+                difference = difference_of(evaluation, ours, other, theirs)
+            return EvaluationReply(evaluation=evaluation, cases=cases, difference=difference)
 
         return await self._records.run(statements)
 
@@ -223,10 +227,33 @@ def _known(connection: sqlite3.Connection, evaluation_id: str) -> Evaluation:
     return evaluation
 
 
+_OF_EVALUATION: Final = "FROM evaluation_cases WHERE evaluation = (SELECT number FROM evaluations WHERE id = ?)"
+
+
 def _cases(connection: sqlite3.Connection, evaluation_id: str) -> list[CaseResult]:
-    rows = connection.execute(
-        "SELECT result FROM evaluation_cases WHERE evaluation = (SELECT number FROM evaluations WHERE id = ?)"
-        " ORDER BY position",
-        (evaluation_id,),
-    )
+    (size,) = connection.execute(
+        f"SELECT coalesce(sum(length(CAST(result AS BLOB))), 0) {_OF_EVALUATION}", (evaluation_id,)
+    ).fetchone()
+    if size > MAX_BODY_BYTES:
+        raise TooLarge(
+            f"the answers of evaluation {evaluation_id} have {size} bytes, a reply at most {MAX_BODY_BYTES}",
+            size_bytes=size,
+            limit_bytes=MAX_BODY_BYTES,
+        )
+    rows = connection.execute(f"SELECT result {_OF_EVALUATION} ORDER BY position", (evaluation_id,))
     return [_case(result) for (result,) in rows]
+
+
+class _Scores(msgspec.Struct, frozen=True):
+    """What a comparison needs of a case; the answer, which may be long, is passed over."""
+
+    case_id: str
+    scores: dict[str, float]
+
+
+_scores = msgspec.json.Decoder(_Scores).decode
+
+
+def _scored(connection: sqlite3.Connection, evaluation_id: str) -> list[Scored]:
+    rows = connection.execute(f"SELECT result {_OF_EVALUATION} ORDER BY position", (evaluation_id,))
+    return [Scored(one.case_id, one.scores) for one in (_scores(result) for (result,) in rows)]
