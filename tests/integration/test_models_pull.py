@@ -835,6 +835,18 @@ async def test_a_manifest_that_is_none_is_refused(rig: Pulling, web: Server, man
             await it.pull("ollama:tiny")
 
 
+@pytest.mark.parametrize("size", [-5, 10**30, "5"])
+async def test_a_size_that_is_none_is_refused_with_its_field(rig: Pulling, web: Server, size: Any) -> None:
+    """In the index of a hub as in a manifest."""
+    serve_registry(web, size=size)
+    index = {"sha": COMMIT, "siblings": [{"rfilename": "m.gguf", "size": size}]}
+    web.files["/api/models/o/n/revision/main"] = json.dumps(index).encode()
+    async with rig() as it:
+        for source in ("ollama:tiny:1b", "hf:o/n"):
+            with pytest.raises(Unprocessable, match=r"something else than expected.*size"):
+                await it.pull(source)
+
+
 # Hub -------------------------------------------------------------------------------------------------------------------
 
 

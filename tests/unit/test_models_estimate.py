@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.sizes import MAX_BYTES
 from workers.models.catalogue import SHIPPED_ROOT
 from workers.models.estimate import estimate
 from workers.models.facts import Facts
@@ -76,6 +77,19 @@ def test_windows_and_recurrent_layers_count_as_their_backends_keep_them() -> Non
     assert estimate(windowed, context_tokens=8192, parallel=1, backend="transformers").kv_bytes == GIB * 9 // 16
     short, long = (estimate(recurrent, context_tokens=tokens, parallel=2).kv_bytes for tokens in (512, 65_536))
     assert 0 < short == long
+
+
+@pytest.mark.parametrize("backend", ["llama.cpp", "transformers"])
+@pytest.mark.parametrize("device", ["cpu", "gpu0"])
+def test_a_shape_that_makes_no_sense_still_has_a_size_that_can_be_told(backend: str, device: str) -> None:
+    """A file may claim what it likes; a number too large for the wire would fail every list that shows it."""
+    sizes = [name for name in Facts.__struct_fields__ if name not in ("recurrent", "sliding_window", "sliding_layers")]
+    monster = Facts(recurrent=True, **dict.fromkeys(sizes, 2**63))
+    size = estimate(
+        monster, context_tokens=10_000_000, parallel=256, device=device, backend=backend, quantisation="Q4_0"
+    )
+    assert size.weights_bytes + size.kv_bytes + size.overhead_bytes == size.total_bytes
+    assert size.total_bytes > 2**50 and max(size.vram_bytes, size.ram_bytes) <= MAX_BYTES
 
 
 def test_a_remote_model_takes_nothing_here() -> None:

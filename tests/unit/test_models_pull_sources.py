@@ -155,7 +155,7 @@ def test_a_part_of_a_split_model_brings_the_others() -> None:
 def test_a_model_of_which_parts_are_missing_is_not_begun() -> None:
     """Its other parts may be a hundred gigabytes."""
     for source in ("hf:o/n", "hf:o/n/q/a-00001-of-00003.gguf"):
-        with pytest.raises(Unprocessable, match="of the 3 parts of q/a-00001-of-00003.gguf the hub has 2"):
+        with pytest.raises(Unprocessable, match=r"of the 3 parts of q/a-00001-of-00003\.gguf the hub has 2"):
             choose(hub(source), siblings("q/a-00001-of-00003.gguf", "q/a-00003-of-00003.gguf"))
 
 

@@ -26,6 +26,7 @@ from typing import Final
 
 import msgspec
 
+from bus.sizes import MAX_BYTES
 from workers.models.backends.llama_cpp import (
     BATCH_TOKENS,
     SCORED_BYTES,
@@ -59,6 +60,9 @@ _F32_BYTES: Final = 4
 # Types that llama.cpp copies into another order for the vector units of a CPU; the copy is beside the mapped file. Seen
 # with AVX-512; fewer on others. Source: ggml `src/ggml-cpu/repack.cpp`.
 _REPACKED: Final = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4")
+
+# Of each part. Files may claim any shape; what they claim must still fit on the wire, all parts together.
+_PART_MAX: Final = MAX_BYTES // 8
 
 # State of a recurrent layer, one sequence, in units of the embedding width: 4 bytes x the state of 128 for each of twice
 # as many channels, and 3 columns of its convolution. Mamba-2's sizes (arXiv:2405.21060), the largest in use;
@@ -97,16 +101,17 @@ def estimate(
     """What `backend` will take for this model with `parallel` windows of `context_tokens` tokens each.
 
     device: "cpu", or a GPU that gets `gpu_layers` layers (-1 for all). quantisation: as the catalogue shows it, for
-    what a CPU copies. backend "openai": nothing, the model is elsewhere.
+    what a CPU copies. backend "openai": nothing, the model is elsewhere. In all it is at most bus.sizes.MAX_BYTES, also
+    for a shape that makes no sense.
     """
     if backend == "openai":
         return _NOTHING
     is_llama = backend == "llama.cpp"
     share = _share_on_gpu(facts, device, gpu_layers)
-    weights = facts.weights_bytes
-    kv = _kv_bytes(facts, context_tokens, parallel, is_llama) + _state_bytes(facts, parallel)
-    buffers = _buffer_bytes(facts, context_tokens, parallel, is_llama, device)
-    vocabulary = facts.vocabulary * _TOKEN_BYTES
+    weights = min(facts.weights_bytes, _PART_MAX)
+    kv = min(_kv_bytes(facts, context_tokens, parallel, is_llama) + _state_bytes(facts, parallel), _PART_MAX)
+    buffers = min(_buffer_bytes(facts, context_tokens, parallel, is_llama, device), _PART_MAX)
+    vocabulary = min(facts.vocabulary * _TOKEN_BYTES, _PART_MAX)
     process = _LLAMA_PROCESS_BYTES if is_llama else _TORCH_PROCESS_BYTES
     overhead = buffers + vocabulary + process
 
@@ -115,7 +120,7 @@ def estimate(
             weights *= 2
         return _estimate(weights, kv, overhead, vram=0)
     # Both sides compute something, so both have buffers; the table of embeddings stays with the CPU.
-    table = _table_bytes(facts) if is_llama else 0
+    table = min(_table_bytes(facts), weights) if is_llama else 0
     vram = int(weights * share) + int(kv * share) + buffers + _GPU_CONTEXT_BYTES
     return _estimate(weights + (table if share == 1 else 0), kv, overhead + buffers + _GPU_CONTEXT_BYTES, vram=vram)
 

@@ -538,11 +538,13 @@ class Scheduler:
         model.quick_deaths = model.quick_deaths + 1 if is_quick else 0
         doing = "loading it" if runner.phase is Phase.LOADING else "serving it"
         model.last_death = f"its runner ended ({how}) while {doing}"
-        self._announce("failed", runner, model.last_death)
+        reason = model.last_death
         if model.quick_deaths >= QUICK_DEATHS:
             model.quarantined_until = now + QUARANTINE_S
+            reason = quarantined(model, now).message
             self._refuse_waiting(model, quarantined(model, now))
-            self._announce("failed", runner, quarantined(model, now).message)
+        # One event a death: they are counted.
+        self._announce("failed", runner, reason)
         if model.terms.is_pinned:
             model.ahead = PINNED
             self._want(model.name)

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
@@ -21,6 +22,10 @@ log = logging.getLogger("olympus.models.llama")
 # ggml_log_level in ggml.h; 5 continues the line before.
 _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED: Final = 5
+
+
+# llama.cpp calls the last one for as long as the process lives; one that was freed would be a crash at its next word.
+_callbacks: Final[list[Any]] = []
 
 
 class LibraryMissing(Exception):
@@ -48,6 +53,13 @@ def load_library() -> Any:
             del sys.modules["llama_cpp"]
 
 
+def set_log(library: Any, receive: Callable[[int, bytes, Any], None]) -> None:
+    """Have llama.cpp call `receive` with each piece of its log: level, text, None."""
+    callback = library.llama_log_callback(receive)
+    _callbacks.append(callback)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+
+
 class LogRouter:
     """Sends llama.cpp's log to `logging` at debug, so that it never floods stderr, and keeps its last error lines."""
 
@@ -55,8 +67,7 @@ class LogRouter:
         self.errors: list[str] = []
         self._line = ""
         self._level = 0
-        self._callback = library.llama_log_callback(self._receive)
-        library.llama_log_set(self._callback, ctypes.c_void_p(0))
+        set_log(library, self._receive)
 
     def _receive(self, level: int, text: bytes, _user: Any) -> None:
         if level != _CONTINUED:
@@ -73,7 +84,7 @@ class LogRouter:
 
 @functools.lru_cache(maxsize=1)
 def log_router(library: Any) -> LogRouter:
-    """The process's one router: llama.cpp keeps a single log callback, which must not be freed."""
+    """The process's one router: llama.cpp keeps a single log callback."""
     return LogRouter(library)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import Unprocessable, Unsupported
-from workers.models.backends.llama_library import LibraryMissing, load_library
+from workers.models.backends.llama_library import LibraryMissing, load_library, set_log
 from workers.models.convert.types import QUANTISED
 
 # "[  12/ 291]  blk.0.attn_q.weight - ..." in llama.cpp's log, one for each tensor.
@@ -39,8 +39,7 @@ def quantise(source: Path, target: Path, type: str, *, threads: int, report: Rep
         elif _FAILED in line:
             reasons.append(line.partition(_FAILED)[2].strip())
 
-    callback = library.llama_log_callback(on_log)
-    library.llama_log_set(callback, None)
+    set_log(library, on_log)
     params = library.llama_model_quantize_default_params()
     params.ftype = QUANTISED[type].ftype
     params.nthread = threads

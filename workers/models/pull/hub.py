@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from schemas.errors import NotFound, Unprocessable
-from workers.models.pull.plan import Plan, RemoteFile
+from workers.models.pull.plan import Plan, RemoteFile, Size
 from workers.models.pull.sources import HubSource, checked_file_name, model_name_of
 from workers.models.pull.web import Web
 
@@ -39,14 +39,14 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 class _Lfs(msgspec.Struct):
     sha256: str
-    size: int
+    size: Size
 
 
 class Sibling(msgspec.Struct):
     """One file of a repository as its index has it."""
 
     rfilename: str
-    size: int | None = None
+    size: Size | None = None
     lfs: _Lfs | None = None
 
 

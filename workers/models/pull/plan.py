@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+# Bytes of a file as a server's index has them: what it says is not trusted to be a size at all.
+Size = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from schemas.errors import Unprocessable
-from workers.models.pull.plan import Plan, RemoteFile
+from workers.models.pull.plan import Plan, RemoteFile, Size
 from workers.models.pull.sources import RegistrySource
 from workers.models.pull.web import Web
 
@@ -27,7 +27,7 @@ _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 class _Layer(msgspec.Struct, rename="camel"):
     media_type: str
     digest: str
-    size: int
+    size: Size
 
 
 class _Manifest(msgspec.Struct):
@@ -48,7 +48,7 @@ async def resolve_registry(web: Web, base_url: str, source: RegistrySource) -> P
         )
     layer = models[0]
     digest = _DIGEST.fullmatch(layer.digest)
-    if digest is None or layer.size < 0:
+    if digest is None:
         raise Unprocessable(f"{source.shown}: its manifest names {layer.digest[:80]!r}, which is no sha256 digest")
     file = RemoteFile(
         url=f"{root}/blobs/{layer.digest}",
