@@ -108,10 +108,11 @@ class Call:
 class _Served:
     """A handler with the decoders of its request type."""
 
-    __slots__ = ("from_json", "from_msgpack", "function", "is_secret")
+    __slots__ = ("from_json", "from_msgpack", "function", "is_secret", "type")
 
     def __init__(self, function: Handler, request_type: Any) -> None:
         self.function = function
+        self.type = request_type
         self.is_secret = isinstance(request_type, type) and issubclass(request_type, SecretRequest)
         self.from_msgpack = msgspec.msgpack.Decoder(request_type).decode
         self.from_json = msgspec.json.Decoder(request_type).decode
@@ -131,9 +132,39 @@ class _Served:
             where = f" (field {field!r})" if path else ""
             value = "" if self.is_secret else _shown(body, message.encoding, field)
             it_is = f", it is {value}" if value else ""
+            if text.startswith("Invalid enum value"):
+                text = f"Expected {_choices(self.type, field)}"
             raise BadRequest(f"{message.subject}: {text}{it_is}{where}", field=field) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"{message.subject}: body does not decode: {error}", field="body") from error
+
+
+def _choices(kind: Any, field: str) -> str:
+    """What a field of few values may be: `one of a, b`."""
+    info = msgspec.inspect.type_info(kind)
+    for name, _ in _STEP.findall(field):
+        info = _within(info, name)
+    while isinstance(info, msgspec.inspect.Metadata | msgspec.inspect.UnionType):
+        parts = [info.type] if isinstance(info, msgspec.inspect.Metadata) else info.types
+        info = next(part for part in parts if not isinstance(part, msgspec.inspect.NoneType))
+    return f"one of {', '.join(map(str, info.values))}" if isinstance(info, msgspec.inspect.LiteralType) else "another"
+
+
+def _within(info: Any, name: str) -> Any:
+    """The type of what `name` means in a value of another type: a field, or an item of a list or map."""
+    inspect = msgspec.inspect
+    match info:
+        case inspect.Metadata(type=inner):
+            return _within(inner, name)
+        case inspect.UnionType(types=types):
+            return _within(next(part for part in types if not isinstance(part, inspect.NoneType)), name)
+        case inspect.StructType(fields=fields):
+            return next(field.type for field in fields if field.encode_name == name)
+        case inspect.ListType(item_type=item):
+            return item
+        case inspect.DictType(value_type=value):
+            return value
+    return info
 
 
 def _shown(body: Buffer, encoding: str, field: str) -> str:
@@ -144,7 +175,7 @@ def _shown(body: Buffer, encoding: str, field: str) -> str:
         value: Any = msgspec.json.decode(body) if encoding == "json" else msgspec.msgpack.decode(body)
         for name, index in _STEP.findall(field):
             value = value[int(index) if index else name]
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, IndexError, TypeError):
         return ""
     if value is None or isinstance(value, dict | list):
         return ""

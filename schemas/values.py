@@ -6,6 +6,7 @@ An empty list takes one byte in msgpack and over sixty in memory, so a body with
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,28 @@ def decode_any(body: Buffer) -> Any:
         return msgspec.json.decode(body) if encoding == "json" else msgspec.msgpack.decode(body)
     except (BadRequest, TooLarge, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return bytes(body)
+
+
+def require_json(value: Any, field: str) -> None:
+    """Raise BadRequest naming the place where `value` holds what JSON has no form for: bytes, extension values, keys that
+    are no texts, numbers that are none."""
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float():
+            if math.isfinite(value):
+                return
+        case list():
+            for index, inner in enumerate(value):
+                require_json(inner, f"{field}[{index}]")
+            return
+        case dict():
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise BadRequest(f"field {field!r} has the key {key!r}, JSON knows only texts", field=field)
+                require_json(inner, f"{field}.{key}")
+            return
+    raise BadRequest(f"field {field!r} is {value!r:.60}, which JSON has no form for", field=field)
 
 
 def as_json(value: Any) -> bytes:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_prediction_parts.machine import Machine, Outcome
 from bench_prediction_parts.others import OTHERS
 from bench_prediction_parts.ours import Replay
-from bench_prediction_parts.traces import GB, GENERATED, Trace, read_trace
+from bench_prediction_parts.traces import FLEETS, GB, GENERATED, Trace, of_callers, read_trace
 from workers.models.prediction import Predictor
 
 Figures = dict[str, float]
@@ -37,7 +37,7 @@ POLICIES: Final = ("LRU", "LFU", "keep-alive", "timeout alone", "predicted", "cl
 EPILOG = """examples:
   scripts/bench_prediction.py                             every generated trace, minutes
   scripts/bench_prediction.py --only workflow,uniform --seeds 1 --json
-  scripts/bench_prediction.py --trace requests.csv        lines time,model[,size_bytes]
+  scripts/bench_prediction.py --trace requests.csv        lines time,model[,size_bytes[,caller]]
 exit codes: 0 measured, 1 a trace cannot be read, 2 wrong arguments
 
 LRU, keep-alive (300 s idle) and predicted are the service's own scheduler; the others are policies to compare with."""
@@ -49,6 +49,7 @@ class Plan(argparse.Namespace):
     trace: list[Path]
     only: str
     seeds: int
+    fleet: str
     memory_gb: float
     gb_per_s: float
     json: bool
@@ -104,13 +105,18 @@ def chosen(plan: Plan) -> dict[str, list[Trace]]:
     unknown = [name for name in names if name not in GENERATED]
     if unknown:
         raise ValueError(f"--only {','.join(unknown)}: there are {', '.join(GENERATED)}")
-    return {name: [GENERATED[name](random.Random(FIRST_SEED + seed)) for seed in range(plan.seeds)] for name in names}
+    fleet, seeds = FLEETS[plan.fleet], range(FIRST_SEED, FIRST_SEED + plan.seeds)
+    return {name: [GENERATED[name](random.Random(seed), fleet) for seed in seeds] for name in names}
 
 
 def fitting(trace: Trace, machine: Machine) -> Trace:
     """Without the models that can never be in memory."""
     sizes = {model: size for model, size in trace.sizes.items() if size <= machine.memory_bytes}
-    return Trace(sizes, [(at, model) for at, model in trace.requests if model in sizes])
+    callers = trace.callers or [""] * len(trace.requests)
+    return of_callers(
+        sizes,
+        [(at, model, caller) for (at, model), caller in zip(trace.requests, callers, strict=True) if model in sizes],
+    )
 
 
 def show(name: str, traces: Sequence[Trace], table: dict[str, Figures], share: Figures) -> None:
@@ -137,6 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", metavar="NAMES", help=f"of the generated ones: {', '.join(GENERATED)}")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="traces of each kind (3)")
+    parser.add_argument(
+        "--fleet",
+        choices=list(FLEETS),
+        default="usual",
+        help="sizes of the models: those of a home (usual), or 2 to 20 GB",
+    )
     parser.add_argument("--memory-gb", type=float, default=24.0, metavar="N", help="memory of the device (24)")
     parser.add_argument("--gb-per-s", type=float, default=2.0, metavar="N", help="what a load reads a second (2)")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object in the last line")

@@ -8,6 +8,7 @@ from typing import Any, Final, get_args
 
 from bus.cli import exits
 from bus.cli.action import Action
+from bus.cli.arguments import settings_from
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration as seconds_of
 from bus.cli.failures import UsageError, say
@@ -31,6 +32,10 @@ from schemas.errors import DeadlineExceeded, NoWorker
 
 # Seconds to wait for the figures of the devices, which only adorn an answer.
 _DEVICES_S: Final = 1.0
+
+# Seconds that a load may wait for room, beside the time it takes itself (models.load_timeout_s): then the service says
+# what is in the way, instead of a terminal that says nothing.
+_ROOM_S: Final = 30.0
 
 
 def _configure_json(parser: argparse.ArgumentParser) -> None:
@@ -110,9 +115,7 @@ def ps_lines(held: list[ModelInfo], now: float) -> list[str]:
         )
         for one in held
     ]
-    return table(
-        ("NAME", "STATE", "DEVICE", "MEMORY", "IN FLIGHT", "PRIORITY", "KEPT IDLE", "LOADED FOR", "ADAPTERS"), rows
-    )
+    return table(("NAME", "STATE", "DEVICE", "MEMORY", "BUSY", "PRIORITY", "KEPT", "LOADED FOR", "ADAPTERS"), rows)
 
 
 def device_lines(devices: GpuStatusReply | None) -> list[str]:
@@ -171,7 +174,8 @@ def _run_load(args: argparse.Namespace) -> int:
         adapter=args.adapter,
         keep_alive_s=args.keep,
     )
-    return _change(args, "model.load", body)
+    limit_s = settings_from(args).models.load_timeout_s + _ROOM_S
+    return _change(args, "model.load", body, limit_s)
 
 
 def _configure_unload(parser: argparse.ArgumentParser) -> None:
@@ -181,22 +185,28 @@ def _configure_unload(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_unload(args: argparse.Namespace) -> int:
-    return _change(args, "model.unload", ModelUnload(model=args.model, force=args.force))
+    return _change(args, "model.unload", ModelUnload(model=args.model, force=args.force), LONG_S)
 
 
-def _change(args: argparse.Namespace, subject: str, body: Any) -> int:
+def _change(args: argparse.Namespace, subject: str, body: Any, limit_s: float) -> int:
     async def ask(client: Client) -> int:
-        state: ModelState = await client.request(subject, body, timeout_s=LONG_S)
+        state: ModelState = await client.request(subject, body, timeout_s=limit_s)
         if args.json:
             print_json(state, indent=2)
             return exits.OK
-        took = f" in {state.took_s:.2f} s" if state.took_s else ", as it was"
-        is_loaded = state.state == "loaded"
-        write_line(f"{state.model} is {'in' if is_loaded else 'not in'} memory{took}")
+        write_line(state_line(state))
         say(await status_line(client))
         return exits.OK
 
     return run_with_client(args, ask)
+
+
+def state_line(state: ModelState) -> str:
+    """Where the model is now, and how long that took."""
+    is_loaded = state.state == "loaded"
+    if not state.took_s:
+        return f"{state.model} {'is in memory already' if is_loaded else 'was not in memory'}"
+    return f"{state.model} is {'in memory' if is_loaded else 'out of memory again'} after {state.took_s:.2f} s"
 
 
 def _configure_keep(parser: argparse.ArgumentParser) -> None:
@@ -272,7 +282,9 @@ def _run_route(args: argparse.Namespace) -> int:
             if args.json:
                 print_json(profiles, indent=2)
             else:
-                write_line("\n".join(profile_lines(profiles)))
+                width = terminal_width()
+                for line in profile_lines(profiles):
+                    write_line(fit(line, width))
             return exits.OK
         body = Route(profile=args.profile, task=args.task, capabilities=args.need, prompt_tokens=args.prompt_tokens)
         routed: Routed = await client.request("model.route", body)
@@ -288,11 +300,15 @@ def _run_route(args: argparse.Namespace) -> int:
 
 
 def profile_lines(profiles: ProfileList) -> list[str]:
-    """A row for each profile."""
-    rows = [
-        (printable(one.name), printable(", ".join(one.models)), printable(one.description)) for one in profiles.profiles
-    ]
-    return table(("PROFILE", "MODELS", "FOR"), rows)
+    """What each profile is for, and below it its candidates, which may be many."""
+    width = max((len(printable(one.name)) for one in profiles.profiles), default=0)
+    lines = []
+    for one in profiles.profiles:
+        lines += [
+            f"{printable(one.name):<{width}}  {printable(one.description)}",
+            f"{'':<{width}}  {printable(', '.join(one.models))}",
+        ]
+    return lines
 
 
 def routed_lines(routed: Routed) -> list[str]:

@@ -13,7 +13,18 @@ from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_upkeep import LONG_S
-from bus.cli.output import fit, milliseconds, number, print_json, printable, size, table, terminal_width, write_line
+from bus.cli.output import (
+    fit,
+    milliseconds,
+    number,
+    plural,
+    print_json,
+    printable,
+    size,
+    table,
+    terminal_width,
+    write_line,
+)
 from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.model_trials import (
@@ -85,16 +96,16 @@ def _run_bench(args: argparse.Namespace) -> int:
 
 
 def bench_lines(rows: Sequence[BenchmarkRow]) -> list[str]:
-    """A row for each prompt length and concurrency. Latencies are milliseconds."""
+    """A row for each prompt length and concurrency. Latencies are milliseconds, the median and what 95 % stay below."""
     return table(
         (
             "PROMPT",
             "CALLERS",
             "TOK/S",
             "PROMPT TOK/S",
-            "FIRST P50 MS",
+            "FIRST MS",
             "P95",
-            "WHOLE P50 MS",
+            "WHOLE MS",
             "P95",
             "ERRORS",
             "MEMORY",
@@ -169,12 +180,15 @@ def evaluation_lines(result: Evaluation) -> list[str]:
         for one in result.scores
     ]
     lines = [
-        f"{result.model} on {result.suite}: {result.status}, {number(result.cases)} cases, id {result.evaluation_id}"
+        f"{result.model} on {result.suite}: {result.status}, {plural(result.cases, 'answer')}, id {result.evaluation_id}"
     ]
     if rows:
         lines += ["", *table(("METRIC", "MEAN", "LOW", "HIGH", "N", f"{result.confidence:.0%} INTERVAL"), rows)]
     if result.errors:
-        lines.append(f"! {number(result.errors)} cases failed: olympus req model.evaluation.get shows them")
+        lines += [
+            f"! {plural(result.errors, 'answer')} failed:",
+            f"  olympus req model.evaluation.get evaluation_id={result.evaluation_id} with_cases=true shows why",
+        ]
     return lines + ([f"! {printable(result.error)}"] if result.error else [])
 
 

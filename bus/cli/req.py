@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return run_with_client(args, ask)
-    except NoWorker:
-        if operation is not None:
+    except NoWorker as error:
+        # A model elsewhere that does not answer is no_worker too; only the broker tells of operations.
+        if operation is not None and "is_known" in error.details:
             say(f"nobody serves {subject} now; olympus status shows what runs")
         raise
     finally:

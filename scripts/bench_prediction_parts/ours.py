@@ -72,7 +72,8 @@ class Replay:
 
     def _arrive(self, number: int, model: str) -> None:
         if self._predictor is not None:
-            self._predictor.record(model, self._now)
+            callers = self._trace.callers
+            self._predictor.record(model, self._now, callers[number] if callers else "")
             if self._soon_at <= self._now:
                 self._soon_at = self._now + SOON_S
                 self._at(self._soon_at, self._look)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -39,6 +37,7 @@ from schemas.errors import (
     Unprocessable,
     from_body,
 )
+from tests.bad_values import Bodies, Case, names_the_field
 from workers.memory.clock import SteadyClock
 from workers.memory.service import service
 from workers.memory.upkeep.kinds import KINDS
@@ -52,83 +51,6 @@ REFUSALS = (NotFound, Conflict, Unprocessable, TooLarge, Unauthenticated, Forbid
 
 # Seconds for one answer; what takes longer hangs.
 ANSWER_S = 20.0
-
-
-def nested(levels: int) -> list[Any]:
-    """Lists in lists."""
-    value: list[Any] = []
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
-TEXTS: Final = (
-    "",
-    " ",
-    "\0",
-    "a\0b",
-    "known\n",
-    '" OR 1=1; DROP TABLE memories; --',
-    "'; DROP TABLE kv; --",
-    "NEAR(",
-    "NEAR(a b, 99999999999)",
-    "*",
-    "col:",
-    "text: {speaker text}: -speaker: x",
-    '"unbalanced',
-    '"""',
-    "AND OR NOT",
-    "a AND (b OR",
-    "^a + b",
-    "%_\\",
-    "../../../etc/passwd",
-    "..",
-    "-",
-    "\ufffe\uffff \U0010ffff",
-    "e\u0301" * 40,
-    "{}[]$[*]",
-)
-NO_TEXTS: Final[tuple[Any, ...]] = (7, 1.5, True, None, b"known", ["known"], {"known": 1}, msgspec.msgpack.Ext(9, b"x"))
-
-NUMBERS: Final = (
-    math.nan,
-    math.inf,
-    -math.inf,
-    -1,
-    -0.5,
-    0,
-    0.5,
-    1e-320,
-    1e308,
-    -1e308,
-    1e12,
-    2**31,
-    2**53 + 1,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-    -(2**63),
-)
-NO_NUMBERS: Final[tuple[Any, ...]] = (True, False, None, "1", "nan", b"1", [1], {})
-MAPS: Final[tuple[dict[str, Any], ...]] = (
-    {},
-    {"": ""},
-    {"\0": "\0"},
-    {"k": math.nan},
-    {"k": math.inf},
-    {"k": 2**64 - 1},
-    {"k": -(2**63)},
-    {"k": b"\xff"},
-    {"k": msgspec.msgpack.Ext(9, b"x")},
-    {"time": "no time", "timestamp": 1e308, "speaker": ["x"], "summary": 1},
-    {"time": "9999-12-31T23:59:59+23:59", "speaker": ""},
-    {"time": -1e300},
-    {"time": math.nan},
-    {'"; DROP TABLE memories; --': "' OR ''='"},
-    {"k": [[[[[[[[{}]]]]]]]]},
-    {"k": nested(100)},
-)
-NO_MAPS: Final[tuple[Any, ...]] = (7, "known", None, ["known"], {1: 2}, {None: None}, {b"k": 1})
 
 
 class House:
@@ -155,16 +77,7 @@ class House:
             raise from_body(msgspec.json.decode(reply, type=ErrorBody))
 
 
-class Case(NamedTuple):
-    """One bad request: which field is bad, and the bytes of the body."""
-
-    field: str
-    what: str
-    body: bytes
-    is_undecodable: bool = False
-
-
-# Examples ---------------------------------------------------------------------------------------------------------
+# Examples -------------------------------------------------------------------------------------------------------------
 
 BY_NAME: Final[dict[str, Any]] = {
     "user_id": "ada",
@@ -181,111 +94,12 @@ BY_NAME: Final[dict[str, Any]] = {
 }
 
 
-def example(type_: inspect.Type, name: str = "") -> Any:
-    """A value that a type allows."""
-    match type_:
-        case inspect.Metadata(type=inner) | inspect.UnionType(types=(inner, *_)):
-            return example(inner, name)
-        case inspect.LiteralType(values=values):
-            if "relation" in values:
-                return "relation"
-            return sorted(values, key=str)[0]
-        case inspect.StructType(fields=fields):
-            return {field.name: example(field.type, field.name) for field in fields if field.required}
-        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
-            return BY_NAME.get(name) or [example(item, name)]
-        case _ if name in BY_NAME:
-            return BY_NAME[name]
-        case inspect.BoolType():
-            return False
-        case inspect.IntType() | inspect.FloatType():
-            return 1
-        case inspect.DictType() | inspect.AnyType():
-            return {"k": "v"}
-    return "known"
-
-
-# What a body of this operation needs besides, whatever else is in it.
-ALWAYS: Final = {"memory.forget": {"key": "known"}}
-
-
-# Bad values -------------------------------------------------------------------------------------------------------
-
-
-def nameless(*values: Any) -> Iterator[tuple[str, Any]]:
-    """Values for the field itself."""
-    return (("", value) for value in values)
-
-
-def bad_values(type_: inspect.Type) -> Iterator[tuple[str, Any]]:
-    """Path below a field and a value that is bad there, or only just good."""
-    match type_:
-        case inspect.Metadata(type=inner):
-            yield from bad_values(inner)
-        case inspect.UnionType(types=types):
-            for inner in types:
-                if not isinstance(inner, inspect.NoneType):
-                    yield from bad_values(inner)
-        case inspect.StrType():
-            yield from nameless(*TEXTS, *NO_TEXTS)
-        case inspect.IntType() | inspect.FloatType():
-            yield from nameless(*NUMBERS, *NO_NUMBERS)
-        case inspect.BoolType():
-            yield from nameless(0, 1, "true", None, b"", [], {})
-        case inspect.LiteralType():
-            yield from nameless("", "nonsense", "a\0", 7, None, b"", [], {})
-        case inspect.DictType():
-            yield from nameless(*MAPS, *NO_MAPS)
-        case inspect.AnyType():
-            yield from nameless(*MAPS, *TEXTS, *NUMBERS, None, [[]])
-        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
-            yield from nameless([], "known", 7, {}, [None], [[]])
-            yield from ((f"[0]{path}", [value]) for path, value in bad_values(item))
-        case inspect.StructType(fields=fields):
-            yield from nameless("known", 7, [], {"nonsense": 1})
-            good = example(type_)
-            for field in fields:
-                for path, value in bad_values(field.type):
-                    yield f".{field.name}{path}", {**good, field.name: value}
-        case _:
-            raise AssertionError(f"nothing bad is known for {type_}")
-
-
-def texts_in(type_: inspect.Type, text: str) -> Iterator[tuple[str, Any]]:
-    """Path of every text below a field, and a value that has `text` there."""
-    match type_:
-        case inspect.Metadata(type=inner):
-            yield from texts_in(inner, text)
-        case inspect.UnionType(types=types):
-            for inner in types:
-                yield from texts_in(inner, text)
-        case inspect.StrType():
-            yield "", text
-        case inspect.DictType() | inspect.AnyType():
-            yield ".k", {"k": [text]}
-            yield " (a key)", {text: 1}
-        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
-            yield from ((f"[0]{path}", [value]) for path, value in texts_in(item, text))
-        case inspect.StructType(fields=fields):
-            good = example(type_)
-            for field in fields:
-                for path, value in texts_in(field.type, text):
-                    yield f".{field.name}{path}", {**good, field.name: value}
-
-
-def body_type(operation: Operation) -> inspect.StructType:
-    """The request body of an operation."""
-    found = inspect.type_info(operation.request)
-    assert isinstance(found, inspect.StructType)
-    return found
+BODIES: Final = Bodies(BY_NAME, {"memory.forget": {"key": "known"}})
 
 
 def wrong_and_hostile(operation: Operation) -> Iterator[Case]:
     """Every field with every bad value, as msgpack."""
-    body = body_type(operation)
-    for path, value in bad_values(body):
-        whole = {**ALWAYS.get(operation.subject, {}), **value} if isinstance(value, dict) else value
-        yield Case(path.removeprefix("."), repr(value)[:60], msgspec.msgpack.encode(whole))
+    yield from BODIES.wrong_and_hostile(operation)
     if operation.subject == "memory.import":
         yield from imported()
 
@@ -293,25 +107,10 @@ def wrong_and_hostile(operation: Operation) -> Iterator[Case]:
 def imported() -> Iterator[Case]:
     """Every field of every kind of record with every bad value."""
     for kind in KINDS.values():
-        for path, value in bad_values(inspect.type_info(kind.data)):
+        for path, value in BODIES.bad_values(inspect.type_info(kind.data)):
             record = {"kind": kind.name, "ns": "known", "data": value}
             body = {"records": [record], "on_conflict": "replace"}
             yield Case(f"records.data{path}", repr(value)[:60], msgspec.msgpack.encode(body))
-
-
-def no_text(operation: Operation) -> Iterator[Case]:
-    """Every text with a lone surrogate: as JSON writes it, and as bytes that are no UTF-8 in msgpack."""
-    for path, value in texts_in(body_type(operation), "known\ud800"):
-        yield Case(path.removeprefix("."), "surrogate in JSON", json.dumps(value).encode(), is_undecodable=True)
-    for path, value in texts_in(body_type(operation), "known???"):
-        raw = msgspec.msgpack.encode(value).replace(b"???", b"\xed\xa0\x80")
-        yield Case(path.removeprefix("."), "surrogate in msgpack", raw, is_undecodable=True)
-
-
-def large(operation: Operation) -> Iterator[Case]:
-    """Every text with ten megabytes."""
-    for path, value in texts_in(body_type(operation), "Ten megabytes of it. " * 500_000):
-        yield Case(path.removeprefix("."), "10 MB", msgspec.msgpack.encode(value))
 
 
 # The house --------------------------------------------------------------------------------------------------------
@@ -368,24 +167,6 @@ async def seed(house: House) -> None:
             continue
 
 
-def bare(path: str) -> str:
-    """A path without places in lists and without keys of maps."""
-    return re.sub(r"\[[^\]]*\]| \(a key\)", "", path).removesuffix(".k")
-
-
-def names_the_field(error: BusError, case: Case) -> bool:
-    """Whether the error says what was bad: the field, what it stands in, or what stands in it."""
-    named = error.details.get("field")
-    if not isinstance(named, str):
-        return False
-    if "record" in error.details:
-        named = f"records.data.{named}".removesuffix(".data")
-    named, field = bare(named), bare(case.field)
-    if case.is_undecodable or not field:
-        return True
-    return named == field or named.startswith(f"{field}.") or field.startswith(f"{named}.")
-
-
 async def answer(house: House, operation: Operation, case: Case) -> str:
     """What is wrong with the answer to a case, "" where nothing is."""
     try:
@@ -407,7 +188,7 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("argon2.PasswordHasher", cheap)
 
 
-@pytest.mark.parametrize("cases_of", [wrong_and_hostile, no_text, large])
+@pytest.mark.parametrize("cases_of", [wrong_and_hostile, BODIES.no_text, BODIES.large])
 async def test_bad_input_to_any_field_is_answered_or_refused_by_name(
     serve_broker: Serve, cases_of: Callable[[Operation], Iterator[Case]]
 ) -> None:
@@ -431,7 +212,7 @@ async def test_the_examples_that_bad_values_are_put_into_are_good(serve_broker: 
     async with serve_broker() as settings, memory(settings) as house:
         for operation in OPERATIONS:
             await seed(house)
-            body = {**ALWAYS.get(operation.subject, {}), **example(body_type(operation))}
+            body = BODIES.good(operation)
             try:
                 await house.ask(operation.subject, body)
             except BusError as error:

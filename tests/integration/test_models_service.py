@@ -336,3 +336,19 @@ async def test_no_runner_outlives_the_service(serve_broker: Any, number: signal.
 
 
 PORTS = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
+
+
+async def test_a_default_that_is_neither_model_nor_profile_is_told_at_the_start(
+    serve_broker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever misspelt `models.default` learns it before the first request does."""
+
+    def told() -> list[str]:
+        missing = [one for one in caplog.records if getattr(one, "action", "") == "model.default.missing"]
+        return [getattr(one, "model", "") for one in missing]
+
+    async with serve_broker() as settings, serving(settings, default="nobody", spare_runners=0):
+        async with asyncio.timeout(WAIT_S):
+            while not told():
+                await asyncio.sleep(0.01)
+    assert told() == ["nobody"]

@@ -82,12 +82,16 @@ async def waiting(locks: Path, count: int) -> list[str]:
     pytest.fail(f"{count} waiters did not come about")
 
 
+def start_holder(locks: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(locks)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+
+
 async def test_two_services_take_turns_and_a_killed_holder_gives_way(serve_broker: Any, tmp_path: Path) -> None:
     """Both wait, visibly and in order, for a program that only uses the lock; when that is killed, both load."""
     async with two_houses(serve_broker, tmp_path) as (locks, one, two):
-        holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(locks)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-        )
+        holder = await asyncio.to_thread(start_holder, locks)
         try:
             assert holder.stdout is not None
             assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"

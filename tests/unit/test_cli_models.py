@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from bus.cli import app, exits
+from bus.cli import app, exits, models_loaded
 from bus.cli.models_files import converted_lines, list_lines, show_lines, verified_lines
-from bus.cli.models_loaded import device_lines, in_memory, kept_line, profile_lines, ps_lines, routed_lines
+from bus.cli.models_loaded import (
+    device_lines,
+    in_memory,
+    kept_line,
+    profile_lines,
+    ps_lines,
+    routed_lines,
+    state_line,
+)
 from bus.cli.models_trials import bench_lines, comparison_lines, evaluation_lines
 from bus.cli.progress import progress_line
-from schemas.bodies.model import LatencyFigures, ModelInfo, ModelKept, Models, ModelVersion, Timings, Usage
+from schemas.bodies.model import LatencyFigures, ModelInfo, ModelKept, Models, ModelState, ModelVersion, Timings, Usage
 from schemas.bodies.model_files import ModelConverted, ModelVerified
 from schemas.bodies.model_trials import (
     BenchmarkRow,
@@ -25,6 +34,7 @@ from schemas.bodies.model_trials import (
     RoutePassed,
 )
 from schemas.bodies.resource import DeviceStatus, GpuStatusReply, LockHolder, LockWaiter
+from schemas.errors import Overloaded
 
 MIB = 1024 * 1024
 
@@ -133,6 +143,40 @@ def test_the_status_line_names_models_and_reservations() -> None:
 
 
 @pytest.mark.parametrize(
+    ("state", "took_s", "words"),
+    [
+        ("loaded", 1.234, "m is in memory after 1.23 s"),
+        ("loaded", 0.0, "m is in memory already"),
+        ("available", 0.02, "m is out of memory again after 0.02 s"),
+        ("available", 0.0, "m was not in memory"),
+    ],
+)
+def test_load_and_unload_say_what_was_done(state: Any, took_s: float, words: str) -> None:
+    """What was so already took no time."""
+    assert state_line(ModelState(model="m", state=state, took_s=took_s)) == words
+
+
+def test_a_load_that_finds_no_room_is_answered_while_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the load's own limit and a little for room; an unload waits for answers, however long they are."""
+    waits: dict[str, float] = {}
+
+    class Asked:
+        async def request(self, subject: str, body: Any, *, timeout_s: float) -> Any:
+            waits[subject] = timeout_s
+            raise Overloaded("no room")
+
+    def run(args: Any, work: Any) -> int:
+        return asyncio.run(work(Asked()))
+
+    monkeypatch.setattr(models_loaded, "run_with_client", run)
+    for action in ("load", "unload"):
+        assert app.main(["--set", "models.load_timeout_s=7", "models", action, "m"]) == exits.FAILED
+
+    assert 7 < waits["model.load"] < 60
+    assert waits["model.unload"] > 3_600
+
+
+@pytest.mark.parametrize(
     ("kept", "words"),
     [
         (ModelKept(model="m", is_pinned=True, priority=1, keep_alive_s=300.0), "is pinned"),
@@ -161,13 +205,13 @@ def test_route_tells_what_was_passed_over() -> None:
     ]
 
 
-def test_profiles_are_a_table() -> None:
-    """Name, candidates in order, and what it is for."""
+def test_profiles_say_what_they_are_for_and_list_their_candidates() -> None:
+    """Name and purpose, and below them the candidates in order."""
     profile = Profile(
         name="fast", description="quick words", models=["a", "b"], capabilities=[], options={}, origin="x"
     )
 
-    assert profile_lines(ProfileList(profiles=[profile]))[1] == "fast     a, b    quick words"
+    assert profile_lines(ProfileList(profiles=[profile])) == ["fast  quick words", "      a, b"]
 
 
 def test_a_changed_file_is_told_from_a_first_hash() -> None:
@@ -225,7 +269,11 @@ def test_benchmark_and_evaluation_print_their_figures() -> None:
     assert bench_lines([row])[1].split()[:6] == ["32", "4", "1,234.5", "9,000.0", "2.00", "4.00"]
     lines = evaluation_lines(result)
     assert lines[3].split() == ["exact_match", "0.5", "0.4", "0.6", "100", "Wilson"]
-    assert lines[-1].startswith("! 1 cases failed")
+    assert lines[0] == "m on s: done, 100 answers, id e"
+    assert lines[-2:] == [
+        "! 1 answer failed:",
+        "  olympus req model.evaluation.get evaluation_id=e with_cases=true shows why",
+    ]
 
 
 def test_a_comparison_shows_answers_then_figures() -> None:

@@ -108,6 +108,38 @@ def test_two_models_in_order_tell_pipelines_apart() -> None:
     assert after_b["y"].probability > after_b["x"].probability + 0.3
 
 
+def test_callers_do_not_get_in_each_others_way() -> None:
+    """Two people at a time, each going round in their own order: what one asks for does not follow the other's use."""
+    rng = random.Random(9)
+    people = {"ann": "abc", "ben": "xyz"}
+    requests = sorted(
+        (BEGIN + number * 30 + rng.uniform(0, 25), models[number % 3], name)
+        for name, models in people.items()
+        for number in range(300)
+    )
+    predictor = Predictor()
+    for at, model, name in requests:
+        predictor.record(model, at, name)
+    now = BEGIN + 1_000_000
+
+    predictor.record("a", now, "ann")
+    soon = forecast(predictor, now + 5)
+
+    assert soon["b"].why == "often follows a"
+    assert soon["b"].probability > 0.8
+    assert all(soon[other].probability < 0.3 for other in "xyz")
+
+
+def test_memory_is_bounded_for_any_number_of_callers() -> None:
+    """Who signs in under ever new names leaves no more behind than a few do."""
+    predictor = Predictor()
+    for number in range(3_000):
+        predictor.record("ab"[number % 2], BEGIN + number * 30, f"caller {number // 3}")
+
+    assert len(predictor.to_bytes()) < 500 * MAX_CONTEXTS
+    assert len(predictor._recent) <= 64
+
+
 def test_random_requests_are_foretold_at_their_rate() -> None:
     """Chances fit what happens: over many forecasts of any size, as many requests come as were promised."""
     rng = random.Random(4)

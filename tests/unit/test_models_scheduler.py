@@ -234,6 +234,8 @@ def test_a_load_request_can_keep_its_model_for_good() -> None:
     effects = bench.send(core.Loaded(one(core.Load, effects).runner))
     assert len(of(core.Done, effects)) == 1
     assert bench.scheduler.next_wakeup() is None
+    state = bench.scheduler.state_of("a")
+    assert state is not None and state.keep_alive_s == -1.0
 
 
 def test_a_load_with_another_context_length_is_a_conflict() -> None:
@@ -316,6 +318,7 @@ def test_three_quick_deaths_quarantine_a_model_until_somebody_loads_it_by_name()
     for _ in range(scheduler.QUICK_DEATHS):
         effects = bench.send(core.Exited(one(core.Load, effects).runner, "signal 11"))
 
+    assert [announced.what for announced in of(core.Announce, effects)] == ["failed"]
     refused = one(core.Refuse, effects)
     assert refused.request == request
     assert isinstance(refused.error, Unprocessable)
@@ -569,6 +572,19 @@ def test_a_preload_without_room_is_refused_with_the_reason() -> None:
     assert "it is loaded already" in one(core.Refuse, bench.preload("a", memory_bytes=80)).error.message
 
 
+def test_a_preload_is_answered_at_once_after_a_load_that_failed() -> None:
+    """What keeps predictions away from a model for minutes does not keep a caller of model.preload waiting."""
+    bench = Bench(memory=100)
+    _, effects = bench.ask("a", terms=core.Terms(memory_bytes=40))
+    runner = one(core.Load, effects).runner
+    bench.send(core.LoadFailed(runner, Unprocessable("no such window")))
+    bench.send(core.Exited(runner, "killed"))
+    assert of(core.Load, bench.expect(("a", 0.9), memory_bytes=40)) == []
+    effects = bench.preload("a", memory_bytes=40)
+    assert one(core.Done, effects).request == bench.requests
+    assert one(core.Load, effects).model == "a"
+
+
 def test_a_likely_model_replaces_an_idle_less_likely_one_and_no_other() -> None:
     """Prediction evicts what is idle and itself less likely to be wanted."""
     bench = Bench(memory=100)
@@ -667,6 +683,15 @@ def test_a_reservation_that_makes_no_sense_is_told_to_who_waits() -> None:
     )
     _, effects = bench.ask("a", terms=core.Terms(device="gpu7"))
     assert "gpu7" in one(core.Refuse, effects).error.message
+
+
+def test_a_request_whose_memory_nobody_answers_for_is_told_so_in_time() -> None:
+    """The books are slow: that is the reason, not a lack of room."""
+    bench = Bench()
+    bench.books.take = lambda effect: None
+    bench.ask("a", deadline=bench.now + 5.0, terms=core.Terms())
+    error = one(core.Refuse, bench.pass_time(5.0)).error
+    assert isinstance(error, DeadlineExceeded) and "answer about its memory" in error.message
 
 
 def test_memory_is_reserved_for_the_window_that_will_be_loaded() -> None:

@@ -6,19 +6,23 @@ import asyncio
 from collections.abc import Sequence
 
 from bus.logs import configure_logging
-from bus.settings import settings_of_process
+from bus.settings import SettingsError, leave_misconfigured, settings_of_process
 from bus.transport import install_fast_loop
+from workers.models.records import UnusableRecords
 from workers.models.service import serve
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM. Leaves with status 78 when the settings, the rules or the file of records are unusable."""
     settings = settings_of_process(
         "python -m workers.models", "Model catalogue, scheduler, and a runner process per loaded model.", argv
     )
     configure_logging(settings.log)
     install_fast_loop()
-    asyncio.run(serve(settings))
+    try:
+        asyncio.run(serve(settings))
+    except (UnusableRecords, SettingsError) as error:
+        leave_misconfigured(str(error))
 
 
 if __name__ == "__main__":

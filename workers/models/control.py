@@ -78,9 +78,10 @@ class RunnerFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class RunnerBusy(msgspec.Struct, frozen=True, tag="busy"):
-    """The number of answers in flight changed."""
+    """The number of answers in flight changed. caller: for whom the one that begins is, "" where nobody signs in."""
 
     in_flight: int
+    caller: str = ""
 
 
 class RunnerUsed(msgspec.Struct, frozen=True, tag="used"):

@@ -30,6 +30,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None
     memory_bytes: int
     in_flight: int
+    keep_alive_s: float
 
 
 class Request(msgspec.Struct):
@@ -128,12 +129,17 @@ class Runner(msgspec.Struct):
         return is_free and self.terms.is_swappable and not self.terms.is_pinned and not self.terms.is_remote
 
     @property
+    def keep_s(self) -> float:
+        """Seconds it may idle, as its load asked or as its terms say; below 0 for good."""
+        return self.terms.keep_alive_s if self.keep_alive_s is None else self.keep_alive_s
+
+    @property
     def idle_limit(self) -> tuple[float, str] | None:
         """When it leaves for idling, and the reason; None for never, or not while it is in use."""
         if self.phase is not Phase.LOADED or self.is_in_use or self.terms.is_pinned:
             return None
         limits = []
-        keep_s = self.terms.keep_alive_s if self.keep_alive_s is None else self.keep_alive_s
+        keep_s = self.keep_s
         is_expected = self.is_unused and self.unused_until is not None
         if keep_s >= 0 and not is_expected:
             # What is expected to be used later than that would be loaded again and again.

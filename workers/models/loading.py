@@ -72,7 +72,7 @@ from workers.models.holding import Phase
 from workers.models.leasing import Leasing
 from workers.models.prediction import Predictor
 from workers.models.records import Records
-from workers.models.relay import RELAYED, Relay, Relays
+from workers.models.relay import RELAYED, Relay, Relays, caller_of
 from workers.models.routing.rules import Rules
 from workers.models.runner_process import RunnerProcess
 from workers.models.scheduler import Scheduler
@@ -180,9 +180,12 @@ class Loading:
         await self._leasing.gpus_known()
         if self._is_stopping:
             return
+        name = self._settings.models.default
         default: Entry | None = None
         with contextlib.suppress(NotFound):
-            default = self._catalogue.entry(self._settings.models.default)
+            default = self._catalogue.entry(name)
+        if default is None and self._rules.profile(name) is None:
+            log.warning("the default model is not there", extra={"action": "model.default.missing", "model": name})
         if default is not None and default.info.state == "available":
             self._feed(say.Started(default.info.name, self._terms(default)))
         else:
@@ -303,7 +306,7 @@ class Loading:
     async def usage(self, request: ModelUsage, call: Call) -> ModelUsageReply:
         """Which models were used lately; notes a use first, if one is given."""
         if request.record is not None:
-            self._note_use((await self._catalogue.current(request.record)).info.name)
+            self._note_use((await self._catalogue.current(request.record)).info.name, caller_of(call))
         return ModelUsageReply(models=await self._stats.uses(time.time(), request.window_s))
 
     async def predict(self, request: ModelPredict, call: Call) -> Predictions:
@@ -429,6 +432,7 @@ class Loading:
             device=state.device,
             memory_bytes=state.memory_bytes,
             in_flight=state.in_flight,
+            keep_alive_s=state.keep_alive_s,
         )
 
     # Names and entries
@@ -559,9 +563,9 @@ class Loading:
             case RunnerFailed(code, message):
                 error = BY_CODE.get(code, Unprocessable)(message)
                 self._feed(say.LoadFailed(runner, error, self._instead_of(process.model, error)))
-            case RunnerBusy(in_flight):
+            case RunnerBusy(in_flight, caller):
                 for _ in range(in_flight - process.in_flight):
-                    self._note_use(process.model)
+                    self._note_use(process.model, caller)
                 self._feed(say.Busy(runner, in_flight))
             case RunnerUsed(usage):
                 self._stats.on_answer(process.model, usage)
@@ -618,12 +622,12 @@ class Loading:
 
     # Prediction
 
-    def _note_use(self, model: str) -> None:
+    def _note_use(self, model: str, caller: str) -> None:
         now = time.time()
         self._stats.on_use(model, now)
         if abs(now - self._learned_at.get(model, 0.0)) >= _BURST_S:
             self._learned_at[model] = now
-            self._predictor.record(model, now)
+            self._predictor.record(model, now, caller)
         if self._settings.models.predict and self._soon is None:
             self._soon = asyncio.get_running_loop().call_later(_PREDICT_SOON_S, self._look_ahead)
 

@@ -8,6 +8,9 @@ Several simple views of usage each give a chance that a model is asked for withi
     last, earlier     what came after the last model, or an earlier one, and how long after     pipelines, interleaved
     pair              the same after two models in order: tells pipelines apart that share a step
 
+What follows what is learned for each caller alone, where callers are known: what another one asks for meanwhile follows
+nothing of theirs.
+
 Their chances are mixed as in context-mixing compressors: a weighted sum of logits is the logit of the answer (M. Mahoney,
 Adaptive Weighing of Context Models for Lossless Data Compression, 2005), and every outcome moves the weights by gradient
 descent on the coding cost. So a view that knows nothing in this installation soon says nothing. `scripts/bench_prediction.py`
@@ -20,6 +23,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from operator import mul
 from typing import Final
 
 import msgspec
@@ -59,10 +63,16 @@ _TAUGHT: Final = 12
 # Own pauses remembered of each model.
 _GAPS: Final = 64
 
-# Contexts (one model, or two in order) whose followers are remembered, occurrences of each, followers of each.
+# Callers whose last models are remembered, to know what follows them.
+_CALLERS: Final = 64
+
+# Contexts (one model, or two in order, of a caller) whose followers are remembered, occurrences of each, followers of each.
 MAX_CONTEXTS: Final = 512
 _OCCURRENCES: Final = 24
 _FOLLOWERS: Final = 8
+
+# Of several contexts of a kind, the one is asked that promises most within so many seconds.
+_SOON_S: Final = 60.0
 
 # Seconds in which something counts as following, and occurrences that are open for followers at once.
 _FOLLOW_S: Final = 900.0
@@ -107,7 +117,7 @@ _LEAD_MIN: Final = 4.0
 
 # How fast outcomes move the weights, and where they begin: as the mean of the rates, and a third of what each other view
 # knows beyond them. Faster forgets what is true for most; slower learns a new installation too late (bench_prediction).
-_LEARNING: Final = 0.01
+_LEARNING: Final = 0.005
 _FIRST_WEIGHTS: Final = (*(1 / 3,) * _BASES, *(0.6,) * (len(_VIEWS) - _BASES), 0.0)
 
 # Weights are kept apart by how long a model has been unused, in seconds: what tells of a pause in a conversation tells
@@ -121,11 +131,14 @@ _SURE: Final = 1.0
 _LESSONS: Final = 64
 _LESSON_S: Final = 600.0
 
-# Logits are cut there: a chance of one in ten thousand, or all but that.
-_LOGIT: Final = 9.2
+# Logits are cut there: a chance of one in 150, or all but that. After a long pause the rates say far less, and what one
+# view is sure of would not outweigh them.
+_LOGIT: Final = 5.0
+_RAREST: Final = 1 / (1 + math.exp(_LOGIT))
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
+# A context: the caller, "" for nobody known, and one model or two in order.
 _Key = tuple[str, ...]
 
 
@@ -141,6 +154,9 @@ class _Usage:
         # One bit a minute, the lowest is the minute `map_end`.
         self.map = 0
         self.map_end = int(at // 60)
+        # What `period_chances` counted last, and in which minute; -1 for not since the last use.
+        self.counted: list[tuple[int, list[int]]] = []
+        self.counted_at = -1
 
     def use(self, at: float) -> None:
         gap = at - self.last
@@ -148,6 +164,7 @@ class _Usage:
         if gap > _SAME_USE_S:
             self._add_gap(gap)
         self.last = at
+        self.counted_at = -1
         minute = int(at // 60)
         if minute > self.map_end:
             self.map = self.map << min(minute - self.map_end, _MAP_MINUTES) & _MAP_MASK
@@ -164,6 +181,7 @@ class _Usage:
         self.first -= by_s
         self.last -= by_s
         self.map_end -= int(by_s // 60)
+        self.counted_at = -1
 
     def rates_per_s(self, now: float) -> list[float]:
         """Uses a second, over each memory; a memory that is not full yet is divided by what it could hold."""
@@ -182,13 +200,20 @@ class _Usage:
         if len(gaps) < 2 or not longer:
             return None
         ends = [bisect_right(gaps, age + horizon) - begin for horizon in HORIZONS]
-        return [_beyond(count, longer, chance) for count, chance in zip(ends, base, strict=True)]
+        return _all_beyond(ends, longer, base)
 
-    def period_chances(self, now: float, base: Sequence[float], period: tuple[int, int, int]) -> list[float] | None:
-        """Of the last periods, the part with a use at this time of it or within each horizon after."""
+    def period_chances(self, now: float, base: Sequence[float]) -> list[list[float] | None]:
+        """For each of _PERIODS: of the last ones, the part with a use at this time of it or within each horizon after."""
+        minute = int(now // 60)
+        if self.counted_at != minute:
+            self.counted_at, self.counted = minute, [self._count(now, minute, period) for period in _PERIODS]
+        return [_all_beyond(counts, looked, base) if looked else None for looked, counts in self.counted]
+
+    def _count(self, now: float, minute: int, period: tuple[int, int, int]) -> tuple[int, list[int]]:
+        """Periods looked at, and those with a use by the end of each horizon."""
         minutes, back, margin = period
         back = min(back, int((now - self.first) / 60 / minutes))
-        passed = int(now // 60) - self.map_end
+        passed = minute - self.map_end
         looked, counts = 0, [0] * len(HORIZONS)
         for number in range(1, back + 1):
             # Bits of the map from the early margin of the window (the higher one) to the end of the longest horizon.
@@ -201,9 +226,7 @@ class _Usage:
             if bits:
                 after = high - low - (bits.bit_length() - 1) - 2 * margin
                 counts = [count + (after <= horizon / 60) for count, horizon in zip(counts, HORIZONS, strict=True)]
-        if not looked:
-            return None
-        return [_beyond(count, looked, chance) for count, chance in zip(counts, base, strict=True)]
+        return looked, counts
 
 
 class _Context:
@@ -276,7 +299,7 @@ class Predictor:
         self._usage: OrderedDict[str, _Usage] = OrderedDict()
         self._contexts: OrderedDict[_Key, _Context] = OrderedDict()
         self._open: deque[_Occurrence] = deque()
-        self._recent: deque[str] = deque(maxlen=4)
+        self._recent: OrderedDict[str, deque[str]] = OrderedDict()
         self._now: float | None = None
         self._weights = [[list(_FIRST_WEIGHTS) for _ in range(len(_AGES_S) + 1)] for _ in HORIZONS]
         self._lessons: deque[_Lesson] = deque()
@@ -284,8 +307,8 @@ class Predictor:
         # Requests that value foresaw and recency did not, and the other way round.
         self._ahead = self._behind = 0.0
 
-    def record(self, model: str, at: float) -> None:
-        """Note a request for `model` at `at` (Unix epoch seconds)."""
+    def record(self, model: str, at: float, caller: str = "") -> None:
+        """Note a request for `model` at `at` (Unix epoch seconds) by `caller`, "" where nobody knows who asks."""
         if self._now is not None:
             if self._now - at > _SET_BACK_S:
                 self._set_back(self._now - at)
@@ -293,7 +316,7 @@ class Predictor:
             self._take_lesson(self._now, at, model)
         self._now = at
         self._learn_from(model, at)
-        self._follow(model, at)
+        self._follow(model, at, caller)
         self._use(model, at)
 
     def predict(self, now: float, horizon_s: float) -> list[Forecast]:
@@ -306,7 +329,7 @@ class Predictor:
                 Forecast(
                     model=model,
                     probability=_at_horizon(chances, horizon_s),
-                    value=self._value(view) if is_trusted else 0.0,
+                    value=_value(chances) if is_trusted else 0.0,
                     expected_at=now + _expected_in(chances),
                     why=self._why(model, view, horizon_s, now),
                 )
@@ -364,20 +387,28 @@ class Predictor:
         usage.use(at)
         self._usage.move_to_end(model)
 
-    def _follow(self, model: str, at: float) -> None:
-        """Tell the open occurrences what followed, and open those that this use is."""
+    def _follow(self, model: str, at: float, caller: str) -> None:
+        """Tell the caller's open occurrences what followed, and open those that this use is."""
         for one in self._open:
-            if len(one.followers) < _FOLLOWERS:
+            if one.key[0] == caller and len(one.followers) < _FOLLOWERS:
                 one.followers.setdefault(model, at - one.at)
         while self._open and at - self._open[0].at > _FOLLOW_S:
             self._close(self._open.popleft())
         usage = self._usage.get(model)
-        if usage is not None and at - usage.last <= _SAME_USE_S and self._recent and self._recent[-1] == model:
+        recent = self._recent_of(caller)
+        if usage is not None and at - usage.last <= _SAME_USE_S and recent and recent[-1] == model:
             return
-        before = [one for one in dict.fromkeys(reversed(self._recent)) if one != model][:2]
-        for key in ((model,), *((one, model) for one in before)):
+        before = [one for one in dict.fromkeys(reversed(recent)) if one != model][:2]
+        for key in ((caller, model), *((caller, one, model) for one in before)):
             self._occur(key, at)
-        self._recent.append(model)
+        recent.append(model)
+
+    def _recent_of(self, caller: str) -> deque[str]:
+        recent = self._recent.setdefault(caller, deque(maxlen=4))
+        self._recent.move_to_end(caller)
+        if len(self._recent) > _CALLERS:
+            self._recent.popitem(last=False)
+        return recent
 
     def _occur(self, key: _Key, at: float) -> None:
         again = next((one for one in self._open if one.key == key), None)
@@ -422,7 +453,7 @@ class Predictor:
         for name in models:
             usage, base = self._usage[name], bases[name]
             said: list[list[float] | None] = [usage.gap_chances(now, base)]
-            said += [usage.period_chances(now, base, period) for period in _PERIODS]
+            said += usage.period_chances(now, base)
             contexts = followers.get(name, _Followed())
             said += [contexts.earlier, contexts.pair, contexts.last]
             views[name] = _View(
@@ -433,26 +464,30 @@ class Predictor:
         return views
 
     def _followers(self, now: float, bases: dict[str, list[float]]) -> dict[str, _Followed]:
-        """For each model that may still follow an open occurrence, the highest chances that one gives it."""
-        found: dict[str, _Followed] = {}
-        last_at = self._open[-1].at if self._open else None
+        """For each model that may still follow an open occurrence, what the one says that promises it soonest."""
+        best: dict[tuple[str, str], tuple[float, _Key, list[int], int]] = {}
+        last_at = {one.key[0]: one.at for one in self._open}
         for one in self._open:
             age = now - one.at
             context = self._contexts.get(one.key)
             if context is None or age > _FOLLOW_S:
                 continue
-            kind = "pair" if len(one.key) > 1 else "last" if one.at == last_at else "earlier"
+            kind = "pair" if len(one.key) > 2 else "last" if one.at == last_at[one.key[0]] else "earlier"
             total = len(context.followed)
             for model, lags in context.lags.items():
                 begin = bisect_right(lags, age * _LATE - 1)
                 if begin == len(lags) or model in one.followers or model not in bases:
                     continue
-                alive = total - begin
-                chances = [
-                    _beyond(bisect_right(lags, age + horizon) - begin, alive, chance)
-                    for horizon, chance in zip(HORIZONS, bases[model], strict=True)
-                ]
-                found.setdefault(model, _Followed()).take(kind, chances, one.key)
+                soon, alive = bisect_right(lags, age + _SOON_S) - begin, total - begin
+                # What so few cases show counts for less, as if there had been one more without the follower.
+                promise = soon / (alive + 1)
+                known = best.get((model, kind))
+                if known is None or promise > known[0]:
+                    ends = [bisect_right(lags, age + horizon) - begin for horizon in HORIZONS]
+                    best[model, kind] = promise, one.key, ends, alive
+        found: dict[str, _Followed] = {}
+        for (model, kind), (_, key, ends, alive) in best.items():
+            found.setdefault(model, _Followed()).take(kind, _all_beyond(ends, alive, bases[model]), key)
         return found
 
     def _chances(self, view: _View) -> list[float]:
@@ -497,7 +532,7 @@ class Predictor:
     def _compare(self, views: dict[str, _View], model: str) -> None:
         """Who would have had `model` in memory: value, or recency, in whose order `views` are?"""
         places = min(_PLACES, len(views) - 1)
-        by_value = sorted(views, key=lambda one: -self._value(views[one]))[:places]
+        by_value = sorted(views, key=lambda one: -_value(self._chances(views[one])))[:places]
         by_recency = list(views)[:places]
         self._ahead, self._behind = self._ahead * _FORGET, self._behind * _FORGET
         self._ahead += model in by_value and model not in by_recency
@@ -506,9 +541,6 @@ class Predictor:
     def _is_trusted(self) -> bool:
         lead = self._ahead - self._behind
         return lead >= max(_LEAD_MIN, _LEAD * math.sqrt(self._ahead + self._behind))
-
-    def _value(self, view: _View) -> float:
-        return sum(share * chance for share, chance in zip(_VALUE, self._chances(view), strict=True))
 
     def _learn_from(self, model: str, at: float) -> None:
         """Tell the lessons that wait what has become true, and which of them have become false."""
@@ -535,7 +567,7 @@ class Predictor:
 
 
 class _Followed(msgspec.Struct):
-    """Chances of one follower, by kind of context; of several contexts of a kind, the one that promises most."""
+    """What contexts say of one follower, by kind of context."""
 
     earlier: list[float] | None = None
     pair: list[float] | None = None
@@ -544,10 +576,13 @@ class _Followed(msgspec.Struct):
     best: float = 0.0
 
     def take(self, kind: str, chances: list[float], key: _Key) -> None:
-        known = getattr(self, kind)
-        setattr(self, kind, chances if known is None else [max(pair) for pair in zip(known, chances, strict=True)])
+        setattr(self, kind, chances)
         if chances[-1] > self.best:
-            self.best, self.after = chances[-1], " then ".join(key)
+            self.best, self.after = chances[-1], " then ".join(key[1:])
+
+
+def _value(chances: Sequence[float]) -> float:
+    return math.fsum(map(mul, _VALUE, chances))
 
 
 def _within(rate_per_s: float) -> list[float]:
@@ -569,6 +604,10 @@ def _inputs(
     return rows
 
 
+def _all_beyond(counts: Sequence[int], cases: int, base: Sequence[float]) -> list[float]:
+    return [_beyond(count, cases, chance) for count, chance in zip(counts, base, strict=True)]
+
+
 def _beyond(count: int, cases: int, base: float) -> float:
     """What `count` of `cases` says beyond the base, as a difference of logits: as much of it as is certain.
 
@@ -585,13 +624,13 @@ def _beyond(count: int, cases: int, base: float) -> float:
 
 
 def _logit(chance: float) -> float:
-    if chance <= 0.0:
+    if chance <= _RAREST:
         return -_LOGIT
-    return _LOGIT if chance >= 1.0 else max(-_LOGIT, min(_LOGIT, math.log(chance / (1 - chance))))
+    return _LOGIT if chance >= 1 - _RAREST else math.log(chance / (1 - chance))
 
 
 def _chance(weights: Iterable[float], inputs: Iterable[float]) -> float:
-    total = sum(weight * value for weight, value in zip(weights, inputs, strict=True))
+    total = sum(map(mul, weights, inputs))
     return 1 / (1 + math.exp(-max(-_LOGIT, min(_LOGIT, total))))
 
 

@@ -14,11 +14,21 @@ from schemas.errors import WorkerLost
 # broker brings it back to the plain subject.
 RELAYED: Final = "models-relayed"
 
+# For whom it is passed on. Prediction learns from it and nothing is decided on its word, so nobody checks it.
+CALLER: Final = "models-caller"
+_CALLER_CHARS: Final = 64
+
 # The end of a runner's process is often heard before its last words, which come through the broker.
 _LAST_WORDS_S: Final = 1.0
 
 # Deadline of a request passed on for a caller who named none.
 _NO_DEADLINE_S: Final = 86_400.0
+
+
+def caller_of(call: Call) -> str:
+    """Who asks, also where this service passed the request on; "" where nobody signs in."""
+    name = call.headers.get(CALLER) or (call.caller.user_id if call.caller is not None else "")
+    return name[:_CALLER_CHARS] if isinstance(name, str) else ""
 
 
 class Relay:
@@ -34,7 +44,7 @@ class Relay:
         """Pass the request on and the parts back; returns the final reply, raises what the runner's answer says."""
         call = self._call
         timeout_s = call.deadline_at - time.time() if call.deadline_at else _NO_DEADLINE_S
-        headers: Headers = {RELAYED: True}
+        headers: Headers = {RELAYED: True, CALLER: caller_of(call)}
         headers.update((name, value) for name, value in call.headers.items() if name in ("traceparent", "priority"))
         async with worker.client.stream(
             self._subject, self._request, timeout_s=max(timeout_s, 0.0), headers=headers

@@ -46,6 +46,7 @@ from schemas.bodies.model import (
 )
 from schemas.bodies.resource import LockHolder
 from schemas.errors import BadRequest, BusError, Internal, NotFound, Unprocessable, Unsupported
+from schemas.values import require_json
 from workers.models.backends import llama_cpp
 from workers.models.backends.backend import AdapterFile, Backend, Chunk, LoadFailed, Options, Outcome, Question
 from workers.models.backends.choose import open_backend, own_words
@@ -68,6 +69,7 @@ from workers.models.control import (
 from workers.models.footprint import ram_bytes, vram_bytes
 from workers.models.gguf_header import UnusableFile
 from workers.models.parent import die_with_parent
+from workers.models.relay import caller_of
 
 log = logging.getLogger("olympus.models.runner")
 
@@ -132,15 +134,19 @@ class Runner:
 
     async def generate(self, request: Generate, call: Call) -> Generation:
         """Continue a prompt as it stands; control tokens may be written out in it."""
-        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
             options = self._options(request, adapter)
             question = Question(options=options, text=request.prompt, truncate=request.truncate)
             return await self._answer("generate", question, adapter, call)
 
     async def chat(self, request: Chat, call: Call) -> Generation:
         """Answer a conversation through the model's chat template."""
-        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
             is_json = request.response_format == "json"
+            for index, tool in enumerate(request.tools):
+                require_json(tool.parameters, f"tools[{index}].parameters")
+            if request.tool_choice == "required" and not request.tools:
+                raise BadRequest("tool_choice is 'required', and there are no tools", field="tools")
             if request.tools and request.tool_choice == "required":
                 shaped = is_json or request.json_schema is not None or request.grammar is not None
                 if shaped:
@@ -159,7 +165,7 @@ class Runner:
 
     async def embed(self, request: Embed, call: Call) -> Embeddings:
         """Vectors of texts."""
-        with self._counted(request.model):
+        with self._counted(request.model, call):
             started_at = time.perf_counter()
             vectors, tokens = await self._backend.embed(request.texts, request.truncate)
             usage = Usage(prompt_tokens=tokens, completion_tokens=0)
@@ -168,7 +174,7 @@ class Runner:
 
     async def score(self, request: Score, call: Call) -> Scores:
         """Log-probability of texts after their prompts."""
-        with self._counted(request.model), self._adapter(request.adapter) as adapter:
+        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
             if request.prompts and len(request.prompts) != len(request.texts):
                 raise BadRequest(
                     f"there are {len(request.prompts)} prompts for {len(request.texts)} texts", field="prompts"
@@ -189,10 +195,10 @@ class Runner:
     # An answer ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _counted(self, model: str | None) -> Iterator[None]:
+    def _counted(self, model: str | None, call: Call) -> Iterator[None]:
         """Tell the service how many answers are in flight, so that it does not send this model away under them."""
         self._in_flight += 1
-        tell(self._pipe, RunnerBusy(self._in_flight))
+        tell(self._pipe, RunnerBusy(self._in_flight, caller_of(call)))
         try:
             if model is not None and model != self._name:
                 raise BadRequest(f"addressed to @{self._name}, but field 'model' is {model!r}", field="model")
@@ -225,6 +231,7 @@ class Runner:
     def _options(self, request: Sampling, adapter: AdapterFile | None) -> Options:
         if request.grammar is not None and request.json_schema is not None:
             raise BadRequest("both 'grammar' and 'json_schema' are given, an answer has one shape", field="grammar")
+        require_json(request.json_schema, "json_schema")
         return sampling_options(request, self._sampling, self._models, adapter.sha256 if adapter is not None else None)
 
     async def _answer(self, operation: str, question: Question, adapter: AdapterFile | None, call: Call) -> Generation:

@@ -167,6 +167,7 @@ class Scheduler:
             device=runner.device,
             memory_bytes=runner.memory_bytes,
             in_flight=max(runner.in_flight, len(runner.forwarded)),
+            keep_alive_s=runner.keep_s,
         )
 
     def present(self) -> list[str]:
@@ -264,7 +265,7 @@ class Scheduler:
             model.terms = request.terms
 
     def _serve(self, request: Request, runner: Runner, now: float) -> None:
-        waited_s = now - request.arrived_at
+        waited_s = round(now - request.arrived_at, 3)
         self._mark_used(runner)
         if request.is_load:
             if request.keep_alive_s is not None:
@@ -381,6 +382,8 @@ class Scheduler:
             return
         self._requests[request.id] = request
         model.terms = event.terms
+        # Somebody asks: what failed before is tried again, and nobody waits minutes for the answer.
+        model.not_ahead_before = 0.0
         self._plan(model, Ahead("asked", "asked for ahead of need", request=request.id))
 
     def _why_not_ahead(self, model: Model, now: float) -> str:
@@ -440,7 +443,7 @@ class Scheduler:
         self._spare_failures = 0
         model = self._model(runner.model)
         model.not_ahead_before = 0.0
-        took_s = now - runner.told_at
+        took_s = round(now - runner.told_at, 3)
         self._announce("loaded", runner, f"loaded in {took_s:.2f} s", took_s)
         if runner.is_unused:
             self._announce("preloaded", runner, runner.why, took_s)
@@ -528,7 +531,7 @@ class Scheduler:
         unloading, model.unloading = model.unloading, []
         for request in unloading:
             del self._requests[request.id]
-            self._effects.append(say.Done(request.id, now - request.arrived_at))
+            self._effects.append(say.Done(request.id, round(now - request.arrived_at, 3)))
         if model.waiting:
             self._want(model.name)
 
@@ -613,6 +616,10 @@ class Scheduler:
             )
         if runner is not None:
             return Overloaded(f"{model.name} was still {runner.phase} after {waited_s} s", model=model.name)
+        if model.hold is not None and model.hold.state == "asked":
+            return DeadlineExceeded(
+                f"{model.name} waited {waited_s} s for an answer about its memory", model=model.name
+            )
         return self._no_room(model, f"within {waited_s} s")
 
     # Room

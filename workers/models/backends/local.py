@@ -255,7 +255,8 @@ def _too_long(tokens: int, window: int, more: str = "") -> Unprocessable:
 def _size(question: Question) -> int:
     if question.text is not None:
         return len(question.text)
-    return sum(_message_size(message) for message in question.messages)
+    tools = len(msgspec.json.encode(question.tools)) if question.tools else 0
+    return tools + sum(_message_size(message) for message in question.messages)
 
 
 def _message_size(message: ChatMessage) -> int:

@@ -8,12 +8,14 @@ Source: the GGUF specification; the Hugging Face transformers guides on chat tem
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from schemas.bodies.model import Sampling
 from workers.models.gguf_header import UnusableFile, read_header
 
 # Field of schemas.bodies.model.Sampling -> its name in general.sampling.*, and in generation_config.json.
@@ -47,7 +49,7 @@ def words_of_gguf(path: Path) -> OwnWords:
     return OwnWords(
         chat_template=header.text("tokenizer.chat_template") or None,
         context_tokens=header.context_tokens,
-        sampling={field: value for field, value in found.items() if value is not None},
+        sampling=_usable(found),
     )
 
 
@@ -64,8 +66,17 @@ def words_of_folder(folder: Path) -> OwnWords:
     return OwnWords(
         chat_template=_template(folder),
         context_tokens=next((window for window in windows if 0 < window < 2**31), 0),
-        sampling={field: value for field, value in found.items() if isinstance(value, int | float)},
+        sampling=_usable(found),
     )
+
+
+def _usable(found: dict[str, Any]) -> dict[str, float]:
+    """What a request could ask for too: a file is no more to be trusted than a caller, and holds NaN where it likes."""
+    usable = {}
+    for field, value in found.items():
+        with contextlib.suppress(msgspec.ValidationError):
+            usable[field] = getattr(msgspec.convert({field: value}, Sampling), field)
+    return {field: value for field, value in usable.items() if value is not None}
 
 
 def _template(folder: Path) -> str | None:

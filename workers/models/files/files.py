@@ -177,8 +177,9 @@ class Files:
             await self.scan()
             entry = self._catalogue.entry(request.model)
             name = entry.info.name
-            self._check_not_loaded(entry)
+            # What can never go is not to be unloaded first.
             self._check_deletable(entry)
+            self._check_not_loaded(entry)
             try:
                 freed = await in_thread(_remove, entry)
             except OSError as error:

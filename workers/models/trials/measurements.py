@@ -11,6 +11,7 @@ import msgspec
 
 from schemas.bodies.model_trials import MetricEntry, MetricList, MetricRecord, MetricRecorded, Metrics
 from schemas.errors import BadRequest, Conflict
+from schemas.values import require_json
 from workers.models.records import Records
 
 # Measurements kept: the newest to arrive. Some 200 bytes each.
@@ -34,6 +35,7 @@ class Measurements:
             number = getattr(request, field)
             if number is not None and not math.isfinite(number):
                 raise BadRequest(f"field {field!r} is {number}, it must be a finite number", field=field)
+        require_json(request.details, "details")
         metric_id = request.metric_id or id.hex()
         row = (metric_id, request.agent, request.metric, request.value)
 

@@ -25,6 +25,7 @@ from schemas.bodies.model_trials import (
 )
 from schemas.errors import BadRequest, BusError, Conflict, NotFound, TooLarge
 from schemas.limits import MAX_BODY_BYTES
+from schemas.values import require_json
 from workers.models.records import Records
 from workers.models.trials.differences import difference_of
 from workers.models.trials.scoring import Scored
@@ -161,6 +162,7 @@ class Results:
 
 
 def _recorded(request: EvaluationRecord, evaluation_id: str) -> Evaluation:
+    require_json(request.details, "details")
     at = time.time() if request.at is None else request.at
     cycle = {"cycle_id": request.cycle_id} if request.cycle_id else {}
     return Evaluation(
