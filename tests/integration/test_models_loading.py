@@ -377,7 +377,7 @@ class Seer:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def record(self, model: str, at: float) -> None:
+    def record(self, model: str, at: float, caller: str = "") -> None:
         self.seen.append(model)
 
     def predict(self, now: float, horizon_s: float) -> list[Forecast]:

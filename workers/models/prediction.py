@@ -117,7 +117,7 @@ _LEAD_MIN: Final = 4.0
 
 # How fast outcomes move the weights, and where they begin: as the mean of the rates, and a third of what each other view
 # knows beyond them. Faster forgets what is true for most; slower learns a new installation too late (bench_prediction).
-_LEARNING: Final = 0.005
+_LEARNING: Final = 0.01
 _FIRST_WEIGHTS: Final = (*(1 / 3,) * _BASES, *(0.6,) * (len(_VIEWS) - _BASES), 0.0)
 
 # Weights are kept apart by how long a model has been unused, in seconds: what tells of a pause in a conversation tells
@@ -131,9 +131,8 @@ _SURE: Final = 1.0
 _LESSONS: Final = 64
 _LESSON_S: Final = 600.0
 
-# Logits are cut there: a chance of one in 150, or all but that. After a long pause the rates say far less, and what one
-# view is sure of would not outweigh them.
-_LOGIT: Final = 5.0
+# Logits are cut there: a chance of one in ten thousand, or all but that.
+_LOGIT: Final = 9.2
 _RAREST: Final = 1 / (1 + math.exp(_LOGIT))
 
 _VERSION: Final = 2
