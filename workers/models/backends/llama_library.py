@@ -24,10 +24,6 @@ _LEVELS: Final = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logg
 _CONTINUED: Final = 5
 
 
-# llama.cpp calls the last one for as long as the process lives; one that was freed would be a crash at its next word.
-_callbacks: Final[list[Any]] = []
-
-
 class LibraryMissing(Exception):
     """llama-cpp-python is not installed, or its native library cannot be loaded; the message says what to do."""
 
@@ -53,21 +49,19 @@ def load_library() -> Any:
             del sys.modules["llama_cpp"]
 
 
-def set_log(library: Any, receive: Callable[[int, bytes, Any], None]) -> None:
-    """Have llama.cpp call `receive` with each piece of its log: level, text, None."""
-    callback = library.llama_log_callback(receive)
-    _callbacks.append(callback)
-    library.llama_log_set(callback, ctypes.c_void_p(0))
-
-
 class LogRouter:
-    """Sends llama.cpp's log to `logging` at debug, so that it never floods stderr, and keeps its last error lines."""
+    """Sends llama.cpp's log to `logging` at debug, so that it never floods stderr, and keeps its last error lines.
+
+    listener: called with each line besides, for work that tells its progress in the log.
+    """
 
     def __init__(self, library: Any) -> None:
         self.errors: list[str] = []
+        self.listener: Callable[[str], None] | None = None
         self._line = ""
         self._level = 0
-        set_log(library, self._receive)
+        self._callback = library.llama_log_callback(self._receive)
+        library.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, _user: Any) -> None:
         if level != _CONTINUED:
@@ -80,11 +74,13 @@ class LogRouter:
             self.errors = [*self.errors[-7:], line]
         if line:
             log.debug(line)
+            if self.listener is not None:
+                self.listener(line)
 
 
 @functools.lru_cache(maxsize=1)
 def log_router(library: Any) -> LogRouter:
-    """The process's one router: llama.cpp keeps a single log callback."""
+    """The process's one router: llama.cpp keeps a single log callback, which must not be freed."""
     return LogRouter(library)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import Unprocessable, Unsupported
-from workers.models.backends.llama_library import LibraryMissing, load_library, set_log
+from workers.models.backends.llama_library import LibraryMissing, load_library, log_router
 from workers.models.convert.types import QUANTISED
 
 # "[  12/ 291]  blk.0.attn_q.weight - ..." in llama.cpp's log, one for each tensor.
@@ -31,22 +31,25 @@ def quantise(source: Path, target: Path, type: str, *, threads: int, report: Rep
     total = source.stat().st_size
     reasons: list[str] = []
 
-    def on_log(level: int, text: bytes, user: object) -> None:
-        line = text.decode("utf-8", "replace")
+    def on_line(line: str) -> None:
         tensor = _TENSOR.match(line)
         if tensor is not None:
             report(total * int(tensor.group(1)) // max(int(tensor.group(2)), 1), total)
         elif _FAILED in line:
             reasons.append(line.partition(_FAILED)[2].strip())
 
-    set_log(library, on_log)
     params = library.llama_model_quantize_default_params()
     params.ftype = QUANTISED[type].ftype
     params.nthread = threads
     # A source that is quantised already loses more, and how much is measured afterwards.
     params.allow_requantize = True
     report(0, total)
-    status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    router = log_router(library)
+    router.listener = on_line
+    try:
+        status = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    finally:
+        router.listener = None
     if status != 0:
         raise Unprocessable(f"llama.cpp cannot quantise it: {'; '.join(reasons) or f'status {status}'}")
     report(total, total)
