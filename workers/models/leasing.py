@@ -200,6 +200,9 @@ class Leasing:
     async def _give_back(self, lease: _Lease) -> None:
         try:
             await self._client.request("resource.lease.release", LeaseRelease(lease_id=lease.id), timeout_s=_ANSWER_S)
+        except NoWorker:
+            # Said once already; and where the whole house stops, the books are often closed before the last model left.
+            log.debug("nobody to give a lease back to", extra={"action": "model.lease.left", "lease_id": lease.id})
         except BusError as error:
             log.info("lease not given back, it runs out", extra={"action": "model.lease.left", "error": str(error)})
 

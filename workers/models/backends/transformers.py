@@ -13,7 +13,10 @@ from typing import Any
 from schemas.errors import Unprocessable, Unsupported
 from workers.models.backends.backend import LoadFailed, LoadOptions, TokenModel
 
-_MISSING = "the backend 'transformers' needs torch, transformers and safetensors; install the extra 'learning'"
+_MISSING = (
+    "the backend 'transformers' needs torch, transformers and safetensors, the extra 'learning': pip install -c"
+    " constraints.txt '.[learning]' in the project's folder"
+)
 
 
 def load(path: Path, options: LoadOptions) -> TokenModel:
