@@ -37,7 +37,7 @@ from workers.models.convert.handlers import register
 from workers.models.convert.types import QUANTISED
 from workers.models.files.files import Files
 from workers.models.gguf_header import read_header
-from workers.models.records import Records
+from workers.models.records import model_records
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -75,7 +75,7 @@ def rig(serve_broker: Any) -> Callable[..., Any]:
         async with serve_broker() as settings:
             root = settings.path("models")
             root.mkdir(parents=True, exist_ok=True)
-            records = Records(settings.path("models.db"))
+            records = model_records(settings.path("models.db"))
             await records.open()
             worker = Worker("model", settings)
             files = Files(settings, Catalogue([root, SHIPPED_ROOT]), records, worker.client, lambda info: info)

@@ -22,7 +22,7 @@ from workers.memory.service import service
 from workers.models.catalogue import SHIPPED_ROOT, Catalogue
 from workers.models.files import handlers, mirror, reading
 from workers.models.files.files import Files
-from workers.models.records import Records
+from workers.models.records import model_records
 
 Serve = Callable[..., AbstractAsyncContextManager[Settings]]
 
@@ -35,7 +35,7 @@ async def serving(settings: Settings) -> AsyncIterator[Client]:
     """The part on a worker of its own, and a client."""
     root = settings.path("models")
     root.mkdir(parents=True, exist_ok=True)
-    records = Records(settings.path("models.db"))
+    records = model_records(settings.path("models.db"))
     await records.open()
     worker = Worker("model", settings)
     files = Files(settings, Catalogue([root, SHIPPED_ROOT]), records, worker.client, lambda info: info)

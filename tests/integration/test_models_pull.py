@@ -46,7 +46,7 @@ from workers.models.pull.download import SPARE_BYTES
 from workers.models.pull.handlers import register
 from workers.models.pull.pulls import Pulls, _lock
 from workers.models.pull.web import Patience
-from workers.models.records import Records
+from workers.models.records import model_records
 
 pytest.importorskip("httpx", reason="httpx is not installed")
 
@@ -1034,7 +1034,7 @@ async def test_what_was_fetched_is_in_the_catalogue_with_its_source(serve_broker
         settings = msgspec.structs.replace(settings, models=msgspec.structs.replace(settings.models, hub_url=web.url))
         root = settings.path("models")
         root.mkdir(parents=True)
-        records = Records(settings.path("models.db"))
+        records = model_records(settings.path("models.db"))
         await records.open()
         worker = Worker("model", settings)
         catalogue = Files(settings, Catalogue([root]), records, worker.client, lambda info: info)

@@ -28,7 +28,7 @@ from schemas.errors import (
     Unsupported,
     WorkerLost,
 )
-from workers.models.records import Records
+from workers.models.records import model_records
 from workers.models.trials import results, scoring
 from workers.models.trials.handlers import Trials, register
 
@@ -167,7 +167,7 @@ class House:
 @asynccontextmanager
 async def trials_on(settings: Settings) -> AsyncIterator[Trials]:
     worker = Worker("model", settings, instance="trials")
-    records = Records(settings.path("models.db"))
+    records = model_records(settings.path("models.db"))
     await records.open()
     trials = Trials(settings, worker, records)
     register(worker, trials)

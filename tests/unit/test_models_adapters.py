@@ -29,7 +29,7 @@ from workers.models.adapters.registry import AdapterRegistry
 from workers.models.backends.backend import AdapterFile
 from workers.models.catalogue import SHIPPED_ROOT
 from workers.models.gguf_header import UnusableFile
-from workers.models.records import Records
+from workers.models.records import model_records
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -73,7 +73,7 @@ class House:
     def __init__(self, settings: Settings) -> None:
         self.runners = FakeRunners()
         self.events: list[tuple[str, AdapterChange]] = []
-        self.records = Records(settings.path("models.db"))
+        self.records = model_records(settings.path("models.db"))
         self.registry = AdapterRegistry(settings, self.records, self.find, self.runners, self.publish)
 
     def find(self, name: str) -> ModelInfo:

@@ -23,7 +23,7 @@ from tests.gguf_files import write_parts
 from workers.models.catalogue import SHIPPED_ROOT, Catalogue
 from workers.models.files import hashes, kept, mirror, reading
 from workers.models.files.files import Files
-from workers.models.records import Records
+from workers.models.records import model_records
 
 DEMO = SHIPPED_ROOT / "olympus-demo.gguf"
 DEMO_SHA256 = hashlib.sha256(DEMO.read_bytes()).hexdigest()
@@ -82,7 +82,7 @@ class House:
         self.root = settings.path(settings.models.roots[0])
         self.loaded: set[str] = set()
         self.catalogue = Catalogue([self.root, SHIPPED_ROOT])
-        self.records = Records(settings.path("models.db"))
+        self.records = model_records(settings.path("models.db"))
         self.files = Files(settings, self.catalogue, self.records, memory, self.overlay)  # type: ignore[arg-type]
 
     def overlay(self, info: ModelInfo) -> ModelInfo:

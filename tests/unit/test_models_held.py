@@ -19,7 +19,7 @@ from workers.models.decisions import Room
 from workers.models.eviction import Candidate, enough_for, in_order
 from workers.models.facts import Facts
 from workers.models.leasing import holders, rooms_for
-from workers.models.records import Records
+from workers.models.records import model_records
 from workers.models.routing.rules import ModelRules, RemoteModel
 from workers.models.stats import RECENT, Stats
 from workers.models.terms import Keep, Wish, terms_of, window
@@ -186,7 +186,7 @@ def answer(tokens: int, first_token_s: float, generate_s: float) -> UsageEvent:
 
 async def test_figures_uses_and_keeps_survive_and_stay_bounded(tmp_path: Path) -> None:
     """What was counted is there again, of latencies the last thousand; an empty keep is forgotten."""
-    records = Records(tmp_path / "models.db")
+    records = model_records(tmp_path / "models.db")
     await records.open()
     try:
         stats = Stats(records)
@@ -228,7 +228,7 @@ async def test_figures_that_cannot_be_written_are_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk costs no count and no use."""
-    records = Records(tmp_path / "models.db")
+    records = model_records(tmp_path / "models.db")
     await records.open()
     try:
         stats = Stats(records)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from bus.logs import configure_logging
+from bus.records import UnusableRecords
 from bus.settings import SettingsError, leave_misconfigured, settings_of_process
 from bus.transport import install_fast_loop
-from workers.models.records import UnusableRecords
 from workers.models.service import serve
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from bus.client import Client
+from bus.records import Records
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies.model import (
@@ -71,7 +72,6 @@ from workers.models.control import (
 from workers.models.holding import Phase
 from workers.models.leasing import Leasing
 from workers.models.prediction import Predictor
-from workers.models.records import Records
 from workers.models.relay import RELAYED, Relay, Relays, caller_of
 from workers.models.routing.rules import Rules
 from workers.models.runner_process import RunnerProcess

@@ -1,100 +1,15 @@
-"""What the model service keeps: one SQLite file below home, used by one thread.
-
-The schema is the files of `schema/`, each applied once in the order of their names. A part of the service brings its own
-file and its own statements; this module knows neither.
-"""
+"""The file of records of the model service."""
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from schemas.errors import Internal
-
-T = TypeVar("T")
+from bus.records import Records
 
 _SCHEMA: Final = Path(__file__).parent / "schema"
 
-# Another process that has the file open (a backup) holds it for a moment at most.
-_BUSY_MS: Final = 5_000
 
-
-class UnusableRecords(Exception):
-    """The file cannot be used; the message says why and what helps."""
-
-
-class Records:
-    """The file and its thread. `open` before the first use, `close` after the last."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model records")
-        self._connection: sqlite3.Connection | None = None
-
-    async def open(self) -> None:
-        """Open the file and bring its schema up to date. Raises UnusableRecords."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
-
-    async def close(self) -> None:
-        """Finish what was asked, then close the file."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown()
-
-    async def run(self, statements: Callable[[sqlite3.Connection], T]) -> T:
-        """What `statements` answers, in one transaction: all of it is on disk when this returns, or nothing.
-
-        Raises Internal when SQLite does.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, statements)
-
-    def _run(self, statements: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._connection
-        if connection is None:
-            raise Internal("the records of the model service are closed")
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = statements(connection)
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise Internal(f"{self.path}: {error}") from error
-        return result
-
-    def _open(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            _migrate(connection)
-        except (sqlite3.Error, OSError) as error:
-            raise UnusableRecords(
-                f"{self.path} cannot be used: {error}. It holds hashes, adapters, usage and results of models; the"
-                " models themselves are elsewhere. Move it away to begin with an empty one"
-            ) from error
-        self._connection = connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
-    done = {name for (name,) in connection.execute("SELECT name FROM migrations")}
-    for file in sorted(_SCHEMA.glob("*.sql")):
-        if file.name not in done:
-            connection.executescript(
-                f"BEGIN; {file.read_text(encoding='utf-8')}; INSERT INTO migrations VALUES ('{file.name}'); COMMIT;"
-            )
+def model_records(path: Path) -> Records:
+    """The records of models at `path`, not yet open."""
+    return Records(path, _SCHEMA, "hashes, adapters, usage and results of models; the models themselves are elsewhere")

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Final
 
 from bus.device_lock import DeviceLock
 from bus.logs import configure_logging
+from bus.parent import die_with_parent
 from bus.settings import ModelSettings
 from bus.transport import install_fast_loop
 from bus.worker import Call, Worker
@@ -68,7 +69,6 @@ from workers.models.control import (
 )
 from workers.models.footprint import ram_bytes, vram_bytes
 from workers.models.gguf_header import UnusableFile
-from workers.models.parent import die_with_parent
 from workers.models.relay import caller_of
 
 log = logging.getLogger("olympus.models.runner")

@@ -39,7 +39,7 @@ from workers.models.files.files import Files
 from workers.models.loading import Loading
 from workers.models.pull import handlers as pull_handlers
 from workers.models.pull.pulls import Pulls
-from workers.models.records import Records
+from workers.models.records import model_records
 from workers.models.routing import handlers as routing_handlers
 from workers.models.routing.routing import Routing, with_options
 from workers.models.routing.rules import load_rules
@@ -69,7 +69,7 @@ class ModelService:
         self._settings = settings
         rules = load_rules(settings)
         catalogue = Catalogue([*(settings.path(root) for root in models.roots), SHIPPED_ROOT], rules)
-        self._records = Records(settings.path("models.db"))
+        self._records = model_records(settings.path("models.db"))
         self._tokenizer = TokenizerProcess()
         worker = self.worker = Worker("model", settings, capacity=CAPACITY)
         self._loading = Loading(settings, worker, catalogue, self._records, rules)

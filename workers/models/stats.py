@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
+from bus.records import Records
 from schemas.bodies.model import LatencyFigures, ModelFigures, UsageCount, UsageEvent
 from schemas.errors import Internal
-from workers.models.records import Records
 from workers.models.terms import Keep
 
 # Answers over which latencies are shown (schemas.bodies.model.LatencyFigures).

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from bus.parent import die_with_parent
 from workers.models.backends.llama_library import (
     LibraryMissing,
     load_library,
@@ -26,7 +27,6 @@ from workers.models.backends.llama_library import (
     reason_of_failure,
     tokenize,
 )
-from workers.models.parent import die_with_parent
 
 # Vocabularies held at once: a large one is some 60 MB.
 VOCABULARIES: Final = 2

@@ -28,9 +28,9 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.parent import die_with_parent
 from workers.models.gguf_header import GgufHeader, UnusableFile
 from workers.models.gguf_header import read_header as read_gguf
-from workers.models.parent import die_with_parent
 from workers.models.safetensors_header import read_header as read_safetensors
 
 CONFIG: Final = "adapter_config.json"

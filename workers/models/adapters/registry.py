@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from bus.records import Records
 from bus.settings import Settings
 from schemas.bodies.model import ModelInfo
 from schemas.bodies.model_files import (
@@ -39,7 +40,6 @@ from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
 from workers.models.adapters.conversion import convert_apart
 from workers.models.adapters.convert import Converted
 from workers.models.backends.backend import AdapterFile
-from workers.models.records import Records
 
 Publish = Callable[[str, AdapterChange], Awaitable[None]]
 

@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Final
 
-from workers.models.parent import die_with_parent
+from bus.parent import die_with_parent
 
 # Between two looks at a program that was asked to end.
 _LOOK_S: Final = 0.05

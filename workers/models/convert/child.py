@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from bus.parent import die_with_parent
 from schemas.errors import BusError
 from workers.models.convert import saying
-from workers.models.parent import die_with_parent
 
 # Converting waits for those who talk to a model.
 _NICENESS: Final = 10

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from bus.client import Client
+from bus.records import Records
 from bus.settings import Settings
 from bus.worker import Call
 from schemas.bodies.model import ModelInfo, ModelList, Models, ModelShow
@@ -36,7 +37,6 @@ from workers.models.files.intake import Intake
 from workers.models.files.kept import Kept
 from workers.models.files.mirror import Mirror
 from workers.models.files.reading import in_thread
-from workers.models.records import Records
 
 log = logging.getLogger("olympus.models")
 

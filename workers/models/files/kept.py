@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from bus.records import Records
 from schemas.bodies.model import ModelVersion
 from workers.models.found import FoundFile, Stamp
-from workers.models.records import Records
 
 # Versions kept of a name, the newest: what is trained or written again and again would fill every list of models.
 _VERSIONS_MAX: Final = 64

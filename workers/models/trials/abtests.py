@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from bus.records import Records
 from schemas.bodies.model_trials import (
     AbTestAssign,
     AbTestAssigned,
@@ -27,7 +28,6 @@ from schemas.bodies.model_trials import (
     Variant,
 )
 from schemas.errors import BadRequest, Conflict, NotFound
-from workers.models.records import Records
 from workers.models.trials import verdict as verdicts
 from workers.models.trials.assignment import variant_of
 from workers.models.trials.sequential import Kind, Outcomes

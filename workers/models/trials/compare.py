@@ -10,11 +10,11 @@ from typing import Final
 import msgspec
 
 from bus.client import Client
+from bus.records import Records
 from bus.worker import Call
 from schemas.bodies.model import Chat, Generate, Generation, Sampling
 from schemas.bodies.model_trials import Compare, CompareAnswer, CompareGet, ComparePart, ComparePick, Comparison
 from schemas.errors import BadRequest, BusError, NotFound
-from workers.models.records import Records
 from workers.models.trials.asking import Asking
 from workers.models.trials.running import Running
 

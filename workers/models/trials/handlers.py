@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bus.records import Records
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies import model_trials as bodies
-from workers.models.records import Records
 from workers.models.trials.abtests import AbTesting
 from workers.models.trials.benchmark import Benchmarking
 from workers.models.trials.compare import Comparing

@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
+from bus.records import Records
 from schemas.bodies.model_trials import MetricEntry, MetricList, MetricRecord, MetricRecorded, Metrics
 from schemas.errors import BadRequest, Conflict
 from schemas.values import require_json
-from workers.models.records import Records
 
 # Measurements kept: the newest to arrive. Some 200 bytes each.
 _KEPT: Final = 1_000_000

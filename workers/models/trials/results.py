@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from bus.client import Client
+from bus.records import Records
 from schemas.bodies.model_trials import (
     CaseResult,
     Evaluation,
@@ -26,7 +27,6 @@ from schemas.bodies.model_trials import (
 from schemas.errors import BadRequest, BusError, Conflict, NotFound, TooLarge
 from schemas.limits import MAX_BODY_BYTES
 from schemas.values import require_json
-from workers.models.records import Records
 from workers.models.trials.differences import difference_of
 from workers.models.trials.scoring import Scored
 

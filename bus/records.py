@@ -1,0 +1,102 @@
+"""What a small service keeps: one SQLite file below home, used by one thread.
+
+The schema is the SQL files of a folder, each applied once in the order of their names. A part of a service brings its
+own file and its own statements; this module knows neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from schemas.errors import Internal
+
+T = TypeVar("T")
+
+# Another process that has the file open (a backup) holds it for a moment at most.
+_BUSY_MS: Final = 5_000
+
+
+class UnusableRecords(Exception):
+    """The file cannot be used; the message says why and what helps."""
+
+
+class Records:
+    """The file and its thread. `open` before the first use, `close` after the last.
+
+    schema: folder with the SQL files. holds: what is lost with the file, for the message when it cannot be used.
+    """
+
+    def __init__(self, path: Path, schema: Path, holds: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._holds = holds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{path.stem} records")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file and bring its schema up to date. Raises UnusableRecords."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+
+    async def close(self) -> None:
+        """Finish what was asked, then close the file."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    async def run(self, statements: Callable[[sqlite3.Connection], T]) -> T:
+        """What `statements` answers, in one transaction: all of it is on disk when this returns, or nothing.
+
+        Raises Internal when SQLite does.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, statements)
+
+    def _run(self, statements: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection
+        if connection is None:
+            raise Internal(f"{self.path} is closed")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = statements(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise Internal(f"{self.path}: {error}") from error
+        return result
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            _migrate(connection, self._schema)
+        except (sqlite3.Error, OSError) as error:
+            raise UnusableRecords(
+                f"{self.path} cannot be used: {error}. It holds {self._holds}. Move it away to begin with an empty one"
+            ) from error
+        self._connection = connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _migrate(connection: sqlite3.Connection, schema: Path) -> None:
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
+    done = {name for (name,) in connection.execute("SELECT name FROM migrations")}
+    for file in sorted(schema.glob("*.sql")):
+        if file.name not in done:
+            connection.executescript(
+                f"BEGIN; {file.read_text(encoding='utf-8')}; INSERT INTO migrations VALUES ('{file.name}'); COMMIT;"
+            )
