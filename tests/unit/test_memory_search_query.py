@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.memory.search.query import Query, Tokenizer, understand
+from workers.memory.search import query as query_module
+from workers.memory.search.query import Query, Tokenizer, Word, understand
 
 REFERENCE = 1_700_000_000.0
 TOKENIZER = Tokenizer()
@@ -84,3 +88,40 @@ def test_name_of_a_speaker_is_cut_into_words_and_a_role_has_none() -> None:
     """ "user" in a query means the thing."""
     assert TOKENIZER.name_words("Mary-Ann O'Neil") == {"mary", "ann", "o", "neil"}
     assert TOKENIZER.name_words("Assistant") == frozenset()
+
+
+def by_the_index(text: str) -> list[Word]:
+    """The words of a text as a full-text index has them."""
+    connection = sqlite3.connect(":memory:")
+    columns = []
+    for name, tokenizer in (("plain", "unicode61"), ("stems", "porter unicode61")):
+        connection.executescript(
+            f"CREATE VIRTUAL TABLE {name} USING fts5 (text, tokenize = '{tokenizer} remove_diacritics 2');"
+            f"CREATE VIRTUAL TABLE {name}_words USING fts5vocab ({name}, instance);"
+        )
+        connection.execute(f"INSERT INTO {name} (text) VALUES (?)", (text,))
+        columns.append([term for (term,) in connection.execute(f"SELECT term FROM {name}_words ORDER BY offset")])
+    connection.close()
+    return [Word(plain, stem) for plain, stem in zip(*columns, strict=True)]
+
+
+@given(
+    st.one_of(
+        st.text(st.characters(max_codepoint=127), max_size=60),
+        st.lists(
+            st.sampled_from("running Runs ran_off it's 12 1st cafe\u0301 \u00fcber CARESSES sky\0skies".split(" "))
+        ).map(" ".join),
+    )
+)
+def test_text_is_cut_as_the_full_text_index_cuts_it(text: str) -> None:
+    """Plain ASCII too, which is cut without it, and with stems that were remembered."""
+    assert TOKENIZER.words(text) == by_the_index(text)
+
+
+def test_forgotten_stems_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text may hold more words than are remembered."""
+    monkeypatch.setattr(query_module, "KEPT_STEMS", 2)
+    tokenizer = Tokenizer()
+
+    for text in ("walking talked sleeps", "sleeps", "talked walking talked"):
+        assert tokenizer.words(text) == by_the_index(text)

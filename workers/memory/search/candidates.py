@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from schemas.bodies.search import Filters
@@ -42,15 +42,6 @@ class Condition(NamedTuple):
     where: str
     values: list[Any]
     is_filter: bool
-
-
-class Detail(NamedTuple):
-    """What a hit shows besides its chunk."""
-
-    title: str | None
-    type: str | None
-    tags: list[str]
-    metadata: dict[str, Any]
 
 
 def condition(ns: str, filters: Filters, now: float) -> Condition:
@@ -201,7 +192,8 @@ def read_rows(
     }
     rows = connection.execute(
         'SELECT c.id, c.kind, c.source_id, c.stream, c.start, c."end", c.text, c.speaker, c.at, m.importance,'
-        f" coalesce(m.tags, d.tags) FROM {_KNOWN}{_SOURCES} WHERE {asked.where}",
+        " coalesce(m.tags, d.tags), d.title, coalesce(m.type, f.category), coalesce(m.metadata, d.metadata, t.metadata)"
+        f" FROM {_KNOWN}{_SOURCES} WHERE {asked.where}",
         (json.dumps(list(chunks)), *asked.values),
     )
     return [
@@ -219,8 +211,11 @@ def read_rows(
             tags=json.loads(tags) if tags and tags != "[]" else (),
             speaker_words=words(speaker) if speaker is not None else frozenset(),
             follows_question=links.before.get(chunk) in asking,
+            title=title,
+            type=type,
+            metadata=metadata,
         )
-        for chunk, kind, source_id, stream, start, end, text, speaker, at, importance, tags in rows
+        for chunk, kind, source_id, stream, start, end, text, speaker, at, importance, tags, title, type, metadata in rows
     ]
 
 
@@ -254,19 +249,6 @@ def first_chunks(connection: sqlite3.Connection, ns: str, memory_ids: Collection
         (ns, json.dumps(sorted(memory_ids))),
     )
     return [chunk for (chunk,) in rows]
-
-
-def details(connection: sqlite3.Connection, chunks: Iterable[int]) -> Mapping[int, Detail]:
-    """What the hits show besides their chunks, by chunk."""
-    rows = connection.execute(
-        "SELECT c.id, d.title, coalesce(m.type, f.category), coalesce(m.tags, d.tags, '[]'),"
-        f" coalesce(m.metadata, d.metadata, t.metadata) FROM {_KNOWN}{_SOURCES}",
-        (json.dumps(list(chunks)),),
-    )
-    return {
-        chunk: Detail(title, kind, json.loads(tags), unpack(metadata) if metadata else {})
-        for chunk, title, kind, tags, metadata in rows
-    }
 
 
 def waiting(connection: sqlite3.Connection, limit: int) -> int:

@@ -27,7 +27,7 @@ from workers.memory.records import Records
 from workers.memory.search import candidates
 from workers.memory.search.query import Query, Tokenizer, understand
 from workers.memory.search.text_index import Found, TextIndex
-from workers.memory.search.weighing import FILTERED_TIMES, Case, Weighing
+from workers.memory.search.weighing import FILTERED_TIMES, Case, Weighing, find_evidence
 from workers.memory.text import check_texts
 from workers.memory.vectors.encoder import Encoder
 from workers.memory.vectors.index import VectorIndex
@@ -85,7 +85,7 @@ class Searcher:
         try:
             # The encoder gets the query first: what the reader's thread does meanwhile costs no time.
             await asyncio.sleep(0)
-            query, found, only = await self._records.read(
+            query, found, only, evidence = await self._records.read(
                 lambda connection: self._find(connection, request, reference, now)
             )
             dense = await nearest
@@ -93,7 +93,7 @@ class Searcher:
             nearest.cancel()
         if only is not None and dense.cosines and len(only & dense.cosines.keys()) < min(request.k, len(only)):
             dense = await self._nearest(request, FAR_NEAREST)
-        case = Case(request, query, found, dense.cosines, only, reference, now)
+        case = Case(request, query, found, dense.cosines, only, evidence, reference, now)
         # One state of the database, so that what was found is still there when it is shown.
         hits, waiting = await self._records.read_whole(lambda connection: self._weigh(connection, case))
         if request.touch and hits:
@@ -124,20 +124,22 @@ class Searcher:
 
     def _find(
         self, connection: sqlite3.Connection, request: Search, reference: float, now: float
-    ) -> tuple[Query, Found, frozenset[int] | None]:
-        """The query, the chunks with its words, and those that fulfil the filters: None without filters or with many."""
+    ) -> tuple[Query, Found, frozenset[int] | None, list[int]]:
+        """All that is known without the vector: the fields `query`, `found`, `only` and `evidence` of a Case."""
         query = understand(request.query, reference, self._tokenizer)
         asked = candidates.condition(request.ns, request.filters, now)
         candidates.prepare(connection, request.filters)
         only = candidates.allowed(connection, asked) if asked.is_filter else None
         match request.mode:
             case "dense":
-                return query, _NOTHING_FOUND, only
+                found = _NOTHING_FOUND
             case "symbolic":
                 # Names and phrases are evidence; the other words are not looked for.
                 symbols = [term for term in query.terms if term.is_name or " " in term.match]
-                return query, self._text_index.find(connection, request.ns, symbols), only
-        return query, self._text_index.find(connection, request.ns, query.terms), only
+                found = self._text_index.find(connection, request.ns, symbols)
+            case _:
+                found = self._text_index.find(connection, request.ns, query.terms)
+        return query, found, only, find_evidence(connection, request, query, found, only)
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""

@@ -31,6 +31,9 @@ GENERIC_WORDS: Final = frozenset(
 # Names of speakers whose words are remembered; cutting one takes 80 microseconds.
 KEPT_NAMES: Final = 4_096
 
+# Words whose stems are remembered; cutting a query takes 60 microseconds, and 6 where its words are known.
+KEPT_STEMS: Final = 16_384
+
 # Speakers that are roles, not names: "user" and "system" in a query mean the things.
 ROLES: Final = frozenset("agent ai assistant bot developer function human model system tool user".split())
 
@@ -39,6 +42,7 @@ _ASKS_WHEN: Final = re.compile(
     r"\bwhen\b|\bhow (?:long|old|recently)\b|\b(?:what|which) (?:day|date|week|month|year|season|time)\b", re.IGNORECASE
 )
 _WORD: Final = re.compile(r"\w+")
+_ASCII_WORD: Final = re.compile(r"[a-z0-9]+")
 
 
 class Word(NamedTuple):
@@ -79,6 +83,7 @@ class Tokenizer:
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self._lock = threading.Lock()
         self._names: dict[str, frozenset[str]] = {}
+        self._stems: dict[str, str] = {}
         for name, tokenizer in (("plain", "unicode61"), ("stems", "porter unicode61")):
             self._connection.executescript(
                 f"CREATE VIRTUAL TABLE {name} USING fts5 (text, tokenize = '{tokenizer} remove_diacritics 2');"
@@ -87,17 +92,28 @@ class Tokenizer:
 
     def words(self, text: str) -> list[Word]:
         """The words of `text` in order."""
-        execute = self._connection.execute
         with self._lock:
-            execute("BEGIN")
-            try:
-                for table in ("plain", "stems"):
-                    execute(f"INSERT INTO {table} (rowid, text) VALUES (1, ?)", (text,))
-                plain = dict(execute("SELECT offset, term FROM plain_words"))
-                stems = dict(execute("SELECT offset, term FROM stems_words"))
-            finally:
-                execute("ROLLBACK")
-        return [Word(plain[offset], stems[offset]) for offset in sorted(plain)]
+            if not text.isascii():
+                return list(map(Word, self._cut("plain", text), self._cut("stems", text)))
+            # Where words begin and end in plain ASCII is known without SQLite.
+            plain = _ASCII_WORD.findall(text.lower())
+            unknown = [word for word in dict.fromkeys(plain) if word not in self._stems]
+            if unknown:
+                stems = zip(unknown, self._cut("stems", " ".join(unknown)), strict=True)
+                self._stems.update(stems)
+            words = [Word(word, self._stems[word]) for word in plain]
+            if len(self._stems) > KEPT_STEMS:
+                self._stems.clear()
+        return words
+
+    def _cut(self, table: str, text: str) -> list[str]:
+        execute = self._connection.execute
+        execute("BEGIN")
+        try:
+            execute(f"INSERT INTO {table} (rowid, text) VALUES (1, ?)", (text,))
+            return [term for (term,) in execute(f"SELECT term FROM {table}_words ORDER BY offset")]
+        finally:
+            execute("ROLLBACK")
 
     def name_words(self, speaker: str) -> frozenset[str]:
         """The words by which a query may name the speaker; none of a role."""

@@ -56,7 +56,10 @@ DEFAULT_IMPORTANCE: Final = 0.5
 
 
 class Row(NamedTuple):
-    """A chunk as ranking sees it. `follows_question`: the chunk before it in its stream asks something."""
+    """A chunk as ranking sees it. `follows_question`: the chunk before it in its stream asks something.
+
+    title, type, metadata (msgpack): what a hit shows besides, read along because a second query would cost more.
+    """
 
     id: int
     kind: str
@@ -71,6 +74,9 @@ class Row(NamedTuple):
     tags: Sequence[str]
     speaker_words: frozenset[str]
     follows_question: bool
+    title: str | None = None
+    type: str | None = None
+    metadata: bytes | None = None
 
 
 class Ranked(NamedTuple):

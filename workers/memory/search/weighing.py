@@ -26,6 +26,7 @@ from workers.memory.search.ranking import (
     with_relation,
 )
 from workers.memory.search.text_index import Found, said_by
+from workers.memory.values import unpack
 
 # Candidates are this many times as many where filters will leave some of them out.
 FILTERED_TIMES: Final = 4
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     """One search and what is known of it so far.
 
     reference: the time at which the query is asked; now: the present, for what has expired; epoch seconds. only: the
-    chunks that fulfil the filters, None where there are no filters or too many such chunks.
+    chunks that fulfil the filters, None where there are no filters or too many such chunks. evidence: see `find_evidence`.
     """
 
     request: Search
@@ -50,8 +51,35 @@ class Case(NamedTuple):
     found: Found
     cosines: dict[int, float]
     only: frozenset[int] | None
+    evidence: list[int]
     reference: float
     now: float
+
+
+def find_evidence(
+    connection: sqlite3.Connection, request: Search, query: Query, found: Found, only: frozenset[int] | None
+) -> list[int]:
+    """Chunks that the query's times, tags and speakers bring in whatever their words and meaning; of `only` unless None."""
+    if request.mode in ("dense", "text"):
+        return []
+    has_topic = _has_topic(request, query, found)
+    limit = candidates.EVIDENCE_CHUNKS if has_topic else candidates.EVIDENCE_CHUNKS_ALONE
+    chunks: list[int] = []
+    for span in query.times:
+        if math.isfinite(span.since) and math.isfinite(span.until):
+            chunks += candidates.in_time(connection, request.ns, span, limit)
+    words = {word for term in query.terms for word in (term.label, term.stem)}
+    if words:
+        chunks += candidates.tagged(connection, request.ns, words, limit)
+    if found.speakers and not has_topic:
+        chunks += said_by(connection, request.ns, found.speakers, limit)
+    return [chunk for chunk in dict.fromkeys(chunks) if only is None or chunk in only]
+
+
+def _has_topic(request: Search, query: Query, found: Found) -> bool:
+    if request.mode == "symbolic":
+        return False
+    return any(term.is_topic and term.label not in found.speakers for term in query.terms)
 
 
 class Weighing:
@@ -68,20 +96,18 @@ class Weighing:
         self._links = Neighbours()
         self._has_others = False
         self._asked = candidates.condition(case.request.ns, case.request.filters, case.now)
-        has_topic = any(term.is_topic and term.label not in case.found.speakers for term in case.query.terms)
-        self._has_topic = has_topic and case.request.mode != "symbolic"
+        self._has_topic = _has_topic(case.request, case.query, case.found)
 
     def hits(self) -> list[SearchHit]:
         """The best hits."""
         request, settings = self._case.request, self._settings
         count = max(settings.candidates, 2 * request.k) * (FILTERED_TIMES if self._asked.is_filter else 1)
-        evidence = self._evidence()
-        ranked = self._best(count, self._case.only, evidence)
+        ranked = self._best(count, self._case.only)
         if self._asked.is_filter and self._case.only is None and len(ranked) < 2 * request.k:
             fulfilling = candidates.fulfilling(self._connection, self._relevance.known(), self._asked)
-            ranked = self._best(count, fulfilling, evidence)
+            ranked = self._best(count, fulfilling)
         elif self._has_others:
-            ranked = self._best(count, candidates.Own(self._connection, request.ns), evidence)
+            ranked = self._best(count, candidates.Own(self._connection, request.ns))
         if self._has_topic:
             ranked = above_floor(ranked, self._relevance, settings)
         elif request.mode in ("hybrid", "symbolic"):
@@ -90,10 +116,12 @@ class Weighing:
             ranked = self._with_relations(ranked)
         return self._shown([hit for hit in ranked if hit.score >= request.min_score][: request.k])
 
-    def _best(self, count: int, allowed: Container[int] | None, evidence: list[int]) -> list[Ranked]:
+    def _best(self, count: int, allowed: Container[int] | None) -> list[Ranked]:
         """The best of the chunks in `allowed`, of what stands beside them, and of the evidence."""
-        beside = self._beside([*self._seeds(count, allowed), *evidence])
-        best = narrow(self._relevance, self._links, beside, self._settings, count)
+        evidence = self._case.evidence
+        best = self._beside([*self._seeds(count, allowed), *evidence])
+        if len(best) > count:
+            best = narrow(self._relevance, self._links, best, self._settings, count)
         return self._ranked({*best, *evidence})
 
     def _beside(self, seeds: Collection[int]) -> list[int]:
@@ -110,24 +138,6 @@ class Weighing:
         if self._case.request.mode == "symbolic" and self._asked.is_filter and not self._case.found.masks:
             return candidates.newest(self._connection, self._asked, count)
         return only if only is not None and len(only) <= count else self._relevance.seeds(count, allowed)
-
-    def _evidence(self) -> list[int]:
-        """Chunks that the query's times, tags and speakers bring in whatever their words and meaning."""
-        request, query, found = self._case.request, self._case.query, self._case.found
-        if request.mode in ("dense", "text"):
-            return []
-        limit = candidates.EVIDENCE_CHUNKS if self._has_topic else candidates.EVIDENCE_CHUNKS_ALONE
-        chunks: list[int] = []
-        for span in query.times:
-            if math.isfinite(span.since) and math.isfinite(span.until):
-                chunks += candidates.in_time(self._connection, request.ns, span, limit)
-        words = {word for term in query.terms for word in (term.label, term.stem)}
-        if words:
-            chunks += candidates.tagged(self._connection, request.ns, words, limit)
-        if found.speakers and not self._has_topic:
-            chunks += said_by(self._connection, request.ns, found.speakers, limit)
-        only = self._case.only
-        return [chunk for chunk in dict.fromkeys(chunks) if only is None or chunk in only]
 
     def _ranked(self, chunks: Collection[int]) -> list[Ranked]:
         rows = candidates.read_rows(self._connection, chunks, self._asked, self._links, self._tokenizer.name_words)
@@ -163,10 +173,9 @@ class Weighing:
         return order(related)
 
     def _shown(self, best: list[Ranked]) -> list[SearchHit]:
-        details = candidates.details(self._connection, [hit.row.id for hit in best])
         hits = []
         for hit in best:
-            row, detail = hit.row, details[hit.row.id]
+            row = hit.row
             hits.append(
                 SearchHit(
                     id=row.source_id,
@@ -179,10 +188,10 @@ class Weighing:
                     chunk=row.id,
                     speaker=row.speaker,
                     stream=row.stream,
-                    title=detail.title,
-                    type=detail.type,
-                    tags=detail.tags,
-                    metadata=detail.metadata,
+                    title=row.title,
+                    type=row.type,
+                    tags=list(row.tags),
+                    metadata=unpack(row.metadata) if row.metadata else {},
                     importance=row.importance,
                     signals=self._signals(hit) if self._case.request.explain else None,
                 )
