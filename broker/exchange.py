@@ -41,7 +41,7 @@ from bus import zmtp
 from bus.deadlines import SLOT_S
 from bus.settings import Settings
 from bus.worker import rss_bytes
-from schemas import subjects
+from schemas import catalog, subjects
 from schemas.bodies import control
 from schemas.envelope import MAGIC, REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of
 from schemas.errors import BadRequest, BusError, TooLarge
@@ -422,7 +422,10 @@ class Exchange:
     def _must_log(self, subject: str) -> bool:
         is_logged = self._is_logged.get(subject)
         if is_logged is None:
-            is_logged = any(subjects.matches(pattern, subject) for pattern in self.settings.broker.log_subjects)
+            event = catalog.event_for(subject)
+            is_logged = (event is None or event.is_kept) and any(
+                subjects.matches(pattern, subject) for pattern in self.settings.broker.log_subjects
+            )
             if len(self._is_logged) >= _VALID_MAX:
                 self._is_logged.clear()
             self._is_logged[subject] = is_logged

@@ -79,6 +79,8 @@ class Records:
             connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA foreign_keys = ON")
+            # What is deleted is overwritten: somebody may have asked for it to be forgotten.
+            connection.execute("PRAGMA secure_delete = ON")
             _migrate(connection, self._schema)
         except (sqlite3.Error, OSError) as error:
             raise UnusableRecords(

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn
 import msgspec
 from msgspec import Meta
 
+from bus.hours import parse_hours
 from bus.sizes import parse_size, parse_sizes
 from schemas.errors import BadRequest
 from schemas.limits import MAX_BODY_BYTES
@@ -441,6 +442,113 @@ class ResourceSettings(Section, frozen=True, kw_only=True):
     sample_s: Annotated[float, Meta(ge=0.1, le=3600, description="seconds between looks at the devices")] = 2.0
 
 
+class LearningSettings(Section, frozen=True, kw_only=True):
+    """What is learned from, when training runs, and what an adapter has to show."""
+
+    observe: Annotated[bool, Meta(description="keep answers of models for a while, and notice what they get wrong")] = (
+        True
+    )
+    keep_exchanges: Annotated[
+        int, Meta(ge=100, le=10_000_000, description="questions with their answers kept, the newest")
+    ] = 20_000
+    keep_days: Annotated[
+        float,
+        Meta(gt=0, le=3_660, description="days after which a kept exchange is deleted, and an opportunity expires"),
+    ] = 30.0
+    silence_s: Annotated[
+        float,
+        Meta(ge=1, le=30 * DAY_S, description="seconds after which an answer that nobody complained of counts as good"),
+    ] = 600.0
+    is_automatic: Annotated[bool, Meta(description="train open opportunities unasked, when the schedule allows")] = True
+    promote: Annotated[
+        Literal["auto", "ask", "never"],
+        Meta(description="what becomes of an adapter that passed the gate, where its job says nothing"),
+    ] = "auto"
+    hours: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\d\d:\d\d-\d\d:\d\d(,\d\d:\d\d-\d\d:\d\d)*)?$",
+            description="local hours in which training may run, as 22:00-06:00,12:00-13:00; empty for always",
+        ),
+    ] = ""
+    budget_s: Annotated[
+        float, Meta(ge=0, le=DAY_S, description="seconds of training a day at most; 0 for no limit")
+    ] = 14_400.0
+    idle_s: Annotated[
+        float,
+        Meta(ge=0, le=DAY_S, description="seconds without a request to a model before a training starts by itself"),
+    ] = 30.0
+    min_examples: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="examples an opportunity needs before it is trained unasked")
+    ] = 100
+    teacher: Annotated[
+        str, Meta(description="model that writes the answers where only questions are known; empty for none")
+    ] = ""
+    memory: Annotated[
+        str, Meta(min_length=2, description="memory one training may take, as 4GiB; auto for what a lease can get")
+    ] = "auto"
+    checkpoints_kept: Annotated[int, Meta(ge=2, le=1_000, description="checkpoints kept per job")] = 2
+    checkpoints_size: Annotated[
+        str, Meta(min_length=2, description="size of all checkpoints of a job, as 8GiB; two stay however large")
+    ] = "8GiB"
+    save_s: Annotated[float, Meta(ge=1, le=DAY_S, description="seconds between two checkpoints")] = 60.0
+    warm_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=30 * DAY_S,
+            description="seconds the trainer's imports stay in memory after a job; 0 for not at all",
+        ),
+    ] = 300.0
+    held_out_share: Annotated[
+        float, Meta(ge=0.05, le=0.5, description="part of the examples that are never trained on, for the gate")
+    ] = 0.25
+    retention_share: Annotated[
+        float, Meta(ge=0, le=0.9, description="part of the good exchanges kept to show that nothing is forgotten")
+    ] = 0.5
+    replay_share: Annotated[
+        float, Meta(ge=0, le=0.9, description="part of the training rows that are earlier data, against forgetting")
+    ] = 0.5
+    person_share: Annotated[
+        float, Meta(gt=0, le=1, description="part of a dataset that one person may give where there are several")
+    ] = 0.5
+    retention: Annotated[
+        tuple[str, ...],
+        Meta(description="files of cases that must not be forgotten, as MODEL=FILE, below home unless absolute"),
+    ] = ()
+    alpha: Annotated[
+        float, Meta(gt=0, le=0.5, description="chance of passing an adapter without gain, over all attempts on one set")
+    ] = 0.05
+    min_gain: Annotated[
+        float, Meta(gt=0, le=1, description="gain of the score, 0 to 1, that the gate has to be able to see")
+    ] = 0.1
+    margin: Annotated[
+        float, Meta(gt=0, le=1, description="loss of the score, 0 to 1, on what was known before that is let pass")
+    ] = 0.03
+    min_target_items: Annotated[
+        int, Meta(ge=10, le=1_000_000, description="held-out items below which the gate says underpowered")
+    ] = 60
+    min_retention_items: Annotated[
+        int, Meta(ge=10, le=1_000_000, description="retention items below which the gate says underpowered")
+    ] = 600
+    canary_share: Annotated[
+        float, Meta(gt=0, le=1, description="part of the conversations a new adapter answers while it is watched")
+    ] = 0.5
+    watch_drop: Annotated[
+        float, Meta(gt=0, le=1, description="drop of the outcomes, 0 to 1, the watch is laid out to find")
+    ] = 0.1
+    watch_alpha: Annotated[
+        float,
+        Meta(gt=0, le=0.5, description="chance of taking back an adapter that is no worse, however long one looks"),
+    ] = 0.05
+    watch_pairs: Annotated[
+        int, Meta(ge=10, le=10_000_000, description="pairs of outcomes after which a new adapter is kept for good")
+    ] = 500
+    watch_days: Annotated[
+        float, Meta(gt=0, le=3_660, description="days after which a new adapter is kept for good")
+    ] = 14.0
+
+
 class SupervisorSettings(Section, frozen=True, kw_only=True):
     """When a dead process is started again, and how long a stop may take."""
 
@@ -488,6 +596,7 @@ class Settings(Section, frozen=True, kw_only=True):
     search: SearchSettings = SearchSettings()
     models: ModelSettings = ModelSettings()
     resources: ResourceSettings = ResourceSettings()
+    learning: LearningSettings = LearningSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
 
@@ -531,6 +640,7 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     _check_provider(settings, written)
     _check_log_subjects(settings, written)
     _check_sizes(settings, written)
+    _check_learning(settings, written)
     return settings
 
 
@@ -893,11 +1003,44 @@ def _check_sizes(settings: Settings, written: Mapping[str, _Written]) -> None:
         "spare_vram": lambda: parse_size(resources.spare_vram),
         "quotas": lambda: parse_sizes(resources.quotas, SERVICE_NAME),
     }
+    _check_each("resources", checks, written)
+
+
+def _check_learning(settings: Settings, written: Mapping[str, _Written]) -> None:
+    learning = settings.learning
+    checks: dict[str, Callable[[], object]] = {
+        "hours": lambda: parse_hours(learning.hours),
+        "memory": lambda: learning.memory == "auto" or _parse_above_0(learning.memory),
+        "checkpoints_size": lambda: _parse_above_0(learning.checkpoints_size),
+        "retention": lambda: parse_model_files(learning.retention),
+    }
+    _check_each("learning", checks, written)
+
+
+def parse_model_files(entries: Iterable[str]) -> dict[str, list[str]]:
+    """Files by the model they belong to, from MODEL=FILE each. Raises ValueError."""
+    files: dict[str, list[str]] = {}
+    for entry in entries:
+        model, _, file = (part.strip() for part in entry.partition("="))
+        if not model or not file:
+            raise ValueError(f"{entry[:80]!r} is not MODEL=FILE, as in olympus-demo=cases.jsonl")
+        files.setdefault(model, []).append(file)
+    return files
+
+
+def _parse_above_0(text: str) -> int:
+    size = parse_size(text)
+    if not size:
+        raise ValueError(f"{text[:40]!r} is a size of 0; allowed: above 0")
+    return size
+
+
+def _check_each(section: str, checks: Mapping[str, Callable[[], object]], written: Mapping[str, _Written]) -> None:
     for key, check in checks.items():
         try:
             check()
         except ValueError as error:
-            raise _refusal(f"resources.{key}", written[f"resources.{key}"], str(error)) from error
+            raise _refusal(f"{section}.{key}", written[f"{section}.{key}"], str(error)) from error
 
 
 def _key(name: str) -> Key:

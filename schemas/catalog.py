@@ -17,6 +17,11 @@ from schemas.bodies import (
     accounts,
     control,
     items,
+    learning,
+    learning_data,
+    learning_gate,
+    learning_jobs,
+    learning_tuning,
     memory,
     model,
     model_files,
@@ -73,11 +78,15 @@ _SERVICE_OF_FAMILY = {"auth": "memory", "trust": "memory", "utils": "memory", "g
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of event: a subject, or a pattern where a token varies, and its body."""
+    """One kind of event: a subject, or a pattern where a token varies, and its body.
+
+    is_kept: the event log may keep it; False for what holds texts of people, which each service keeps by its own rules.
+    """
 
     pattern: str
     body: type[Any]
     summary: str
+    is_kept: bool = True
 
 
 def _memory(
@@ -446,6 +455,7 @@ _MODELS: tuple[Operation, ...] = (
         "POST /models/{id}/adapters/rollback",
         "Go back to the champion before.",
         access="admin",
+        is_idempotent=False,
     ),
     _model(
         "quantize",
@@ -737,6 +747,354 @@ _HUB: tuple[Operation, ...] = (
 )
 
 
+def _learning(
+    verb: str,
+    request: type[Request],
+    reply: type[Any],
+    http: str,
+    summary: str,
+    *,
+    access: str = "read",
+    is_idempotent: bool = True,
+    partial: type[Any] | None = None,
+) -> Operation:
+    return Operation(
+        subject=f"learning.{verb}",
+        request=request,
+        reply=reply,
+        partial=partial,
+        http=http,
+        summary=summary,
+        is_idempotent=is_idempotent,
+        scope=f"learning:{access}",
+    )
+
+
+_LEARNING: tuple[Operation, ...] = (
+    _learning(
+        "feedback",
+        learning.Feedback,
+        learning.FeedbackTaken,
+        "POST /feedback",
+        "Say what an answer was worth, and what it should have been.",
+        access="feedback",
+    ),
+    _learning(
+        "exchange.list",
+        learning.ExchangeList,
+        learning.Exchanges,
+        "GET /exchanges",
+        "What is kept of live traffic, and what was noticed about it.",
+    ),
+    _learning(
+        "exchange.delete",
+        learning.ExchangeDelete,
+        learning.ExchangesDeleted,
+        "DELETE /exchanges",
+        "Forget kept exchanges and the examples made of them.",
+        access="write",
+    ),
+    _learning(
+        "opportunity.list",
+        learning.OpportunityList,
+        learning.Opportunities,
+        "GET /opportunities",
+        "What the model could learn, from which evidence, the most worthwhile first.",
+    ),
+    _learning(
+        "opportunity.add",
+        learning.OpportunityAdd,
+        learning.Opportunity,
+        "POST /opportunities",
+        "Tell of something worth learning.",
+        access="write",
+    ),
+    _learning(
+        "opportunity.dismiss",
+        learning.OpportunityDismiss,
+        learning.Opportunity,
+        "POST /opportunities/{opportunity_id}/dismiss",
+        "Take an opportunity off the list for good.",
+        access="write",
+    ),
+    _learning("dataset.list", learning_data.DatasetList, learning_data.Datasets, "GET /datasets", "List datasets."),
+    _learning(
+        "dataset.show",
+        learning_data.DatasetShow,
+        learning_data.DatasetShown,
+        "GET /datasets/{dataset}",
+        "Show a dataset with the provenance of its rows.",
+    ),
+    _learning(
+        "dataset.build",
+        learning_data.DatasetBuild,
+        learning_data.DatasetInfo,
+        "POST /datasets",
+        "Freeze what is known into a version of a dataset.",
+        access="write",
+    ),
+    _learning(
+        "dataset.delete",
+        learning_data.DatasetDelete,
+        learning_data.DatasetDeleted,
+        "DELETE /datasets/{dataset}",
+        "Delete a dataset, or one version.",
+        access="write",
+    ),
+    _learning(
+        "dataset.export",
+        learning_data.DatasetExport,
+        learning_data.DatasetExported,
+        "GET /datasets/{dataset}/export",
+        "The rows as JSON Lines.",
+        partial=learning_data.DatasetPart,
+    ),
+    _learning(
+        "dataset.import",
+        learning_data.DatasetImport,
+        learning_data.DatasetImported,
+        "POST /datasets/import",
+        "Take in examples.",
+        access="write",
+    ),
+    _learning(
+        "row.list", learning_data.RowList, learning_data.RowPage, "GET /rows", "Examples, with why they are left out."
+    ),
+    _learning(
+        "row.edit",
+        learning_data.RowEdit,
+        learning_data.RowInfo,
+        "PATCH /rows/{row_id}",
+        "Correct an example.",
+        access="write",
+    ),
+    _learning(
+        "row.remove",
+        learning_data.RowRemove,
+        learning_data.RowInfo,
+        "DELETE /rows/{row_id}",
+        "Take an example out for good.",
+        access="write",
+    ),
+    _learning(
+        "row.release",
+        learning_data.RowRelease,
+        learning_data.RowInfo,
+        "POST /rows/{row_id}/release",
+        "Let a quarantined example be used.",
+        access="write",
+    ),
+    _learning(
+        "training.start",
+        learning_jobs.TrainingStart,
+        learning_jobs.JobInfo,
+        "POST /training/start",
+        "Train an adapter, evaluate it, and let the gate decide.",
+        access="train",
+        partial=learning_jobs.JobProgress,
+    ),
+    _learning(
+        "training.stop",
+        learning_jobs.TrainingStop,
+        learning_jobs.JobInfo,
+        "POST /training/{job_id}/stop",
+        "Stop a job at a checkpoint.",
+        access="train",
+    ),
+    _learning(
+        "training.resume",
+        learning_jobs.TrainingResume,
+        learning_jobs.JobInfo,
+        "POST /training/{job_id}/resume",
+        "Let a stopped or failed job go on.",
+        access="train",
+    ),
+    _learning(
+        "training.status",
+        learning_jobs.TrainingStatus,
+        learning_jobs.JobInfo,
+        "GET /training/{job_id}/status",
+        "How a job does.",
+    ),
+    _learning("training.list", learning_jobs.TrainingList, learning_jobs.Jobs, "GET /training", "List jobs."),
+    _learning(
+        "training.log",
+        learning_jobs.TrainingLog,
+        learning_jobs.JobLog,
+        "GET /training/{job_id}/log",
+        "What happened in a job, and its curve.",
+    ),
+    _learning(
+        "checkpoint.list",
+        learning_jobs.CheckpointList,
+        learning_jobs.Checkpoints,
+        "GET /training/{job_id}/checkpoints",
+        "Checkpoints of a job, verified.",
+    ),
+    _learning(
+        "checkpoint.delete",
+        learning_jobs.CheckpointDelete,
+        learning_jobs.CheckpointDeleted,
+        "DELETE /training/{job_id}/checkpoints/{checkpoint}",
+        "Delete a checkpoint.",
+        access="train",
+    ),
+    _learning(
+        "schedule.get",
+        learning_jobs.ScheduleGet,
+        learning_jobs.Schedule,
+        "GET /schedule",
+        "When training may run, and what waits.",
+    ),
+    _learning(
+        "schedule.set",
+        learning_jobs.ScheduleSet,
+        learning_jobs.Schedule,
+        "POST /schedule",
+        "Say when training may run.",
+        access="train",
+    ),
+    _learning(
+        "evaluate",
+        learning_gate.LearningEvaluate,
+        learning_gate.GateResult,
+        "POST /evaluate/performance",
+        "Gain and loss of an adapter, with the gate's verdict.",
+        access="train",
+        partial=learning_gate.LearningEvaluateProgress,
+    ),
+    _learning(
+        "gate.show",
+        learning_gate.GateShow,
+        learning_gate.GateShown,
+        "GET /gate",
+        "Why an adapter passed or not: figures and items.",
+    ),
+    _learning(
+        "gate.power",
+        learning_gate.PowerShow,
+        learning_gate.PowerStatement,
+        "GET /datasets/{dataset}/power",
+        "What gain could be seen with a dataset.",
+    ),
+    _learning(
+        "promote",
+        learning_gate.Promote,
+        learning_gate.Deployment,
+        "POST /promote",
+        "Put the adapter of a job to work.",
+        access="promote",
+    ),
+    _learning(
+        "rollback",
+        learning_gate.Rollback,
+        learning_gate.Deployment,
+        "POST /rollback",
+        "Take the newest adapter out of service.",
+        access="promote",
+        is_idempotent=False,
+    ),
+    _learning(
+        "adapter.list",
+        learning_gate.LearnedAdapters,
+        learning_gate.Deployments,
+        "GET /adapters",
+        "Adapters that were put to work.",
+    ),
+    _learning(
+        "watch",
+        learning_gate.WatchShow,
+        learning_gate.Watches,
+        "GET /watch",
+        "How new adapters do in live traffic.",
+    ),
+    _learning(
+        "session.create",
+        learning_tuning.SessionCreate,
+        learning_tuning.LearningSession,
+        "POST /learning/sessions",
+        "Begin to follow how a model learns.",
+        access="write",
+    ),
+    _learning(
+        "session.update",
+        learning_tuning.SessionUpdate,
+        learning_tuning.LearningSession,
+        "PATCH /learning/sessions/{session_id}",
+        "Tell of measurements, and hear what to change.",
+        access="write",
+    ),
+    _learning(
+        "session.get",
+        learning_tuning.SessionGet,
+        learning_tuning.LearningSession,
+        "GET /learning/sessions/{session_id}",
+        "Show a learning session with its trends.",
+    ),
+    _learning(
+        "session.end",
+        learning_tuning.SessionEnd,
+        learning_tuning.LearningSession,
+        "DELETE /learning/sessions/{session_id}",
+        "End a learning session.",
+        access="write",
+    ),
+    _learning(
+        "session.list",
+        learning_tuning.SessionsList,
+        learning_tuning.LearningSessions,
+        "GET /learning/sessions",
+        "List learning sessions.",
+    ),
+    _learning(
+        "rate",
+        learning_tuning.RateGet,
+        learning_tuning.LearningRate,
+        "GET /learning/rate",
+        "The learning rate a new training would begin with, and why.",
+    ),
+    _learning(
+        "parameter.register",
+        learning_tuning.ParameterRegister,
+        learning_tuning.Parameter,
+        "POST /parameters",
+        "Register a number that may be tuned.",
+        access="write",
+    ),
+    _learning(
+        "parameter.adjust",
+        learning_tuning.ParameterAdjust,
+        learning_tuning.Parameter,
+        "POST /parameters/{name}",
+        "Change a parameter within its range.",
+        access="write",
+    ),
+    _learning(
+        "parameter.list",
+        learning_tuning.ParameterList,
+        learning_tuning.Parameters,
+        "GET /parameters",
+        "List parameters.",
+    ),
+    _learning(
+        "parameter.record",
+        learning_tuning.PerformanceRecord,
+        learning_tuning.PerformanceRecorded,
+        "POST /parameters/performance",
+        "Keep a measurement with the parameters it was made under.",
+        access="write",
+        is_idempotent=False,
+    ),
+    _learning(
+        "parameter.optimize",
+        learning_tuning.ParameterOptimize,
+        learning_tuning.Adjustments,
+        "GET /parameters/optimize",
+        "Which parameters to move for a metric.",
+    ),
+)
+
+
 def _account(
     subject: str,
     request: type[Request],
@@ -837,6 +1195,7 @@ _DECLARED: tuple[Operation, ...] = (
     *_ACCOUNTS,
     *_MODELS,
     *_RESOURCES,
+    *_LEARNING,
     Operation(
         subject="bus.ping",
         request=control.Ping,
@@ -935,10 +1294,39 @@ EVENTS: tuple[Event, ...] = (
     Event(pattern="model.failed", body=model.ModelEvent, summary="A model could not be loaded, or its runner died."),
     Event(pattern="model.preloaded", body=model.ModelEvent, summary="A model was loaded ahead of need."),
     Event(pattern="model.usage", body=model.UsageEvent, summary="A generation finished."),
+    Event(
+        pattern="model.answered",
+        body=learning.AnswerEvent,
+        summary="A question was answered, or failed; not kept, for it holds what people wrote.",
+        is_kept=False,
+    ),
     Event(pattern="model.pulled", body=model_files.ModelPulled, summary="A model was fetched."),
     Event(pattern="model.evaluated", body=model_trials.Evaluation, summary="An evaluation ended."),
     Event(pattern="model.adapter.promoted", body=model_files.AdapterChange, summary="An adapter became the champion."),
     Event(pattern="model.adapter.rolled_back", body=model_files.AdapterChange, summary="The champion before is back."),
+    Event(
+        pattern="learning.opportunity.found",
+        body=learning.Opportunity,
+        summary="There is something worth learning; not kept, for it shows questions of people.",
+        is_kept=False,
+    ),
+    Event(pattern="learning.training.started", body=learning_jobs.JobInfo, summary="A training runs."),
+    Event(pattern="learning.training.progress", body=learning_jobs.JobProgress, summary="A training got on."),
+    Event(pattern="learning.training.checkpoint", body=learning_jobs.CheckpointInfo, summary="A checkpoint was kept."),
+    Event(pattern="learning.training.finished", body=learning_jobs.JobInfo, summary="An adapter was trained."),
+    Event(pattern="learning.training.failed", body=learning_jobs.JobInfo, summary="A training failed."),
+    Event(
+        pattern="learning.training.stopped", body=learning_jobs.JobInfo, summary="A training stopped at a checkpoint."
+    ),
+    Event(pattern="learning.gate.passed", body=learning_gate.GateResult, summary="The gate passed an adapter."),
+    Event(pattern="learning.gate.failed", body=learning_gate.GateResult, summary="The gate did not pass an adapter."),
+    Event(pattern="learning.promoted", body=learning_gate.Deployment, summary="An adapter was put to work."),
+    Event(
+        pattern="learning.rolled_back", body=learning_gate.Deployment, summary="An adapter was taken out of service."
+    ),
+    Event(
+        pattern="learning.session.*", body=learning_tuning.SessionEvent, summary="Something about a learning session."
+    ),
     Event(pattern="resource.lease.granted", body=resource.LeaseEvent, summary="Memory was reserved."),
     Event(pattern="resource.lease.released", body=resource.LeaseEvent, summary="Reserved memory was given back."),
     Event(pattern="resource.lease.expired", body=resource.LeaseEvent, summary="A reservation was not renewed in time."),

@@ -87,9 +87,9 @@ ensure_installed() {
 
     make_venv
     : >"$log"
-    if [[ " ${missing[*]} " == *" dev "* ]]; then
+    if [[ " ${missing[*]} " == *" learning "* || " ${missing[*]} " == *" dev "* ]]; then
         # First, so that nothing that needs torch brings another one.
-        install torch "large; for the demo model's training script and its tests" "$(grep '^torch==' "$root/constraints.txt")"
+        install torch "large; for training" "$(grep '^torch==' "$root/constraints.txt")"
     fi
     if [[ " ${missing[*]} " == *" models "* ]] && ! "$venv/bin/python" -m pip show -q llama-cpp-python 2>/dev/null; then
         need_compiler

@@ -42,6 +42,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("pub", "bus.cli.pub", "publish an event"),
     Command("memory", "bus.cli.memory", "keep, find and look after memories"),
     Command("models", "bus.cli.models", "fetch, load, look at and compare models"),
+    Command("learn", "bus.cli.learn", "what there is to learn, and whether it helped"),
+    Command("train", "bus.cli.train", "train adapters, and see how they do"),
     Command("top", "bus.cli.top", "live view of services, workers and models"),
     Command("bench", "bus.cli.bench", "measure the bus beside other brokers"),
     Command("doctor", "bus.cli.doctor", "say what is missing and how to get it"),

@@ -58,7 +58,7 @@ def _run_export(args: argparse.Namespace) -> int:
         raise UsageError("--json prints the counts, so the export itself needs a FILE")
 
     async def ask(client: Client) -> int:
-        with _written(args.file, args.force) as file:
+        with written(args.file, args.force) as file:
             counts = await _export(client, args, file)
         if args.json:
             print_json(counts, indent=2)
@@ -95,7 +95,7 @@ async def _export(client: Client, args: argparse.Namespace, file: BinaryIO) -> d
 
 
 @contextmanager
-def _written(name: str, may_replace: bool) -> Iterator[BinaryIO]:
+def written(name: str, may_replace: bool) -> Iterator[BinaryIO]:
     """The file an export goes to: it appears when it is whole, readable by this user alone."""
     if name == "-":
         yield sys.stdout.buffer

@@ -44,7 +44,8 @@ class ModelInfo(Reply, frozen=True, kw_only=True):
 
     memory_bytes: what loading it is expected to take, 0 when unknown. backend: what would run it. device, in_flight,
     is_pinned, priority and keep_alive_s are about a loaded model, or how it would be loaded. sha256 is None until it
-    has been computed. chat_template is left out of lists. versions: the newest ones.
+    has been computed. chat_template is left out of lists. versions: the newest ones. weights: folder of safetensors that
+    an adapter for it can be trained from, "" where there is none.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelInfo(Reply, frozen=True, kw_only=True):
     priority: int = 3
     keep_alive_s: float | None = None
     adapters: list[str] = []
+    weights: str = ""
 
 
 class Models(Reply, frozen=True, kw_only=True):
@@ -273,7 +275,7 @@ class Generation(Reply, frozen=True, kw_only=True):
     """The final reply: the whole text again, and what it cost.
 
     adapter: the LoRA adapter that took part. truncated_tokens: of the prompt's, those dropped as `truncate` asked.
-    route: why this model, when a profile was asked for.
+    route: why this model, when a profile was asked for. reply_id: what feedback on this answer names it by.
     """
 
     model: str
@@ -287,6 +289,7 @@ class Generation(Reply, frozen=True, kw_only=True):
     adapter: str | None = None
     truncated_tokens: int = 0
     route: str | None = None
+    reply_id: str = ""
 
 
 class Embed(Request, frozen=True, kw_only=True):

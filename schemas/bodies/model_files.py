@@ -154,7 +154,10 @@ class AdapterList(Request, frozen=True, kw_only=True):
 
 
 class AdapterInfo(Reply, frozen=True, kw_only=True):
-    """One version of an adapter. alias: "champion", "challenger" or ""; is_attached: in the runner right now."""
+    """One version of an adapter. alias: "champion", "canary", "challenger" or ""; is_attached: in the runner right now.
+
+    share: part of the conversations naming no adapter that it answers.
+    """
 
     model: str
     adapter: str
@@ -167,6 +170,7 @@ class AdapterInfo(Reply, frozen=True, kw_only=True):
     is_attached: bool = False
     rank: int = 0
     note: str = ""
+    share: float = 0.0
 
 
 class Adapters(Reply, frozen=True, kw_only=True):
@@ -189,38 +193,58 @@ class AdapterAttach(Request, frozen=True, kw_only=True):
 
 
 class AdapterDetach(Request, frozen=True, kw_only=True):
-    """Take an adapter out of use. Answers in flight with it are finished first. Refused for the champion."""
+    """Take an adapter out of use. Answers in flight with it are finished first. Refused for champion and canary.
+
+    forget: delete what is kept of it, too; refused for one that a rollback may come back to.
+    """
 
     model: ModelName
     adapter: AdapterName
+    forget: bool = False
 
 
 class AdapterPromote(Request, frozen=True, kw_only=True):
-    """Let requests that name no adapter use this one."""
+    """Let requests that name no adapter use this one.
+
+    share: below 1 it becomes the canary, which answers that part of the conversations beside the champion, in place of
+    an earlier canary; with 1 the champion, which ends any canary.
+    """
 
     model: ModelName
     adapter: AdapterName
     version: Annotated[int, Meta(ge=1)] | None = None
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     reason: Annotated[str, Meta(max_length=4_096)] = ""
 
 
 class AdapterRollback(Request, frozen=True, kw_only=True):
-    """Go back to the champion before this one, or to none."""
+    """Undo the newest promotion: take the canary away, or without one go back to the champion before, or to none.
+
+    adapter: refuse unless this is the one taken away.
+    """
 
     model: ModelName
+    adapter: AdapterName | None = None
     reason: Annotated[str, Meta(max_length=4_096)] = ""
 
 
 class AdapterState(Reply, frozen=True, kw_only=True):
-    """What requests without an adapter use from now on, and what they used before; None for the bare model."""
+    """What requests without an adapter use from now on, and what they used before; None for the bare model.
+
+    canary: what a part of them uses instead. previous: the champion before, or the canary taken away.
+    """
 
     model: str
     champion: AdapterInfo | None
     previous: AdapterInfo | None
+    canary: AdapterInfo | None = None
 
 
 class AdapterChange(Reply, frozen=True, kw_only=True):
-    """Events `model.adapter.promoted|rolled_back`."""
+    """Events `model.adapter.promoted|rolled_back`.
+
+    adapter: what answers requests without an adapter, or the canary that came. share: part of the conversations.
+    """
 
     model: str
     adapter: str | None
@@ -228,3 +252,4 @@ class AdapterChange(Reply, frozen=True, kw_only=True):
     previous: str | None
     previous_version: int | None
     reason: str
+    share: float = 1.0

@@ -181,11 +181,16 @@ class MetricScore(Reply, frozen=True, kw_only=True):
 
 
 class CaseResult(Reply, frozen=True, kw_only=True):
+    """prompt, messages, expected: what was asked and the right answer, of a case that failed; left out of long ones."""
+
     case_id: str
     seed: int
     answer: str
     scores: dict[str, float]
     error: str = ""
+    prompt: str | None = None
+    messages: list[ChatMessage] = []
+    expected: str = ""
 
 
 class Evaluation(Reply, frozen=True, kw_only=True):

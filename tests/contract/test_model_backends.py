@@ -117,6 +117,16 @@ async def test_log_probabilities_add_up_to_the_score(open_one: Open) -> None:
     assert total == pytest.approx(sum(choice.logprob for choice in outcome.logprobs), abs=0.05)
 
 
+async def test_how_likely_an_answer_was_is_known_without_asking(open_one: Open) -> None:
+    """Mean and lowest log-probability are the same whether they were asked for or not."""
+    async with open_one() as opened:
+        plain = await answer(opened.backend, Question(options=replaced(), text="The sea is"))
+        asked = await answer(opened.backend, Question(options=replaced(logprobs=1), text="The sea is"))
+    lowest = min(choice.logprob for choice in asked.logprobs)
+    assert (plain.mean_logprob, plain.min_logprob) == pytest.approx((asked.mean_logprob, lowest), abs=0.01)
+    assert asked.min_logprob == pytest.approx(lowest, abs=0.01)
+
+
 def replaced(**options: Any) -> Options:
     return msgspec.structs.replace(OPTIONS, **options)
 

@@ -32,6 +32,7 @@ from schemas.bodies.model import (
 )
 from schemas.bodies.resource import LeaseAcquire, LeaseInfo, LeaseList
 from schemas.errors import BusError, DeadlineExceeded, NotFound, Overloaded, Unprocessable, WorkerLost
+from workers.models.adapters.canary import InUse
 from workers.models.backends.backend import AdapterFile
 from workers.models.catalogue import SHIPPED_ROOT
 from workers.models.prediction import Forecast
@@ -433,8 +434,8 @@ class Shelf:
         self.files: tuple[AdapterFile, ...] = ()
         self.used: list[str] = []
 
-    def of(self, model: str) -> tuple[tuple[AdapterFile, ...], str | None]:
-        return self.files, None
+    def of(self, model: str) -> InUse:
+        return InUse(self.files)
 
     async def use(self, model: str, adapter: str) -> None:
         self.used.append(adapter)
@@ -457,7 +458,7 @@ async def test_adapters_come_with_the_load_and_change_while_it_serves(serve_brok
     async with serve_broker() as settings, serving(settings) as (service, client):
         shelf = service._loading.adapters = Shelf()
         shelf.files = (first,)
-        await service._loading.set_adapters(NAME, (first,), None)
+        await service._loading.set_adapters(NAME, InUse((first,)))
         await load(client, adapter="a1")
         assert shelf.used == ["a1"]
 
@@ -467,10 +468,10 @@ async def test_adapters_come_with_the_load_and_change_while_it_serves(serve_brok
             return str(generation.text)
 
         plain, with_first = await answer(""), await answer("a1")
-        await service._loading.set_adapters(NAME, (first, second), None)
+        await service._loading.set_adapters(NAME, InUse((first, second)))
         assert len({plain, with_first, await answer("a2")}) == 3
         with pytest.raises(Unprocessable):
-            await service._loading.set_adapters(NAME, (first, bad), None)
+            await service._loading.set_adapters(NAME, InUse((first, bad)))
         assert await answer("a2") not in (plain, with_first)
 
         # Changed while it loads: caught up with as soon as it serves.

@@ -20,8 +20,10 @@ import pytest
 from bus.client import Client
 from bus.device_lock import DeviceLock, read_lock
 from bus.settings import Settings
+from schemas.bodies.learning import AnswerEvent
 from schemas.bodies.model import Chat, ChatMessage, ConversationClear, Embed, Generate, Score, Tool
 from schemas.errors import BadRequest, NotFound, Unprocessable, WorkerLost
+from schemas.purpose import UNOBSERVED
 from tests.peft_adapter import write_adapter
 from workers.models.adapters.convert import convert
 from workers.models.backends.backend import AdapterFile
@@ -171,6 +173,35 @@ async def test_every_operation_of_a_loaded_model(run: Any) -> None:
 
         cut = await ask(client, Generate(prompt="word " * 2000, truncate="middle", max_tokens=3), "generate")
         assert cut.truncated_tokens > 0 and cut.usage.prompt_tokens < 512
+
+
+async def test_answers_are_told_to_who_learns_from_them(run: Any) -> None:
+    """Question, answer and how sure the model was, under the id the reply names; no trial and no wrong request."""
+    async with run() as (runner, client), client.subscribe("model.answered") as events:
+        runner.load()
+        await runner.hear(RunnerLoaded)
+        await client.request(f"model.chat@{NAME}", chat(max_tokens=2), headers=UNOBSERVED)
+        with pytest.raises(NotFound):
+            await ask(client, chat(adapter="tone"))
+        with pytest.raises(Unprocessable):
+            await ask(client, chat(grammar='root ::= "x" root "b" | "x" root "d" | "y"'))
+        answer = await ask(client, chat(conversation_id="c", logprobs=0, adapter=""))
+        long = await ask(client, Generate(prompt="word " * 20_000, truncate="start", max_tokens=3), "generate")
+
+        told = [
+            msgspec.msgpack.decode((await asyncio.wait_for(anext(events), WAIT_S)).raw, type=AnswerEvent)
+            for _ in range(3)
+        ]
+
+    failed, first, second = told
+    assert failed.error.startswith("unprocessable: ") and failed.text == ""
+    assert (first.reply_id, first.text, first.operation) == (answer.reply_id, answer.text, "chat")
+    assert first.messages == chat().messages and first.conversation_id == "c" and first.is_adapter_asked
+    logprobs = [choice.logprob for choice in answer.logprobs]
+    assert first.mean_logprob == pytest.approx(sum(logprobs) / len(logprobs))
+    assert first.min_logprob == pytest.approx(min(logprobs))
+    assert (second.reply_id, second.is_cut, second.prompt, second.tokens) == (long.reply_id, True, None, 3)
+    assert second.mean_logprob is not None and not second.is_adapter_asked
 
 
 async def test_bad_requests_are_told_as_errors_and_the_next_one_works(run: Any) -> None:

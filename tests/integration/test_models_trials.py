@@ -321,6 +321,24 @@ async def test_two_models_are_compared_case_by_case(serve_broker: Serve) -> None
     assert "was recorded" in unknown.reasons[0]
 
 
+async def test_a_case_that_failed_tells_its_question_and_the_right_answer(serve_broker: Serve) -> None:
+    """As it was asked, so that it can be learned; one that was passed does not."""
+    async with house_of(serve_broker) as house:
+        house.suite("sums", {"metrics": ["exact_match"]}, *SUMS)
+        cases = []
+        for model in ("good", "bad"):
+            done = await house.ask("model.evaluate", model=model, suite="sums")
+            reply = await house.ask("model.evaluation.get", evaluation_id=done.evaluation_id, with_cases=True)
+            cases.append(sorted(reply.cases, key=lambda case: case.case_id))
+
+    passed, failed = cases
+    assert {(case.expected, case.prompt, tuple(case.messages)) for case in passed} == {("", None, ())}
+    known = {case["id"]: case for case in SUMS}
+    for case in failed:
+        asked = case.prompt if case.prompt is not None else case.messages[-1].content
+        assert (asked, case.expected) == (known[case.case_id]["prompt"], known[case.case_id]["expect"])
+
+
 async def test_answers_that_no_reply_holds_are_refused_before_they_are_read(
     serve_broker: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,15 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from bus.settings import Settings
-from schemas.bodies.model import ModelInfo
+from bus.worker import Call
+from schemas.bodies.model import Chat, ChatMessage, ModelInfo
 from schemas.bodies.model_files import (
     AdapterAttach,
     AdapterChange,
@@ -24,12 +26,14 @@ from schemas.bodies.model_files import (
 )
 from schemas.errors import BadRequest, BusError, Conflict, NotFound, Unprocessable
 from tests.peft_adapter import lora_weights, write_adapter
+from workers.models.adapters.canary import Canary, InUse
 from workers.models.adapters.convert import Converted, convert
 from workers.models.adapters.registry import AdapterRegistry
-from workers.models.backends.backend import AdapterFile
 from workers.models.catalogue import SHIPPED_ROOT
 from workers.models.gguf_header import UnusableFile
 from workers.models.records import model_records
+from workers.models.relay import CALLER
+from workers.models.runner import Runner
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -57,11 +61,13 @@ class FakeRunners:
     def __init__(self) -> None:
         self.told: list[tuple[list[str], str | None]] = []
         self.refused: set[str] = set()
+        self.canary: Canary | None = None
 
-    async def set_adapters(self, name: str, adapters: tuple[AdapterFile, ...], champion: str | None) -> None:
-        if self.refused & {file.name for file in adapters}:
+    async def set_adapters(self, name: str, use: InUse) -> None:
+        if self.refused & {file.name for file in use.files}:
             raise Unprocessable("does not fit")
-        self.told.append((sorted(file.name for file in adapters), champion))
+        self.told.append((sorted(file.name for file in use.files), use.champion))
+        self.canary = use.canary
 
     def loaded(self) -> list[str]:
         return ["demo"]
@@ -235,6 +241,111 @@ async def test_bad_requests_name_what_is_wrong(house: Any) -> None:
             await one.registry.list(AdapterList(model="nobody"))
 
 
+# Canary -------------------------------------------------------------------------------------------------------------
+
+KEYS = [f"conversation {number}" for number in range(2_000)]
+
+
+def test_a_share_of_the_conversations_is_taken_and_always_the_same() -> None:
+    """A larger share takes those of the smaller one and more; another canary takes others."""
+    small = {key for key in KEYS if Canary("a:1", 0.25).takes(key)}
+    large = {key for key in KEYS if Canary("a:1", 0.5).takes(key)}
+    other = {key for key in KEYS if Canary("b:1", 0.25).takes(key)}
+    assert 430 < len(small) < 570
+    assert 930 < len(large) < 1_070
+    assert small < large
+    assert 80 < len(small & other) < 170
+
+
+def test_a_conversation_or_else_a_caller_stays_on_one_side_of_the_canary() -> None:
+    """Who names an adapter gets that one; who is nobody is drawn anew each time."""
+    runner = object.__new__(Runner)
+    runner._champion, runner._canary = "old:1", Canary("new:1", 0.5)
+
+    def meant(caller: str = "", **more: Any) -> str | None:
+        call = SimpleNamespace(headers={CALLER: caller}, caller=None)
+        return runner._meant(Chat(messages=[ChatMessage(role="user", content="Hello")], **more), cast(Call, call))
+
+    for key in KEYS[:50]:
+        assert len({meant(conversation_id=key, caller=caller) for caller in ("", "ann", "bob")}) == 1
+        assert len({meant(caller=key) for _ in range(3)}) == 1
+    assert {meant(caller=key) for key in KEYS[:50]} == {meant() for _ in range(50)} == {"old:1", "new:1"}
+    assert (meant(adapter=""), meant(adapter="other")) == ("", "other")
+    runner._canary = None
+    assert {meant() for _ in range(20)} == {"old:1"}
+
+
+async def shares(one: Any) -> dict[str, tuple[str, float]]:
+    found = (await one.registry.list(AdapterList(model="demo"))).adapters
+    return {info.adapter: (info.alias, info.share) for info in found}
+
+
+async def test_a_canary_stands_beside_the_champion_until_it_is_promoted_or_rolled_back(house: Any) -> None:
+    """The champion keeps the rest; a rollback takes the canary first; with share 1 it becomes the champion."""
+    async with house() as one:
+        for name, path in (("old", "/a"), ("new", "/b")):
+            await one.attach(name, path=path)
+        await one.registry.promote(AdapterPromote(model="demo", adapter="old"))
+        state = await one.registry.promote(AdapterPromote(model="demo", adapter="new", share=0.25))
+        assert (state.champion.adapter, state.canary.adapter) == ("old", "new")
+        assert one.runners.canary == Canary("new:1", 0.25)
+        assert await shares(one) == {"old": ("champion", 0.75), "new": ("canary", 0.25)}
+        again = await one.registry.promote(AdapterPromote(model="demo", adapter="new", share=0.25))
+        assert (again.canary.adapter, len(one.events)) == ("new", 2)
+
+        with pytest.raises(Conflict, match="not old"):
+            await one.registry.rollback(AdapterRollback(model="demo", adapter="old"))
+        state = await one.registry.rollback(AdapterRollback(model="demo", adapter="new"))
+        assert (state.champion.adapter, state.canary, state.previous.adapter) == ("old", None, "new")
+        assert one.runners.canary is None
+
+        await one.registry.promote(AdapterPromote(model="demo", adapter="new", share=0.25))
+        await one.registry.promote(AdapterPromote(model="demo", adapter="new"))
+        assert await shares(one) == {"old": ("", 0.0), "new": ("champion", 1.0)}
+        with pytest.raises(Conflict, match="already"):
+            await one.registry.promote(AdapterPromote(model="demo", adapter="new", share=0.5))
+        assert [(subject.rpartition(".")[2], change.share) for subject, change in one.events][-2:] == [
+            ("promoted", 0.25),
+            ("promoted", 1.0),
+        ]
+
+
+async def test_a_canary_survives_a_restart_and_the_next_challenger(house: Any) -> None:
+    """It stays in use whatever else is attached, and cannot be detached; without a champion the rest is the bare model."""
+    async with house() as one:
+        await one.attach("new", path="/b")
+        await one.registry.promote(AdapterPromote(model="demo", adapter="new", share=0.5))
+        before = one.registry.of("demo")
+    async with house() as one:
+        assert one.registry.of("demo") == before
+        await one.attach("other", path="/c", alias="challenger")
+        assert one.registry.of("demo").canary == Canary("new:1", 0.5)
+        assert await shares(one) == {"new": ("canary", 0.5), "other": ("challenger", 0.0)}
+        with pytest.raises(Conflict, match="roll it back"):
+            await one.registry.detach(AdapterDetach(model="demo", adapter="new"))
+        await one.registry.promote(AdapterPromote(model="demo", adapter="other", share=0.1))
+        assert await shares(one) == {"new": ("", 0.0), "other": ("canary", 0.1)}
+
+
+async def test_what_is_forgotten_leaves_no_file_unless_another_needs_it(house: Any, settings: Settings) -> None:
+    """A champion of the past stays, for a rollback may come back to it."""
+    async with house() as one:
+        await one.attach("one", path="/a")
+        await one.attach("same", path="/a")
+        await one.attach("two", path="/b")
+        await one.registry.detach(AdapterDetach(model="demo", adapter="one", forget=True))
+        await one.registry.detach(AdapterDetach(model="demo", adapter="two", forget=True))
+        assert one.files(settings) == {f"{'a' * 64}.gguf"}
+        with pytest.raises(NotFound):
+            await one.registry.promote(AdapterPromote(model="demo", adapter="two"))
+        await one.attach("new", path="/c")
+        await one.registry.promote(AdapterPromote(model="demo", adapter="same"))
+        await one.registry.promote(AdapterPromote(model="demo", adapter="new"))
+        with pytest.raises(Conflict, match="was a champion"):
+            await one.registry.detach(AdapterDetach(model="demo", adapter="same", forget=True))
+        assert f"{'a' * 64}.gguf" in one.files(settings)
+
+
 # Conversion ---------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +404,9 @@ def test_a_finished_gguf_and_a_folder_for_a_folder_are_copied(tmp_path: Path) ->
         ({"bias": "all"}, "bias is 'all'"),
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"init_lora_weights": "pissa_niter_16"}, "changed the base"),
+        ({"use_rslora": True, "r": 4}, "its rank is 8"),
     ],
 )
 def test_configurations_that_cannot_be_carried_over_are_refused(
@@ -341,3 +455,70 @@ def test_bfloat16_weights_are_read(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + raw)
     assert np.array_equal(_tensors(file)["x"], values)
+
+
+_LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_GATED = (*_LINEARS, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "parts", "is_permuted"),
+    [
+        ("llama", _GATED, _PARTS, True),
+        ("mistral3", _GATED, _PARTS, True),
+        *((family, _GATED, _PARTS, False) for family in ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2")),
+        ("starcoder2", (*_LINEARS, "mlp.c_fc", "mlp.c_proj"), (*_PARTS[:4], "ffn_up", "ffn_down"), False),
+    ],
+)
+def test_every_known_architecture_has_all_its_linear_layers_by_their_names(
+    tmp_path: Path, family: str, modules: tuple[str, ...], parts: tuple[str, ...], is_permuted: bool
+) -> None:
+    """Of grouped heads, too: the key's rows are permuted by the number of its own heads."""
+    import gguf
+
+    base = tmp_path / "base.gguf"
+    writer = gguf.GGUFWriter(base, family)
+    writer.add_block_count(1)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    draw = np.random.default_rng(1)
+    weights = {}
+    for module in modules:
+        rows = 16 if module.endswith("k_proj") else 32
+        name = f"base_model.model.model.layers.0.{module}"
+        weights[f"{name}.lora_A.weight"] = draw.normal(size=(2, 8)).astype(np.float32)
+        weights[f"{name}.lora_B.weight"] = draw.normal(size=(rows, 2)).astype(np.float32)
+    source = changed(tmp_path, weights, r=2)
+    convert(source, base, tmp_path / "out.gguf")
+    made = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    assert set(made) == {f"blk.0.{part}.weight.lora_{side}" for part in parts for side in "ab"}
+    for module, part in zip(modules, parts, strict=True):
+        b = weights[f"base_model.model.model.layers.0.{module}.lora_B.weight"]
+        moved = is_permuted and part in ("attn_q", "attn_k")
+        # Heads of eight rows: row 1 of a head was its row 4.
+        order = [row // 8 * 8 + (row % 8 // 2 + (row % 2) * 4) for row in range(len(b))] if moved else range(len(b))
+        assert np.array_equal(made[f"blk.0.{part}.weight.lora_b"], b[list(order)])
+        assert np.array_equal(
+            made[f"blk.0.{part}.weight.lora_a"], weights[f"base_model.model.model.layers.0.{module}.lora_A.weight"]
+        )
+
+
+def test_an_architecture_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    """Its tensors may lie in another order, which nobody would notice."""
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "falcon")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnusableFile, match=r"'falcon' cannot be converted here \(llama, mistral3"):
+        convert(Path(write_adapter(tmp_path).path), tmp_path / "base.gguf", tmp_path / "out.gguf")

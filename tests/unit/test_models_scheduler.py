@@ -609,6 +609,41 @@ def test_predicted_models_load_one_after_the_other() -> None:
     assert one(core.Load, bench.send(core.Loaded(first.runner))).model == "b"
 
 
+def test_what_is_worth_most_now_is_loaded_next_whatever_was_expected_first() -> None:
+    """A place in the queue is not kept for a prediction."""
+    bench = Bench(memory=100)
+    first = one(core.Load, bench.expect(("a", 0.9), ("b", 0.8), ("c", 0.3), memory_bytes=10))
+    assert bench.expect(("a", 0.9), ("b", 0.3), ("c", 0.8), memory_bytes=10) == []
+    assert one(core.Load, bench.send(core.Loaded(first.runner))).model == "c"
+
+
+def test_a_predicted_load_is_broken_off_for_a_request_and_tried_again_after_it() -> None:
+    """Who waits for another model waits for neither the device nor the memory of a load that nobody asked for."""
+    bench = Bench(memory=100)
+    ahead = one(core.Load, bench.expect(("b", 0.9), memory_bytes=60)).runner
+    _, effects = bench.ask("a", terms=core.Terms(memory_bytes=60))
+    assert one(core.Kill, effects).runner == ahead
+    effects = bench.send(core.Exited(ahead, "killed"))
+    assert one(core.Announce, of(core.Announce, effects)[:1]).reason == "requests wait for another model"
+    runner = one(core.Load, effects).runner
+    assert of(core.Load, bench.expect(("b", 0.9), memory_bytes=40)) == []
+    assert one(core.Load, bench.send(core.Loaded(runner))).model == "b"
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_load_that_somebody_wants_is_not_broken_off(is_asked: bool) -> None:
+    """Neither one that model.preload began nor one that a request waits for by now."""
+    bench = Bench(memory=100)
+    if is_asked:
+        bench.preload("b", memory_bytes=30)
+    else:
+        bench.expect(("b", 0.9), memory_bytes=30)
+        bench.ask("b")
+    _, effects = bench.ask("a", terms=core.Terms(memory_bytes=30))
+    assert of(core.Kill, effects) == []
+    assert one(core.Load, effects).model == "a"
+
+
 def test_among_equally_important_models_the_least_likely_leaves() -> None:
     """What is soon wanted again stays, although it was used longer ago."""
     bench = Bench()

@@ -190,6 +190,9 @@ class Catalogue:
             license=_printable(described.license),
             chat_template=described.shown_template,
             backend=backend,
+            weights=_printable(str(found.path))
+            if found.format == "safetensors"
+            else self._rules.of(found.name).weights,
         )
 
     def _of_remote(self, remote: RemoteModel) -> Entry:

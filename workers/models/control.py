@@ -14,6 +14,7 @@ import msgspec
 
 from bus.settings import Settings
 from schemas.bodies.model import UsageEvent
+from workers.models.adapters.canary import Canary
 from workers.models.backends.backend import AdapterFile, Remote
 
 
@@ -22,7 +23,7 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
     format, backend: as the catalogue says. What is None is left to the settings. sampling: the options that requests
     take where they name none (field names of schemas.bodies.model.Sampling). champion: the adapter that requests take
-    which name none. The runner holds the lock of `device` while it loads, and from the beginning of its end to the end.
+    which name none, canary: the one that a part of them takes instead. The runner holds the lock of `device` while it loads, and from the beginning of its end to the end.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     sampling: dict[str, Any] = {}
     adapters: tuple[AdapterFile, ...] = ()
     champion: str | None = None
+    canary: Canary | None = None
     remote: Remote | None = None
     # More arguments for a backend that is a program of its own.
     arguments: tuple[str, ...] = ()
@@ -49,6 +51,7 @@ class SetAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="adapters"):
     id: int
     adapters: tuple[AdapterFile, ...]
     champion: str | None
+    canary: Canary | None = None
 
 
 class DrainRunner(msgspec.Struct, frozen=True, tag="drain"):

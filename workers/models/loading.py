@@ -56,7 +56,7 @@ from schemas.errors import (
 )
 from schemas.subjects import split_instance
 from workers.models import decisions as say
-from workers.models.backends.backend import AdapterFile
+from workers.models.adapters.canary import InUse
 from workers.models.catalogue import Catalogue, Entry
 from workers.models.control import (
     AdaptersSet,
@@ -102,8 +102,8 @@ _RELEASE_S: Final = 0.3
 class AdapterSource(Protocol):
     """The adapters that models are loaded with."""
 
-    def of(self, model: str, /) -> tuple[tuple[AdapterFile, ...], str | None]:
-        """Those attached to `model`, and the name of its champion."""
+    def of(self, model: str, /) -> InUse:
+        """Those attached to `model`, with champion and canary."""
 
     async def use(self, model: str, adapter: str, /) -> None:
         """Have `adapter` attached to `model` from now on. Raises NotFound."""
@@ -368,7 +368,7 @@ class Loading:
         finally:
             self._close_ticket(id)
 
-    async def set_adapters(self, name: str, adapters: tuple[AdapterFile, ...], champion: str | None) -> None:
+    async def set_adapters(self, name: str, use: InUse) -> None:
         """Have a loaded model use these adapters from now on; of one that is not loaded nothing has to be told.
 
         Counts as use: the model stays meanwhile. Raises Unprocessable when one does not fit (then nothing has changed),
@@ -386,7 +386,7 @@ class Loading:
             process = self._processes.get(forward.runner)
             if process is None:
                 raise Conflict(f"the process of {name} ended before its adapters were changed", model=name)
-            process.send(SetAdapters(id=id, adapters=adapters, champion=champion))
+            process.send(SetAdapters(id=id, adapters=use.files, champion=use.champion, canary=use.canary))
             await done
         finally:
             self._swaps.pop(id, None)
@@ -417,7 +417,7 @@ class Loading:
             is_pinned=terms.is_pinned,
             priority=terms.priority,
             keep_alive_s=terms.keep_alive_s,
-            adapters=[one.name for one in self._adapters_of(info.name)[0]],
+            adapters=[one.name for one in self._adapters_of(info.name).files],
         )
         state = self._scheduler.state_of(info.name)
         if state is None or state.phase is Phase.DRAINING:
@@ -450,8 +450,8 @@ class Loading:
         gpus = () if entry.info.backend in self._without_gpu else self._leasing.gpus
         return terms_of(entry, self._rules.of(name), self._settings.models, keep, wish, gpus)
 
-    def _adapters_of(self, name: str) -> tuple[tuple[AdapterFile, ...], str | None]:
-        return self.adapters.of(name) if self.adapters is not None else ((), None)
+    def _adapters_of(self, name: str) -> InUse:
+        return self.adapters.of(name) if self.adapters is not None else InUse()
 
     # Tickets
 
@@ -531,7 +531,7 @@ class Loading:
         if process is None:
             return
         process.model = effect.model
-        process.adapters = adapters, champion = self._adapters_of(effect.model)
+        process.adapters = use = self._adapters_of(effect.model)
         process.send(
             load_command(
                 entry,
@@ -539,8 +539,7 @@ class Loading:
                 self._settings,
                 device=effect.device,
                 context_tokens=effect.context_tokens,
-                adapters=adapters,
-                champion=champion,
+                use=use,
             )
         )
 
@@ -587,7 +586,7 @@ class Loading:
     async def _catch_up(self, name: str) -> None:
         """The adapters changed while the model loaded with those before."""
         try:
-            await self.set_adapters(name, *self._adapters_of(name))
+            await self.set_adapters(name, self._adapters_of(name))
         except BusError as error:
             log.warning("adapters not changed", extra={"action": "model.adapters", "model": name, "error": str(error)})
 

@@ -7,9 +7,11 @@ Several simple views of usage each give a chance that a model is asked for withi
     hour, day, week   whether it was used at this time of earlier hours, days and weeks
     last, earlier     what came after the last model, or an earlier one, and how long after     pipelines, interleaved
     pair              the same after two models in order: tells pipelines apart that share a step
+    next              which model comes next after the last one, and when at this pace               people, agents
 
-What follows what is learned for each caller alone, where callers are known: what another one asks for meanwhile follows
-nothing of theirs.
+What follows what, and at what pace, is learned for each caller alone, where callers are known: what another one asks for
+meanwhile follows nothing of theirs. `next` takes a caller for a semi-Markov process whose pauses are all of one kind, so
+that little usage teaches much; the other views of followers keep the pauses of each pair of models apart.
 
 Their chances are mixed as in context-mixing compressors: a weighted sum of logits is the logit of the answer (M. Mahoney,
 Adaptive Weighing of Context Models for Lossless Data Compression, 2005), and every outcome moves the weights by gradient
@@ -49,8 +51,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 HORIZONS: Final = (15.0, 60.0, 300.0, 1_800.0)
 
 # What the chance within each horizon counts in a model's value. Chosen on generated traces (scripts/bench_prediction.py,
-# seeds below 100): a longer view keeps what is used often instead of what is used next.
-_VALUE: Final = (0.4, 0.5, 0.1, 0.0)
+# seeds 1000 to 1003): a longer view keeps what is used often instead of what is used next.
+_VALUE: Final = (0.5, 0.4, 0.08, 0.02)
 
 # Models remembered; past that the one unused longest is forgotten. One takes up to 10 kB.
 MAX_MODELS: Final = 256
@@ -61,18 +63,22 @@ _CANDIDATES: Final = 64
 _TAUGHT: Final = 12
 
 # Own pauses remembered of each model.
-_GAPS: Final = 64
+_GAPS: Final = 128
 
-# Callers whose last models are remembered, to know what follows them.
+# Callers that are remembered, and models of each after which is known what came next. At so many cases of one model all
+# its counts are halved, so that new habits outweigh old ones.
 _CALLERS: Final = 64
+_LEFT: Final = 64
+_STEPS: Final = 128
 
 # Contexts (one model, or two in order, of a caller) whose followers are remembered, occurrences of each, followers of each.
 MAX_CONTEXTS: Final = 512
-_OCCURRENCES: Final = 24
+_OCCURRENCES: Final = 48
 _FOLLOWERS: Final = 8
 
-# Of several contexts of a kind, the one is asked that promises most within so many seconds.
-_SOON_S: Final = 60.0
+# Of several contexts of a kind, or callers, the one is asked that promises most within this horizon.
+_SOON: Final = 1
+_SOON_S: Final = HORIZONS[_SOON]
 
 # Seconds in which something counts as following, and occurrences that are open for followers at once.
 _FOLLOW_S: Final = 900.0
@@ -103,29 +109,31 @@ _LONGEST_MINUTES: Final = 31
 
 _RATES_S: Final = (300.0, 3_600.0, 86_400.0)
 
-_VIEWS: Final = ("rate5", "rate60", "rate1440", "gap", "hour", "day", "week", "earlier", "pair", "last")
+_VIEWS: Final = ("rate5", "rate60", "rate1440", "gap", "hour", "day", "week", "earlier", "pair", "last", "next")
 _BASES: Final = len(_RATES_S)
 
 # A forecast is followed only while it beats recency. Each request asks: was its model among the first _PLACES by value,
-# and was it among the last _PLACES used (with few models: all but one)? Where one was right and the other wrong, that counts, and less with each request
-# after (_FORGET). Value is believed while it leads by so many standard deviations of a fair coin (McNemar's test, 1947).
-# Without this, usage that has no pattern is served worse than by evicting what was used least recently.
+# and was it among the last _PLACES used (with few models: all but one)? Where one was right and the other wrong, that
+# counts, and less with each request after (_FORGET). Value is believed while it leads by so many standard deviations of a
+# fair coin (McNemar's test, 1947). Without this, usage that has no pattern is served worse than by evicting what was used
+# least recently; with one standard deviation, that still happened now and then.
 _PLACES: Final = 3
 _FORGET: Final = 0.995
-_LEAD: Final = 1.0
+_LEAD: Final = 1.5
 _LEAD_MIN: Final = 4.0
 
-# How fast outcomes move the weights, and where they begin: as the mean of the rates, and a third of what each other view
-# knows beyond them. Faster forgets what is true for most; slower learns a new installation too late (bench_prediction).
+# How fast outcomes move the weights, and where they begin: as the mean of the rates, and a part of what each other view
+# knows beyond them, smaller for the last four, which know much of the same. Faster forgets what is true for most; slower
+# learns a new installation too late (bench_prediction).
 _LEARNING: Final = 0.01
-_FIRST_WEIGHTS: Final = (*(1 / 3,) * _BASES, *(0.6,) * (len(_VIEWS) - _BASES), 0.0)
+_FIRST_WEIGHTS: Final = (*(1 / 3,) * _BASES, *(0.6,) * 4, *(0.45,) * 4, 0.0)
 
 # Weights are kept apart by how long a model has been unused, in seconds: what tells of a pause in a conversation tells
 # nothing of the next day.
 _AGES_S: Final = (60.0, 900.0)
 
-# Standard errors by which a view must differ from the rates before it is believed.
-_SURE: Final = 1.0
+# Standard errors by which a view must differ from the rates before it is believed. Chosen as _VALUE was.
+_SURE: Final = 0.5
 
 # Lessons that wait for their outcome, and seconds after a request in which one is taken.
 _LESSONS: Final = 64
@@ -135,10 +143,26 @@ _LESSON_S: Final = 600.0
 _LOGIT: Final = 9.2
 _RAREST: Final = 1 / (1 + math.exp(_LOGIT))
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 # A context: the caller, "" for nobody known, and one model or two in order.
 _Key = tuple[str, ...]
+
+
+class _Durations:
+    """The last _GAPS durations in seconds, in the order in which they came and by length."""
+
+    __slots__ = ("latest", "sorted")
+
+    def __init__(self, latest: Sequence[float] = ()) -> None:
+        self.latest = deque(latest[-_GAPS:])
+        self.sorted = sorted(self.latest)
+
+    def add(self, duration: float) -> None:
+        if len(self.latest) == _GAPS:
+            del self.sorted[bisect_left(self.sorted, self.latest.popleft())]
+        self.latest.append(duration)
+        insort(self.sorted, duration)
 
 
 class _Usage:
@@ -148,8 +172,7 @@ class _Usage:
         self.first = at
         self.last = at
         self.rates = [0.0] * len(_RATES_S)
-        self.gaps: deque[float] = deque()
-        self.sorted_gaps: list[float] = []
+        self.gaps = _Durations()
         # One bit a minute, the lowest is the minute `map_end`.
         self.map = 0
         self.map_end = int(at // 60)
@@ -161,7 +184,7 @@ class _Usage:
         gap = at - self.last
         self.rates = [count * math.exp(-gap / span_s) + 1 for count, span_s in zip(self.rates, _RATES_S, strict=True)]
         if gap > _SAME_USE_S:
-            self._add_gap(gap)
+            self.gaps.add(gap)
         self.last = at
         self.counted_at = -1
         minute = int(at // 60)
@@ -169,12 +192,6 @@ class _Usage:
             self.map = self.map << min(minute - self.map_end, _MAP_MINUTES) & _MAP_MASK
             self.map_end = minute
         self.map |= 1
-
-    def _add_gap(self, gap: float) -> None:
-        if len(self.gaps) == _GAPS:
-            del self.sorted_gaps[bisect_left(self.sorted_gaps, self.gaps.popleft())]
-        self.gaps.append(gap)
-        insort(self.sorted_gaps, gap)
 
     def set_back(self, by_s: float) -> None:
         self.first -= by_s
@@ -193,7 +210,7 @@ class _Usage:
     def gap_chances(self, now: float, base: Sequence[float]) -> list[float] | None:
         """Of the pauses that were longer than this one is by now, the part that ended within each horizon from here."""
         age = now - self.last
-        gaps = self.sorted_gaps
+        gaps = self.gaps.sorted
         begin = bisect_right(gaps, age - min(_JITTER * age, _JITTER_MAX_S))
         longer = len(gaps) - begin
         if len(gaps) < 2 or not longer:
@@ -249,6 +266,41 @@ class _Context:
             insort(self.lags.setdefault(model, []), lag)
 
 
+class _Caller:
+    """One caller's requests in order: the last models, what came next after each, and the pauses between any two."""
+
+    def __init__(self) -> None:
+        self.recent: deque[str] = deque(maxlen=4)
+        self.last = ""
+        self.at = 0.0
+        self.pauses = _Durations()
+        self.steps: OrderedDict[str, dict[str, float]] = OrderedDict()
+
+    def ask(self, model: str, at: float) -> None:
+        if self.last:
+            self.pauses.add(at - self.at)
+            self._step(model)
+        self.last, self.at = model, at
+
+    def _step(self, model: str) -> None:
+        counts = self.steps.setdefault(self.last, {})
+        counts[model] = counts.get(model, 0.0) + 1
+        if math.fsum(counts.values()) >= _STEPS:
+            self.steps[self.last] = {name: count / 2 for name, count in counts.items() if count > 1}
+        self.steps.move_to_end(self.last)
+        if len(self.steps) > _LEFT:
+            self.steps.popitem(last=False)
+
+    def next_within(self, now: float) -> list[float]:
+        """Of the pauses that were longer than this one is by now, the part that ended within each horizon from here."""
+        age = now - self.at
+        pauses = self.pauses.sorted
+        begin = bisect_right(pauses, age)
+        # As if there had been one more that lasts: of few cases no chance is certain.
+        cases = len(pauses) - begin + 1
+        return [(bisect_right(pauses, age + horizon) - begin) / cases for horizon in HORIZONS]
+
+
 class _Occurrence(msgspec.Struct):
     """A context that has just occurred, and what has followed so far."""
 
@@ -281,6 +333,7 @@ class _Kept(msgspec.Struct):
     now: float | None
     usage: list[tuple[str, float, float, list[float], list[float], bytes, int]]
     contexts: list[tuple[list[str], list[dict[str, float]]]]
+    callers: list[tuple[str, list[float], dict[str, dict[str, float]]]]
     weights: list[list[list[float]]]
     lessons: int
     ahead: float
@@ -298,7 +351,7 @@ class Predictor:
         self._usage: OrderedDict[str, _Usage] = OrderedDict()
         self._contexts: OrderedDict[_Key, _Context] = OrderedDict()
         self._open: deque[_Occurrence] = deque()
-        self._recent: OrderedDict[str, deque[str]] = OrderedDict()
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
         self._now: float | None = None
         self._weights = [[list(_FIRST_WEIGHTS) for _ in range(len(_AGES_S) + 1)] for _ in HORIZONS]
         self._lessons: deque[_Lesson] = deque()
@@ -341,10 +394,11 @@ class Predictor:
             version=_VERSION,
             now=self._now,
             usage=[
-                (name, one.first, one.last, one.rates, list(one.gaps), _pack(one.map), one.map_end)
+                (name, one.first, one.last, one.rates, list(one.gaps.latest), _pack(one.map), one.map_end)
                 for name, one in self._usage.items()
             ],
             contexts=[(list(key), list(one.followed)) for key, one in self._contexts.items()],
+            callers=[(name, list(one.pauses.latest), dict(one.steps)) for name, one in self._callers.items()],
             weights=self._weights,
             lessons=self._taken,
             ahead=self._ahead,
@@ -368,11 +422,14 @@ class Predictor:
         for name, first, last, rates, gaps, bits, map_end in kept.usage[-MAX_MODELS:]:
             usage = predictor._usage[name] = _Usage(first)
             usage.last, usage.rates, usage.map, usage.map_end = last, rates, int.from_bytes(bits, "little"), map_end
-            usage.gaps, usage.sorted_gaps = deque(gaps[-_GAPS:]), sorted(gaps[-_GAPS:])
+            usage.gaps = _Durations(gaps)
         for key, followed in kept.contexts[-MAX_CONTEXTS:]:
             context = predictor._contexts[tuple(key)] = _Context()
             for followers in followed[-_OCCURRENCES:]:
                 context.add(followers)
+        for name, pauses, steps in kept.callers[-_CALLERS:]:
+            caller = predictor._callers[name] = _Caller()
+            caller.pauses, caller.steps = _Durations(pauses), OrderedDict(steps)
         return predictor
 
     # Remembering
@@ -393,8 +450,9 @@ class Predictor:
                 one.followers.setdefault(model, at - one.at)
         while self._open and at - self._open[0].at > _FOLLOW_S:
             self._close(self._open.popleft())
-        usage = self._usage.get(model)
-        recent = self._recent_of(caller)
+        usage, asking = self._usage.get(model), self._caller(caller)
+        asking.ask(model, at)
+        recent = asking.recent
         if usage is not None and at - usage.last <= _SAME_USE_S and recent and recent[-1] == model:
             return
         before = [one for one in dict.fromkeys(reversed(recent)) if one != model][:2]
@@ -402,12 +460,14 @@ class Predictor:
             self._occur(key, at)
         recent.append(model)
 
-    def _recent_of(self, caller: str) -> deque[str]:
-        recent = self._recent.setdefault(caller, deque(maxlen=4))
-        self._recent.move_to_end(caller)
-        if len(self._recent) > _CALLERS:
-            self._recent.popitem(last=False)
-        return recent
+    def _caller(self, name: str) -> _Caller:
+        caller = self._callers.get(name)
+        if caller is None:
+            if len(self._callers) >= _CALLERS:
+                self._callers.popitem(last=False)
+            caller = self._callers[name] = _Caller()
+        self._callers.move_to_end(name)
+        return caller
 
     def _occur(self, key: _Key, at: float) -> None:
         again = next((one for one in self._open if one.key == key), None)
@@ -437,6 +497,8 @@ class Predictor:
             usage.set_back(by_s)
         for one in self._open:
             one.at -= by_s
+        for caller in self._callers.values():
+            caller.at -= by_s
 
     # Views
 
@@ -454,7 +516,7 @@ class Predictor:
             said: list[list[float] | None] = [usage.gap_chances(now, base)]
             said += usage.period_chances(now, base)
             contexts = followers.get(name, _Followed())
-            said += [contexts.earlier, contexts.pair, contexts.last]
+            said += [contexts.earlier, contexts.pair, contexts.last, contexts.next]
             views[name] = _View(
                 group=bisect_right(_AGES_S, now - usage.last),
                 inputs=_inputs([_within(one) for one in rates[name]], base, said),
@@ -487,7 +549,24 @@ class Predictor:
         found: dict[str, _Followed] = {}
         for (model, kind), (_, key, ends, alive) in best.items():
             found.setdefault(model, _Followed()).take(kind, _all_beyond(ends, alive, bases[model]), key)
+        for model, (_, last, chances) in self._next(now, bases).items():
+            found.setdefault(model, _Followed()).take("next", chances, ("", last))
         return found
+
+    def _next(self, now: float, bases: dict[str, list[float]]) -> dict[str, tuple[float, str, list[float]]]:
+        """For each model that may be somebody's next: how much the caller promises it who promises most, and after what."""
+        best: dict[str, tuple[float, str, list[float]]] = {}
+        for caller in self._callers.values():
+            steps = caller.steps.get(caller.last)
+            if steps is None or now - caller.at > _FOLLOW_S:
+                continue
+            within, cases = caller.next_within(now), math.fsum(steps.values())
+            for model, count in steps.items():
+                promise = count / (cases + 1) * within[_SOON]
+                if model in bases and promise > best.get(model, (0.0,))[0]:
+                    chances = _all_beyond([count * one for one in within], cases, bases[model])
+                    best[model] = promise, caller.last, chances
+        return best
 
     def _chances(self, view: _View) -> list[float]:
         """Chance of a request within each horizon; within a longer one it is no smaller."""
@@ -506,7 +585,7 @@ class Predictor:
             return f"last used {_duration(now - usage.last)} ago, about {usage.rates_per_s(now)[1] * 3600:.1f} times an hour"
         match _VIEWS[best]:
             case "gap":
-                usual = usage.sorted_gaps[len(usage.sorted_gaps) // 2]
+                usual = usage.gaps.sorted[len(usage.gaps.sorted) // 2]
                 return f"last used {_duration(now - usage.last)} ago, usually again after {_duration(usual)}"
             case "hour" | "day" | "week" as period:
                 return f"used at this time of the {period} before"
@@ -566,13 +645,14 @@ class Predictor:
 
 
 class _Followed(msgspec.Struct):
-    """What contexts say of one follower, by kind of context."""
+    """What contexts, and callers' next steps, say of one follower."""
 
     earlier: list[float] | None = None
     pair: list[float] | None = None
     last: list[float] | None = None
+    next: list[float] | None = None
     after: str = ""
-    best: float = 0.0
+    best: float = -math.inf
 
     def take(self, kind: str, chances: list[float], key: _Key) -> None:
         setattr(self, kind, chances)
@@ -603,11 +683,11 @@ def _inputs(
     return rows
 
 
-def _all_beyond(counts: Sequence[int], cases: int, base: Sequence[float]) -> list[float]:
+def _all_beyond(counts: Sequence[float], cases: float, base: Sequence[float]) -> list[float]:
     return [_beyond(count, cases, chance) for count, chance in zip(counts, base, strict=True)]
 
 
-def _beyond(count: int, cases: int, base: float) -> float:
+def _beyond(count: float, cases: float, base: float) -> float:
     """What `count` of `cases` says beyond the base, as a difference of logits: as much of it as is certain.
 
     That is the end nearer to the base of the interval of _SURE standard errors around the part observed (Agresti and

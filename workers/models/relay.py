@@ -9,6 +9,7 @@ from typing import Any, Final
 from bus.worker import Call, Worker
 from schemas.envelope import Headers
 from schemas.errors import WorkerLost
+from schemas.purpose import PURPOSE
 
 # Marks a request this service passed on, so that it is not passed on again when its runner has just vanished and the
 # broker brings it back to the plain subject.
@@ -18,6 +19,9 @@ RELAYED: Final = "models-relayed"
 CALLER: Final = "models-caller"
 _CALLER_CHARS: Final = 64
 
+# Id of the request that is passed on, as its caller knows it.
+ORIGIN: Final = "models-origin"
+
 # The end of a runner's process is often heard before its last words, which come through the broker.
 _LAST_WORDS_S: Final = 1.0
 
@@ -25,10 +29,31 @@ _LAST_WORDS_S: Final = 1.0
 _NO_DEADLINE_S: Final = 86_400.0
 
 
+# Headers of the caller's that a request passed on keeps.
+_PASSED_ON: Final = frozenset({"traceparent", "priority", PURPOSE})
+
+
 def caller_of(call: Call) -> str:
     """Who asks, also where this service passed the request on; "" where nobody signs in."""
-    name = call.headers.get(CALLER) or (call.caller.user_id if call.caller is not None else "")
+    own = call.caller.user_id if call.caller is not None else ""
+    name = (call.headers.get(CALLER) or own) if _is_ours(call) else own
     return name[:_CALLER_CHARS] if isinstance(name, str) else ""
+
+
+def reply_id_of(call: Call) -> str:
+    """Id of a request as its caller knows it, in hexadecimal."""
+    origin = call.headers.get(ORIGIN)
+    return origin if isinstance(origin, str) and origin and _is_ours(call) else call.id.hex()
+
+
+def is_relayed(call: Call) -> bool:
+    """True for a request that the model service passed on."""
+    return bool(call.headers.get(RELAYED)) and _is_ours(call)
+
+
+def _is_ours(call: Call) -> bool:
+    """Where people sign in, only this home's own processes speak for others."""
+    return call.caller is None or call.caller.is_admin
 
 
 class Relay:
@@ -44,8 +69,8 @@ class Relay:
         """Pass the request on and the parts back; returns the final reply, raises what the runner's answer says."""
         call = self._call
         timeout_s = call.deadline_at - time.time() if call.deadline_at else _NO_DEADLINE_S
-        headers: Headers = {RELAYED: True, CALLER: caller_of(call)}
-        headers.update((name, value) for name, value in call.headers.items() if name in ("traceparent", "priority"))
+        headers: Headers = {RELAYED: True, CALLER: caller_of(call), ORIGIN: reply_id_of(call)}
+        headers.update((name, value) for name, value in call.headers.items() if name in _PASSED_ON)
         async with worker.client.stream(
             self._subject, self._request, timeout_s=max(timeout_s, 0.0), headers=headers
         ) as parts:

@@ -48,6 +48,8 @@ from schemas.bodies.model import (
 from schemas.bodies.resource import LockHolder
 from schemas.errors import BadRequest, BusError, Internal, NotFound, Unprocessable, Unsupported
 from schemas.values import require_json
+from workers.models.adapters.canary import Canary, InUse
+from workers.models.answered import Answers
 from workers.models.backends import llama_cpp
 from workers.models.backends.backend import AdapterFile, Backend, Chunk, LoadFailed, Options, Outcome, Question
 from workers.models.backends.choose import open_backend, own_words
@@ -69,7 +71,7 @@ from workers.models.control import (
 )
 from workers.models.footprint import ram_bytes, vram_bytes
 from workers.models.gguf_header import UnusableFile
-from workers.models.relay import caller_of
+from workers.models.relay import caller_of, is_relayed, reply_id_of
 
 log = logging.getLogger("olympus.models.runner")
 
@@ -117,6 +119,7 @@ class Runner:
         self._publishing: set[asyncio.Task[None]] = set()
         self._adapters: dict[str, AdapterFile] = {}
         self._champion: str | None = None
+        self._canary: Canary | None = None
         # Answers under way with each adapter, by its content.
         self._using: Counter[str] = Counter()
         self._used_less = asyncio.Event()
@@ -124,6 +127,7 @@ class Runner:
         parallel = command.parallel or settings.models.parallel
         name = command.name
         self.worker = Worker("model.runner", settings, capacity=parallel * (1 + _QUEUED_PER_SEQUENCE), instance=name)
+        self._answers = Answers(self.worker.publish, observe=settings.learning.observe)
         self.worker.handle(f"model.generate@{name}", self.generate)
         self.worker.handle(f"model.chat@{name}", self.chat)
         self.worker.handle(f"model.embed@{name}", self.embed)
@@ -134,14 +138,14 @@ class Runner:
 
     async def generate(self, request: Generate, call: Call) -> Generation:
         """Continue a prompt as it stands; control tokens may be written out in it."""
-        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
+        with self._counted(request.model, call), self._adapter(self._meant(request, call)) as adapter:
             options = self._options(request, adapter)
             question = Question(options=options, text=request.prompt, truncate=request.truncate)
-            return await self._answer("generate", question, adapter, call)
+            return await self._answer(request, question, adapter, call)
 
     async def chat(self, request: Chat, call: Call) -> Generation:
         """Answer a conversation through the model's chat template."""
-        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
+        with self._counted(request.model, call), self._adapter(self._meant(request, call)) as adapter:
             is_json = request.response_format == "json"
             for index, tool in enumerate(request.tools):
                 require_json(tool.parameters, f"tools[{index}].parameters")
@@ -161,7 +165,7 @@ class Runner:
                 is_json=is_json,
                 truncate=request.truncate,
             )
-            return await self._answer("chat", question, adapter, call)
+            return await self._answer(request, question, adapter, call)
 
     async def embed(self, request: Embed, call: Call) -> Embeddings:
         """Vectors of texts."""
@@ -173,8 +177,9 @@ class Runner:
             return Embeddings(model=self._name, dimension=len(vectors[0]) // 4, vectors=vectors, usage=usage)
 
     async def score(self, request: Score, call: Call) -> Scores:
-        """Log-probability of texts after their prompts."""
-        with self._counted(request.model, call), self._adapter(request.adapter) as adapter:
+        """Log-probability of texts after their prompts. A measurement, so it never goes to a canary unasked."""
+        asked = self._champion if request.adapter is None else request.adapter
+        with self._counted(request.model, call), self._adapter(asked) as adapter:
             if request.prompts and len(request.prompts) != len(request.texts):
                 raise BadRequest(
                     f"there are {len(request.prompts)} prompts for {len(request.texts)} texts", field="prompts"
@@ -210,10 +215,18 @@ class Runner:
             self._in_flight -= 1
             tell(self._pipe, RunnerBusy(self._in_flight))
 
+    def _meant(self, request: Sampling, call: Call) -> str | None:
+        """Name of the adapter that a request means. A conversation, or a caller, stays on one side of the canary."""
+        if request.adapter is not None:
+            return request.adapter
+        if self._canary is None:
+            return self._champion
+        key = request.conversation_id or caller_of(call) or secrets.token_hex(8)
+        return self._canary.adapter if self._canary.takes(key) else self._champion
+
     @contextlib.contextmanager
-    def _adapter(self, asked: str | None) -> Iterator[AdapterFile | None]:
-        """The adapter that a request means, held as long as it is being answered. Raises NotFound."""
-        name = self._champion if asked is None else asked
+    def _adapter(self, name: str | None) -> Iterator[AdapterFile | None]:
+        """An adapter by its name, held as long as it is being answered with. Raises NotFound."""
         if not name:
             yield None
             return
@@ -234,7 +247,38 @@ class Runner:
         require_json(request.json_schema, "json_schema")
         return sampling_options(request, self._sampling, self._models, adapter.sha256 if adapter is not None else None)
 
-    async def _answer(self, operation: str, question: Question, adapter: AdapterFile | None, call: Call) -> Generation:
+    async def _answer(
+        self, request: Generate | Chat, question: Question, adapter: AdapterFile | None, call: Call
+    ) -> Generation:
+        name = adapter.name if adapter is not None else ""
+        try:
+            outcome = await self._outcome(question, call)
+        except BusError as error:
+            # The service tells of what it passed on itself: it may yet find another way.
+            if not is_relayed(call):
+                self._answers.failed(request, self._name, error, call, name)
+            raise
+        except asyncio.CancelledError:
+            if not is_relayed(call):
+                self._answers.late(request, self._name, call, name)
+            raise
+        generation = _generation(self._name, outcome, name or None, reply_id_of(call))
+        event = UsageEvent(
+            model=self._name,
+            operation="chat" if isinstance(request, Chat) else "generate",
+            usage=generation.usage,
+            timings=generation.timings,
+            finish_reason=generation.finish_reason,
+            adapter=generation.adapter,
+            mean_logprob=outcome.mean_logprob,
+        )
+        tell(self._pipe, RunnerUsed(event))
+        self._publish_usage(event)
+        self._answers.finished(request, generation, outcome, call)
+        return generation
+
+    async def _outcome(self, question: Question, call: Call) -> Outcome:
+        """Stream the answer to the caller; how it ended."""
         outcome: Outcome | None = None
         async with contextlib.aclosing(self._backend.answer(question)) as parts:
             async for part in parts:
@@ -244,19 +288,7 @@ class Runner:
                     outcome = part
         if outcome is None:
             raise Internal("the backend ended without an outcome")
-        generation = _generation(self._name, outcome, adapter.name if adapter is not None else None)
-        event = UsageEvent(
-            model=self._name,
-            operation=operation,
-            usage=generation.usage,
-            timings=generation.timings,
-            finish_reason=generation.finish_reason,
-            adapter=generation.adapter,
-            mean_logprob=outcome.mean_logprob,
-        )
-        tell(self._pipe, RunnerUsed(event))
-        self._publish_usage(event)
-        return generation
+        return outcome
 
     def _tell_used(self, operation: str, usage: Usage, took_s: float, adapter: AdapterFile | None) -> None:
         """Tell the service of something that read texts and wrote none."""
@@ -285,28 +317,31 @@ class Runner:
 
     # Adapters -------------------------------------------------------------------------------------------------------
 
-    async def attach_first(self, adapters: Sequence[AdapterFile], champion: str | None) -> None:
+    async def attach_first(self, use: InUse) -> None:
         """Attach what the model is loaded with, under the lock of the load. Raises LoadFailed."""
         if "adapters" not in self._backend.capabilities:
             raise LoadFailed(f"{self._name} takes no adapters")
-        await self._backend.set_adapters(adapters)
-        self._adapters, self._champion = {file.name: file for file in adapters}, champion
+        await self._backend.set_adapters(use.files)
+        self._turn_to(use)
 
-    async def set_adapters(self, adapters: Sequence[AdapterFile], champion: str | None) -> None:
+    def _turn_to(self, use: InUse) -> None:
+        self._adapters = {file.name: file for file in use.files}
+        self._champion, self._canary = use.champion, use.canary
+
+    async def set_adapters(self, use: InUse) -> None:
         """Have exactly these attached. Raises LoadFailed for one that does not fit, and then nothing has changed.
 
         The new ones come first, then requests turn to them, then the old ones go: at no moment a name is missing.
         Answers under way with an old one are finished with it.
         """
         async with self._changing:
-            if adapters and "adapters" not in self._backend.capabilities:
+            if use.files and "adapters" not in self._backend.capabilities:
                 raise LoadFailed(f"{self._name} takes no adapters")
             old = {file.sha256: file for file in self._adapters.values()}
-            new = {file.sha256: file for file in adapters}
+            new = {file.sha256: file for file in use.files}
             async with self._locked("change adapters"):
                 await self._backend.set_adapters([*{**old, **new}.values()])
-            self._adapters = {file.name: file for file in adapters}
-            self._champion = champion
+            self._turn_to(use)
             gone = old.keys() - new.keys()
             if not gone:
                 return
@@ -314,7 +349,7 @@ class Runner:
                 self._used_less.clear()
                 await self._used_less.wait()
             async with self._locked("change adapters"):
-                await self._backend.set_adapters(adapters)
+                await self._backend.set_adapters(use.files)
 
     @contextlib.asynccontextmanager
     async def _locked(self, purpose: str) -> AsyncGenerator[None, None]:
@@ -335,6 +370,7 @@ class Runner:
         await self.worker.stop(limit_s)
         if self._publishing:
             await asyncio.wait(set(self._publishing), timeout=1.0)
+        await self._answers.flush(1.0)
         if self._lock is not None and not self._lock.is_held:
             # Never released: the kernel does it when the process, and with it all memory, is gone.
             try:
@@ -377,7 +413,7 @@ def sampling_options(
     )
 
 
-def _generation(model: str, outcome: Outcome, adapter: str | None) -> Generation:
+def _generation(model: str, outcome: Outcome, adapter: str | None, reply_id: str) -> Generation:
     completion = len(outcome.token_ids) if outcome.completion_tokens is None else outcome.completion_tokens
     # The first token belongs to the reading of the prompt; the rate is that of the others.
     rate = (completion - 1) / outcome.generate_s if completion > 1 and outcome.generate_s > 0 else 0.0
@@ -401,6 +437,7 @@ def _generation(model: str, outcome: Outcome, adapter: str | None) -> Generation
         logprobs=list(outcome.logprobs),
         adapter=adapter,
         truncated_tokens=outcome.truncated_tokens,
+        reply_id=reply_id,
     )
 
 
@@ -464,7 +501,7 @@ async def _obey(runner: Runner, commands: AsyncGenerator[Command, None], pipe: B
 
 async def _change(runner: Runner, command: SetAdapters, pipe: BinaryIO) -> None:
     try:
-        await runner.set_adapters(command.adapters, command.champion)
+        await runner.set_adapters(InUse(command.adapters, command.champion, command.canary))
     except LoadFailed as error:
         tell(pipe, AdaptersSet(id=command.id, error=str(error)))
     except BusError as error:
@@ -484,7 +521,7 @@ async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
         backend = await open_backend(command, own)
         runner = Runner(command, backend, own.sampling, lock, pipe)
         if command.adapters:
-            await runner.attach_first(command.adapters, command.champion)
+            await runner.attach_first(InUse(command.adapters, command.champion, command.canary))
     except (UnusableFile, LoadFailed) as error:
         raise Unprocessable(f"{command.name} cannot be loaded: {error}", model=command.name) from error
     except OSError as error:

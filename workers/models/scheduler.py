@@ -13,7 +13,8 @@ What always holds, whatever the events:
 - A model in use (answers in flight, or handed to its runner a moment ago), pinned or not swappable is never evicted,
   and nothing is evicted where all that may go would not make enough room.
 - Two requests for one absent model cause one load.
-- A load ahead of need takes free memory, or that of idle models that are less likely to be wanted.
+- A load ahead of need takes free memory, or that of idle models that are less likely to be wanted. One on the word of
+  prediction alone is broken off when somebody waits for another model.
 - Every request gets exactly one of Forward, Done and Refuse, unless its caller ended it first; a Forward may be
   followed by another, or by a Refuse, after Lost.
 """
@@ -79,8 +80,9 @@ RETRY_S: Final = 1.0
 
 # A prediction is followed where having the model in memory is worth this much (Likely.value), and, where others have to
 # leave for it, this many times what they are worth together, and so much more. Chosen on generated traces
-# (scripts/bench_prediction.py): less follows every whim, more waits until the request is there.
-WORTH: Final = 0.1
+# (scripts/bench_prediction.py, seeds 1000 to 1003): less follows every whim, more leaves memory empty or waits until the
+# request is there.
+WORTH: Final = 0.02
 WORTH_RATIO: Final = 1.2
 WORTH_MORE: Final = 0.02
 
@@ -400,6 +402,9 @@ class Scheduler:
         for model in self._models.values():
             if model.ahead is not None and model.ahead.kind == "predicted" and model.hold is None:
                 model.ahead = None
+                if not model.waiting:
+                    # Wanted anew, it comes behind what is worth more now.
+                    self._wanted.remove(model.name)
         for one in sorted(event.models, key=lambda likely: -likely.value):
             if one.value < WORTH or one.terms.is_remote:
                 continue
@@ -409,7 +414,7 @@ class Scheduler:
                 runner.unused_until = max(runner.unused_until, now + event.horizon_s)
             if model.not_ahead_before <= now and not self._why_not_ahead(model, now):
                 model.terms = one.terms
-                why = f"likely to be wanted within {event.horizon_s:g} s ({one.probability:.0%}: {one.why})"
+                why = f"may be wanted within {event.horizon_s:g} s ({one.probability:.0%}: {one.why})"
                 self._plan(model, Ahead("predicted", why, one.value, event.horizon_s))
 
     def _plan(self, model: Model, ahead: Ahead) -> None:
@@ -631,6 +636,7 @@ class Scheduler:
     def _make_room(self, now: float) -> None:
         """Bring wanted models nearer to their load, first come first served; those nobody waits for come last."""
         self._drop_unwanted()
+        self._break_off_predicted(now)
         self._promised = 0
         for name in sorted(self._wanted, key=lambda one: not self._models[one].waiting):
             model = self._models[name]
@@ -639,6 +645,16 @@ class Scheduler:
             elif model.runner is not None and model.runner.phase is Phase.DRAINING:
                 self._promised += 1
         self._drop_unwanted()
+
+    def _break_off_predicted(self, now: float) -> None:
+        """A load that nobody waits for slows down one that somebody waits for, and holds its memory."""
+        is_awaited = any(
+            one.waiting and one.runner is None and not one.terms.is_remote for one in self._models.values()
+        )
+        for runner in self._runners.values() if is_awaited else ():
+            is_predicted = runner.is_unused and runner.unused_until is not None
+            if is_predicted and runner.phase is Phase.LOADING and not self._models[runner.model].waiting:
+                self._send_away(runner, "evicted", "requests wait for another model", now, is_killed=True)
 
     def _drop_unwanted(self) -> None:
         for name in list(self._wanted):

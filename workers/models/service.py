@@ -26,11 +26,12 @@ from schemas.bodies.model import (
     Scores,
     TokenCounts,
 )
-from schemas.errors import BadRequest, Unprocessable, Unsupported
+from schemas.errors import BadRequest, BusError, Unprocessable, Unsupported
 from schemas.subjects import split_instance
 from workers.models import loading_handlers
 from workers.models.adapters import handlers as adapter_handlers
 from workers.models.adapters.registry import AdapterRegistry
+from workers.models.answered import Answers
 from workers.models.catalogue import SHIPPED_ROOT, Catalogue
 from workers.models.convert import handlers as convert_handlers
 from workers.models.convert.conversions import Conversions
@@ -40,6 +41,7 @@ from workers.models.loading import Loading
 from workers.models.pull import handlers as pull_handlers
 from workers.models.pull.pulls import Pulls
 from workers.models.records import model_records
+from workers.models.relay import is_relayed
 from workers.models.routing import handlers as routing_handlers
 from workers.models.routing.routing import Routing, with_options
 from workers.models.routing.rules import load_rules
@@ -80,6 +82,7 @@ class ModelService:
         self._loading.adapters = self._adapters
         self._routing = Routing(rules, models, self._files.entries)
         self._trials = trials_handlers.Trials(settings, worker, self._records)
+        self._answers = Answers(worker.publish, observe=settings.learning.observe)
         loading_handlers.register(worker, self._loading)
         files_handlers.register(worker, self._files)
         pull_handlers.register(worker, self._pulls)
@@ -130,6 +133,19 @@ class ModelService:
         if isinstance(request, Embed) and asked is None:
             asked = self._first_embedding()
         asked = asked or self._settings.models.default
+        told = request if isinstance(request, Generate | Chat) and not is_relayed(call) else None
+        try:
+            return await self._use(asked, request, call)
+        except BusError as error:
+            if told is not None:
+                self._answers.failed(told, asked, error, call)
+            raise
+        except asyncio.CancelledError:
+            if told is not None:
+                self._answers.late(told, asked, call)
+            raise
+
+    async def _use(self, asked: str, request: Use, call: Call) -> Generation | Embeddings | Scores:
         if not self._routing.is_profile(asked):
             reply = await self._loading.use(asked, request, call)
         else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from bus.settings import ModelSettings, Settings
-from workers.models.backends.backend import AdapterFile
+from workers.models.adapters.canary import InUse
 from workers.models.catalogue import Entry
 from workers.models.control import LoadModel
 from workers.models.decisions import Terms
@@ -97,8 +97,7 @@ def load_command(
     *,
     device: str | None,
     context_tokens: int | None,
-    adapters: tuple[AdapterFile, ...],
-    champion: str | None,
+    use: InUse,
 ) -> LoadModel:
     """What a runner is told to load."""
     return LoadModel(
@@ -113,8 +112,9 @@ def load_command(
         threads=rules.threads,
         gpu_layers=rules.gpu_layers,
         sampling=rules.sampling,
-        adapters=adapters,
-        champion=champion,
+        adapters=use.files,
+        champion=use.champion,
+        canary=use.canary,
         remote=entry.remote.remote if entry.remote is not None else None,
         arguments=rules.arguments,
     )

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from workers.memory.vectors.child import die_with_parent
+from bus.parent import die_with_parent
 
 # Whatever else runs on this machine is more urgent, the threads that encode (bulk.py) included.
 _NICENESS: Final = 19

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 import msgspec
 
-from workers.memory.vectors.child import die_with_parent, take_stdout
+from bus.parent import die_with_parent, take_stdout
 from workers.memory.vectors.frames import (
     LENGTH_BYTES,
     Encode,

@@ -52,7 +52,18 @@ _PERMUTED: Final = {
 _MODULE: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 # Fields of adapter_config.json that change what is computed in a way a GGUF adapter cannot say.
-_REFUSED: Final = ("use_dora", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices")
+_REFUSED: Final = (
+    "use_dora",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "trainable_token_indices",
+    "fan_in_fan_out",
+    "lora_bias",
+)
+
+# Beginnings of init_lora_weights that change the base model's weights, too: the adapter alone then means something else.
+_CHANGED_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Adapters of the largest models stay under this.
 MAX_BYTES: Final = 16 * 1024**3
@@ -136,6 +147,9 @@ def _read_config(source: Path) -> dict[str, Any]:
     refused = [name for name in _REFUSED if config.get(name)]
     if refused:
         raise UnusableFile(f"{CONFIG}: {refused[0]} is set, which cannot be carried over")
+    began = config.get("init_lora_weights")
+    if isinstance(began, str) and began.lower().startswith(_CHANGED_BASE):
+        raise UnusableFile(f"{CONFIG}: init_lora_weights is {began!r}, which changed the base model's own weights")
     weights = source / WEIGHTS
     if not weights.is_file():
         raise UnusableFile(f"the folder has no {WEIGHTS}")
@@ -187,6 +201,10 @@ def _write_gguf(source: Path, base: GgufHeader, target: Path) -> Converted:
             raise UnusableFile(f"{module} is no part of a model of kind {family!r}")
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise UnusableFile(f"{module}: shapes {a.shape} and {b.shape} do not belong together")
+        if config.get("use_rslora") and b.shape[1] != rank:
+            raise UnusableFile(
+                f"{module}: its rank is {b.shape[1]}, and with use_rslora only one of all, {rank}, can be"
+            )
         if _PERMUTED[family] and name.endswith((".attn_q", ".attn_k")):
             b = _permuted(b, _heads(base, is_key=name.endswith("_k")), module)
         writer.add_tensor(f"{name}.weight.lora_a", a)

@@ -3,7 +3,8 @@
 Knows nothing of backends and processes: what is in use is told to `Runners`, which refuses what does not fit.
 
     attach    PATH -> copied below home by its content -> a version -> in use: attached now and whenever the model loads
-    promote   a version in use -> champion, on top of the champions before it;   rollback takes the top one away
+    promote   a version in use -> champion, on top of the champions before it, or the canary beside it
+    rollback  takes the canary away, without one the top champion
 
 In requests `NAME` is the champion's version of an adapter, or the one attached last; `NAME:VERSION` is exactly that one.
 """
@@ -37,6 +38,7 @@ from schemas.bodies.model_files import (
     AdapterState,
 )
 from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
+from workers.models.adapters.canary import Canary, InUse
 from workers.models.adapters.conversion import convert_apart
 from workers.models.adapters.convert import Converted
 from workers.models.backends.backend import AdapterFile
@@ -53,7 +55,7 @@ _VERSIONED: Final = re.compile(r":[0-9]+\Z")
 class Runners(Protocol):
     """What has models in memory."""
 
-    async def set_adapters(self, name: str, adapters: tuple[AdapterFile, ...], champion: str | None) -> None:
+    async def set_adapters(self, name: str, use: InUse) -> None:
         """Have a loaded model use these; nothing for one that is not loaded. Raises Unprocessable, and nothing changed."""
 
     def loaded(self) -> list[str]:
@@ -95,11 +97,26 @@ class _Champion(msgspec.Struct, frozen=True):
         return self.adapter, self.version
 
 
+class _Tried(msgspec.Struct, frozen=True):
+    """The canary."""
+
+    adapter: str
+    version: int
+    share: float
+    since: float
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.adapter, self.version
+
+
 class _Of(msgspec.Struct, frozen=True):
-    """Everything of one model: its versions, and its champions with the present one last."""
+    """Everything of one model: its versions, its champions with the present one last, and its canary."""
 
     versions: tuple[_Version, ...] = ()
     champions: tuple[_Champion, ...] = ()
+    tried: _Tried | None = None
 
     def find(self, key: tuple[str, int]) -> _Version:
         return next(one for one in self.versions if one.key == key)
@@ -108,11 +125,23 @@ class _Of(msgspec.Struct, frozen=True):
     def champion(self) -> _Version | None:
         return self.find(self.champions[-1].key) if self.champions else None
 
+    @property
+    def canary(self) -> _Version | None:
+        return self.find(self.tried.key) if self.tried is not None else None
+
+    def share_of(self, one: _Version) -> float:
+        """Part of the conversations naming no adapter that it answers."""
+        if self.tried is not None and self.tried.key == one.key:
+            return self.tried.share
+        if not self.champions or self.champions[-1].key != one.key:
+            return 0.0
+        return 1.0 - self.tried.share if self.tried is not None else 1.0
+
     def named(self, adapter: str) -> list[_Version]:
         return [one for one in self.versions if one.adapter == adapter]
 
-    def files(self) -> tuple[tuple[AdapterFile, ...], str | None]:
-        """The adapters in use as requests name them, and the champion's name."""
+    def in_use(self) -> InUse:
+        """The adapters in use as requests name them, and what answers requests that name none."""
         champion = self.champion
         used = [one for one in self.versions if one.is_used]
         meant: dict[str, _Version] = {}
@@ -120,7 +149,12 @@ class _Of(msgspec.Struct, frozen=True):
             meant[one.adapter] = one
         named = [(one.exact_name, one) for one in used] + list(meant.items())
         files = tuple(AdapterFile(name=name, path=one.path, sha256=one.sha256) for name, one in named)
-        return files, champion.exact_name if champion is not None else None
+        canary = self.canary
+        return InUse(
+            files,
+            champion.exact_name if champion is not None else None,
+            Canary(canary.exact_name, self.tried.share) if canary is not None and self.tried is not None else None,
+        )
 
 
 class AdapterRegistry:
@@ -152,14 +186,14 @@ class AdapterRegistry:
 
     # What is loaded with a model
 
-    def of(self, name: str) -> tuple[tuple[AdapterFile, ...], str | None]:
-        """The adapters that a model is loaded with, and the name of its champion."""
-        return self._models.get(name, _Of()).files()
+    def of(self, name: str) -> InUse:
+        """The adapters that a model is loaded with, its champion and its canary."""
+        return self._models.get(name, _Of()).in_use()
 
     async def use(self, model: str, adapter: str) -> None:
         """Have `adapter` in use, its newest version unless `NAME:VERSION`. Raises NotFound."""
         name, _, version = adapter.rpartition(":") if _VERSIONED.search(adapter) else (adapter, "", "")
-        if adapter not in {file.name for file in self.of(self._find(model).name)[0]}:
+        if adapter not in {file.name for file in self.of(self._find(model).name).files}:
             await self.attach(AdapterAttach(model=model, adapter=name, version=int(version) if version else None))
 
     # Operations
@@ -201,7 +235,7 @@ class AdapterRegistry:
             return self._info(version)
 
     async def detach(self, request: AdapterDetach) -> AdapterInfo:
-        """Take every version of an adapter out of use. Raises NotFound, and Conflict for the champion."""
+        """Take every version of an adapter out of use. Raises NotFound, and Conflict for champion and canary."""
         model = self._find(request.model)
         async with self._changing:
             old = self._models.get(model.name, _Of())
@@ -213,41 +247,73 @@ class AdapterRegistry:
                     model=model.name,
                     adapter=request.adapter,
                 )
+            if old.canary is not None and old.canary.adapter == request.adapter:
+                raise Conflict(
+                    f"{old.canary.exact_name} answers a part of what {model.name} is asked; roll it back first",
+                    model=model.name,
+                    adapter=request.adapter,
+                )
+            gone = msgspec.structs.replace(version, is_used=False, alias="")
+            if request.forget:
+                await self._forget(model.name, old, request.adapter)
+                return self._info(gone)
             versions = tuple(
                 msgspec.structs.replace(one, is_used=False, alias="") if one.adapter == request.adapter else one
                 for one in old.versions
             )
-            await self._change(model.name, _Of(versions, old.champions))
-            return self._info(self._models[model.name].find(version.key))
+            await self._change(model.name, msgspec.structs.replace(old, versions=versions))
+            return self._info(gone)
 
     async def promote(self, request: AdapterPromote) -> AdapterState:
-        """Let requests that name no adapter use this one. Raises NotFound, and Unprocessable when it does not fit."""
+        """Let requests that name no adapter use this one, or a share of them.
+
+        Raises NotFound, Conflict for a champion that should become the canary, Unprocessable when it does not fit.
+        """
         model = self._find(request.model)
         async with self._changing:
             old = self._models.get(model.name, _Of())
             version = _known(old, model.name, request.adapter, request.version)
             before = old.champion
-            if before is not None and before.key == version.key:
+            is_champion = before is not None and before.key == version.key
+            if request.share < 1 and is_champion:
+                raise Conflict(
+                    f"{version.exact_name} is the champion of {model.name} already, and answers all",
+                    model=model.name,
+                    adapter=request.adapter,
+                )
+            is_tried = old.tried is not None and (old.tried.key, old.tried.share) == (version.key, request.share)
+            if is_tried or (is_champion and old.tried is None):
                 return self._state(model.name, before)
             version = msgspec.structs.replace(version, is_used=True, alias="")
-            champion = _Champion(version.adapter, version.version, time.time(), request.reason)
-            new = _with(old, version)
-            await self._change(model.name, _Of(new.versions, (*old.champions, champion)))
-            return await self._tell("promoted", model.name, before, request.reason)
+            new = _with(msgspec.structs.replace(old, tried=None), version)
+            if request.share < 1:
+                tried = _Tried(version.adapter, version.version, request.share, time.time(), request.reason)
+                new = msgspec.structs.replace(new, tried=tried)
+            elif not is_champion:
+                champion = _Champion(version.adapter, version.version, time.time(), request.reason)
+                new = msgspec.structs.replace(new, champions=(*old.champions, champion))
+            await self._change(model.name, new)
+            return await self._tell("promoted", model.name, version, before, request)
 
     async def rollback(self, request: AdapterRollback) -> AdapterState:
-        """Go back to the champion before this one, or to the bare model. Raises Conflict when there is no champion."""
+        """Undo the newest promotion. Raises Conflict when there is none, or when it is of another adapter."""
         model = self._find(request.model)
         async with self._changing:
             old = self._models.get(model.name, _Of())
-            before = old.champion
+            before = old.canary or old.champion
             if before is None:
                 raise Conflict(f"{model.name} has no champion to go back from", model=model.name)
-            new = _Of(old.versions, old.champions[:-1])
+            if request.adapter not in (None, before.adapter):
+                raise Conflict(
+                    f"{before.exact_name} is what a rollback of {model.name} takes away, not {request.adapter}",
+                    model=model.name,
+                    adapter=before.adapter,
+                )
+            new = _Of(old.versions, old.champions if old.tried is not None else old.champions[:-1])
             if new.champion is not None:
                 new = _with(new, msgspec.structs.replace(new.champion, is_used=True, alias=""))
             await self._change(model.name, new)
-            return await self._tell("rolled_back", model.name, before, request.reason)
+            return await self._tell("rolled_back", model.name, new.champion, before, request)
 
     # How
 
@@ -272,36 +338,61 @@ class AdapterRegistry:
     async def _change(self, model: str, new: _Of) -> None:
         """Have the runner agree, then write it down. Raises what the runner says, and then nothing has changed."""
         old = self._models.get(model, _Of())
-        files, champion = new.files()
-        if (files, champion) != old.files():
-            await self._runners.set_adapters(model, files, champion)
+        use = new.in_use()
+        if use != old.in_use():
+            await self._runners.set_adapters(model, use)
         await self._records.run(lambda connection: _write(connection, model, new))
         self._models[model] = new
 
-    async def _tell(self, what: str, model: str, before: _Version | None, reason: str) -> AdapterState:
-        now = self._models[model].champion
+    async def _forget(self, model: str, old: _Of, adapter: str) -> None:
+        """Drop every version of an adapter with its file, once the last answer with it has ended. Raises Conflict."""
+        if any(one.adapter == adapter for one in old.champions):
+            raise Conflict(
+                f"{adapter} was a champion of {model} that a rollback may come back to", model=model, adapter=adapter
+            )
+        gone = {one.path for one in old.named(adapter)}
+        kept = tuple(one for one in old.versions if one.adapter != adapter)
+        await self._change(model, msgspec.structs.replace(old, versions=kept))
+        needed = {one.path for other in self._models.values() for one in other.versions}
+        for path in gone - needed:
+            await asyncio.to_thread(_remove, Path(path))
+
+    async def _tell(
+        self,
+        what: str,
+        model: str,
+        now: _Version | None,
+        before: _Version | None,
+        request: AdapterPromote | AdapterRollback,
+    ) -> AdapterState:
         change = AdapterChange(
             model=model,
             adapter=now.adapter if now is not None else None,
             version=now.version if now is not None else None,
             previous=before.adapter if before is not None else None,
             previous_version=before.version if before is not None else None,
-            reason=reason,
+            reason=request.reason,
+            share=self._models[model].share_of(now) if now is not None else 1.0,
         )
         await self._publish(f"model.adapter.{what}", change)
         return self._state(model, before)
 
     def _state(self, model: str, before: _Version | None) -> AdapterState:
-        now = self._models[model].champion
+        of = self._models[model]
         return AdapterState(
             model=model,
-            champion=self._info(now) if now is not None else None,
+            champion=self._info(of.champion) if of.champion is not None else None,
             previous=self._info(before) if before is not None else None,
+            canary=self._info(of.canary) if of.canary is not None else None,
         )
 
     def _info(self, one: _Version) -> AdapterInfo:
-        champion = self._models.get(one.model, _Of()).champion
-        is_champion = champion is not None and champion.key == one.key
+        of = self._models.get(one.model, _Of())
+        alias = one.alias
+        if of.tried is not None and of.tried.key == one.key:
+            alias = "canary"
+        elif of.champions and of.champions[-1].key == one.key:
+            alias = "champion"
         return AdapterInfo(
             model=one.model,
             adapter=one.adapter,
@@ -310,10 +401,11 @@ class AdapterRegistry:
             size_bytes=one.size_bytes,
             path=one.path,
             added_at=one.added_at,
-            alias="champion" if is_champion else one.alias,
+            alias=alias,
             is_attached=one.is_used and one.model in self._runners.loaded(),
             rank=one.rank,
             note=one.note,
+            share=of.share_of(one),
         )
 
     def _clear(self) -> None:
@@ -325,17 +417,17 @@ class AdapterRegistry:
 def _with(old: _Of, version: _Version) -> _Of:
     """`version` in place of what had its number.
 
-    Of its adapter only it and the champion stay in use; there is one challenger at most.
+    Of its adapter only it, the champion and the canary stay in use; there is one challenger at most.
     """
-    champion = old.champion
+    serving = old.champion, old.canary
 
     def beside(one: _Version) -> _Version:
-        is_used = one.is_used and (one.adapter != version.adapter or one == champion)
+        is_used = one.is_used and (one.adapter != version.adapter or one in serving)
         alias = "" if version.alias or not is_used else one.alias
         return msgspec.structs.replace(one, is_used=is_used, alias=alias)
 
     others = [beside(one) for one in old.versions if one.key != version.key]
-    return _Of(tuple(sorted([*others, version], key=lambda one: one.key)), old.champions)
+    return msgspec.structs.replace(old, versions=tuple(sorted([*others, version], key=lambda one: one.key)))
 
 
 def _known(old: _Of, model: str, adapter: str, version: int | None) -> _Version:
@@ -399,10 +491,19 @@ def _read(connection: sqlite3.Connection) -> dict[str, _Of]:
         "SELECT model, adapter, version, since, reason FROM adapter_champions ORDER BY id"
     ):
         champions.setdefault(model, []).append(_Champion(*values))
-    return {model: _Of(tuple(found), tuple(champions.get(model, ()))) for model, found in versions.items()}
+    tried = {
+        model: _Tried(*values)
+        for model, *values in connection.execute(
+            "SELECT model, adapter, version, share, since, reason FROM adapter_canaries"
+        )
+    }
+    return {
+        model: _Of(tuple(found), tuple(champions.get(model, ())), tried.get(model)) for model, found in versions.items()
+    }
 
 
 def _write(connection: sqlite3.Connection, model: str, new: _Of) -> None:
+    connection.execute("DELETE FROM adapter_canaries WHERE model = ?", (model,))
     connection.execute("DELETE FROM adapter_champions WHERE model = ?", (model,))
     connection.execute("DELETE FROM adapters WHERE model = ?", (model,))
     connection.executemany(
@@ -413,3 +514,8 @@ def _write(connection: sqlite3.Connection, model: str, new: _Of) -> None:
         "INSERT INTO adapter_champions (model, adapter, version, since, reason) VALUES (?, ?, ?, ?, ?)",
         [(model, *msgspec.structs.astuple(one)) for one in new.champions],
     )
+    if new.tried is not None:
+        connection.execute(
+            "INSERT INTO adapter_canaries (model, adapter, version, share, since, reason) VALUES (?, ?, ?, ?, ?, ?)",
+            (model, *msgspec.structs.astuple(new.tried)),
+        )

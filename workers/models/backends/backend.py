@@ -111,7 +111,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     text and token_ids are the concatenation of the chunks; the end-of-generation token is in neither.
     prompt_s: from the start of its computation to the first token; first_token_s: the same from its submission, so
     with the wait for a free sequence; generate_s: from the first token to the last. cached_tokens: of the prompt's,
-    those that were not read again. truncated_tokens: of the prompt's, those dropped.
+    those that were not read again. truncated_tokens: of the prompt's, those dropped. mean_logprob, min_logprob: of the
+    natural logarithms of the tokens' probabilities under the model itself; None where the backend does not say.
     """
 
     text: str
@@ -126,6 +127,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenChoice, ...] = ()
     mean_logprob: float | None = None
+    min_logprob: float | None = None
     # Where the backend does not say which tokens it made, how many they were.
     completion_tokens: int | None = None
 

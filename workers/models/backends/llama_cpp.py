@@ -38,8 +38,9 @@ from workers.models.backends.backend import AdapterFile, Chunk, LoadFailed, Load
 from workers.models.backends.grammars import grammar_of
 from workers.models.backends.llama_adapters import Adapters
 from workers.models.backends.llama_embedding import Embedder, is_embedder
-from workers.models.backends.llama_jobs import Event, Job, Order, Row, Slot, is_urgent_event, outcome_of
+from workers.models.backends.llama_jobs import Event, Job, Order, Row, Slot, is_urgent_event, outcome_of, take_logprob
 from workers.models.backends.llama_library import load_library, log_router, reason_of_failure, tokenize
+from workers.models.backends.llama_likelihood import Likelihood, likelihood_of
 from workers.models.backends.llama_sampling import Candidates, Sampler
 from workers.models.backends.llama_sequences import Sequences
 from workers.models.tool_calls import SHOWN_CONTROL_TEXTS
@@ -148,6 +149,10 @@ class LlamaCpp:
 
     def _shown_text(self, token: int) -> str:
         return self._piece(token).decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _likelihood(self) -> Likelihood | None:
+        return likelihood_of(self._lib, self._vocab_tokens)
 
     @functools.cached_property
     def _candidates(self) -> Candidates:
@@ -515,6 +520,9 @@ class LlamaCpp:
             if picked.choice is not None:
                 job.choices.append(picked.choice)
                 job.unsent_choices.append(picked.choice)
+                take_logprob(job, picked.choice.logprob)
+            elif self._likelihood is not None:
+                take_logprob(job, self._likelihood.logprob(self._context, row.row, token))
             job.next_token = token
             text = job.assembler.feed(self._piece(token))
         is_full = len(job.token_ids) >= min(job.options.max_tokens, self.context_tokens - len(job.prompt))

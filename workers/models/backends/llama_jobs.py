@@ -48,6 +48,8 @@ class Job:
         self.choices: list[TokenChoice] = []
         self.unsent_choices: list[TokenChoice] = []
         self.scores: list[float] = []
+        self.logprob_sum = self.logprob_min = 0.0
+        self.judged = 0
         # Of a score the last token is judged, not read.
         self.length = len(prompt) - (first_scored is not None)
         self.read = 0
@@ -105,6 +107,13 @@ class Row(msgspec.Struct, frozen=True):
     target: int = -1
 
 
+def take_logprob(job: Job, logprob: float) -> None:
+    """Count one token's natural log-probability towards the answer's mean and lowest."""
+    job.judged += 1
+    job.logprob_sum += logprob
+    job.logprob_min = min(job.logprob_min, logprob)
+
+
 def is_urgent_event(job: Job, event: Event) -> bool:
     """The first of an answer, and its end."""
     return not isinstance(event, Chunk) or len(job.token_ids) == len(event.token_ids)
@@ -118,7 +127,6 @@ def common_prefix(left: list[int], right: list[int]) -> int:
 
 
 def outcome_of(job: Job, reason: Literal["stop", "length"], now: float) -> Outcome:
-    logprobs = [choice.logprob for choice in job.choices]
     return Outcome(
         text="".join(job.text_parts),
         token_ids=job.token_ids,
@@ -129,5 +137,6 @@ def outcome_of(job: Job, reason: Literal["stop", "length"], now: float) -> Outco
         first_token_s=job.first_at - job.submitted_at,
         cached_tokens=job.reused,
         logprobs=tuple(job.choices),
-        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        mean_logprob=job.logprob_sum / job.judged if job.judged else None,
+        min_logprob=job.logprob_min if job.judged else None,
     )

@@ -349,6 +349,7 @@ class Answer:
             tool_calls=calls,
             logprobs=tuple(self._logprobs),
             mean_logprob=_mean([choice.logprob for choice in self._logprobs]),
+            min_logprob=min((choice.logprob for choice in self._logprobs), default=None),
             completion_tokens=self.pieces if counted is None else counted,
         )
 

@@ -74,7 +74,7 @@ class _Job:
         self.unsent: list[int] = []
         self.unsent_logprobs: list[TokenChoice] = []
         self.logprobs: list[TokenChoice] = []
-        self.logprob_sum = 0.0
+        self.logprob_sum = self.logprob_min = 0.0
         self.started_at = 0.0
         self.first_at = 0.0
 
@@ -381,7 +381,9 @@ class TorchModel(TorchTokens):
         if not is_end:
             job.token_ids.append(token)
             job.unsent.append(token)
-            job.logprob_sum += float(logits[token] - logits.logsumexp(0))
+            logprob = float(logits[token] - logits.logsumexp(0))
+            job.logprob_sum += logprob
+            job.logprob_min = min(job.logprob_min, logprob)
             if options.logprobs is not None:
                 job.unsent_logprobs.append(report(logits, token, options.logprobs, self))
             text = job.assembler.feed(job.text.feed(token).encode())
@@ -505,4 +507,5 @@ def _outcome(job: _Job, reason: Literal["stop", "length"], now: float) -> Outcom
         cached_tokens=job.cached,
         logprobs=tuple(job.logprobs),
         mean_logprob=job.logprob_sum / len(job.token_ids) if job.token_ids else None,
+        min_logprob=job.logprob_min if job.token_ids else None,
     )

@@ -69,6 +69,7 @@ class Rule(Table, frozen=True, kw_only=True):
     max_idle_s: Annotated[float, Meta(ge=0, le=36_500 * 86_400)] | None = None
     sampling: dict[str, Any] | None = None
     arguments: Annotated[list[str], Meta(max_length=256)] | None = None
+    weights: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
 
 
 class Provider(Table, frozen=True, kw_only=True):
@@ -111,7 +112,8 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
 
     priority: 1 is evicted last, 5 first. is_pinned: loaded at start, never evicted. is_swappable: may be evicted for
     another one. sampling: options that requests take where they name none (fields of schemas.bodies.model.Sampling).
-    arguments: more of them for a backend that is a program of its own.
+    arguments: more of them for a backend that is a program of its own. weights: folder of safetensors that holds the same
+    model, to train it from; absolute.
     """
 
     backend: BackendName | None = None
@@ -127,6 +129,7 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     max_idle_s: float | None = None
     sampling: dict[str, Any] = {}
     arguments: tuple[str, ...] = ()
+    weights: str = ""
 
 
 class RemoteModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -328,7 +331,13 @@ class _File:
         found = [self._table(Rule, where, raw) for where, raw in self._list("rule")]
         for number, rule in enumerate(found):
             self._check_sampling(("rule", number, "sampling"), rule.sampling or {})
-        return found
+        return [self._with_absolute_weights(rule) for rule in found]
+
+    def _with_absolute_weights(self, rule: Rule) -> Rule:
+        if rule.weights is None:
+            return rule
+        folder = (self.path.parent / Path(rule.weights).expanduser()).resolve()
+        return msgspec.structs.replace(rule, weights=str(folder))
 
     def providers(self) -> dict[str, Provider]:
         found = {str(where[1]): self._table(Provider, where, raw) for where, raw in self._named("provider")}

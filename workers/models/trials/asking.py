@@ -26,6 +26,7 @@ from schemas.bodies.model import (
 )
 from schemas.envelope import Headers
 from schemas.errors import DeadlineExceeded, NotFound
+from schemas.purpose import UNOBSERVED
 
 # Seconds for one answer where the caller set no deadline: a long answer of a slow model, and its loading.
 _ANSWER_S: Final = 3_600.0
@@ -44,7 +45,7 @@ class Asking:
         self._deadline_at = call.deadline_at
         self._priority: Priority = priority
         trace = call.headers.get("traceparent")
-        self._headers: Headers | None = {"traceparent": trace} if trace else None
+        self._headers: Headers = {**UNOBSERVED, "traceparent": trace} if trace else UNOBSERVED
 
     def left_s(self) -> float:
         """Seconds an answer may take now. Raises DeadlineExceeded when there are none left."""

@@ -45,6 +45,13 @@ _PROGRESS_S: Final = 0.25
 # Characters kept of an answer.
 _ANSWER_CHARACTERS: Final = 65_536
 
+# Metrics that mark each answer from 0, wrong, to 1, and the mark below which it is one to learn from.
+_MARKED: Final = frozenset({"exact_match", "contains", "regex", "judge"})
+_PASS: Final = 0.5
+
+# Characters of a question with its answer that are kept with the result of a case that failed.
+_QUESTION_CHARACTERS: Final = 16_384
+
 # Answers whose latency counts: the last ones.
 _LATENCIES: Final = 1_000
 
@@ -202,7 +209,9 @@ class _Run:
             code = f"{failure.code}: " if isinstance(failure, BusError) else ""
             error = f"{code}{failure}"
         self._count(Scored(case.id, scores), error)
-        return CaseResult(case_id=case.id, seed=seed, answer=answer[:_ANSWER_CHARACTERS], scores=scores, error=error)
+        result = CaseResult(case_id=case.id, seed=seed, answer=answer[:_ANSWER_CHARACTERS], scores=scores, error=error)
+        is_told = _has_failed(scores) and not error
+        return _with_question(result, self._question(case, seed), case.best) if is_told else result
 
     def means(self) -> dict[str, float]:
         """Of each metric so far."""
@@ -404,3 +413,18 @@ def _begun(
         confidence=request.confidence,
         details=judged_by,
     )
+
+
+def _has_failed(scores: dict[str, float]) -> bool:
+    """True for an answer that missed by a metric that marks from 0 to 1."""
+    return any(score < _PASS for metric, score in scores.items() if metric in _MARKED)
+
+
+def _with_question(result: CaseResult, asked: Generate | Chat, expected: str) -> CaseResult:
+    """The result with what was asked and the right answer, so that it can be learned."""
+    prompt = asked.prompt if isinstance(asked, Generate) else None
+    messages = asked.messages if isinstance(asked, Chat) else []
+    size = len(prompt or "") + len(expected) + sum(len(message.content) for message in messages)
+    if not expected or size > _QUESTION_CHARACTERS:
+        return result
+    return msgspec.structs.replace(result, prompt=prompt, messages=messages, expected=expected)

@@ -1,0 +1,1 @@
+"""What a model gets wrong, noticed in live traffic, feedback and evaluations."""

@@ -1,0 +1,1 @@
+"""What was asked and answered in live traffic, kept for a while."""
