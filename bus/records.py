@@ -54,6 +54,13 @@ class Records:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, statements)
 
+    async def empty_log(self) -> None:
+        """Bring all changes into the file and cut its log to nothing, so that what was deleted is in neither.
+
+        Raises Internal when SQLite does.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._empty_log)
+
     def _run(self, statements: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
         if connection is None:
@@ -63,7 +70,9 @@ class Records:
             try:
                 result = statements(connection)
             except BaseException:
-                connection.execute("ROLLBACK")
+                # After some errors (a full disk) SQLite has rolled back by itself.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -71,6 +80,15 @@ class Records:
                 connection.execute("ROLLBACK")
             raise Internal(f"{self.path}: {error}") from error
         return result
+
+    def _empty_log(self) -> None:
+        if self._connection is None:
+            raise Internal(f"{self.path} is closed")
+        try:
+            # Somebody who reads meanwhile (a backup) is waited for; what they hold back goes with the next time.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise Internal(f"{self.path}: {error}") from error
 
     def _open(self) -> None:
         try:

@@ -9,8 +9,12 @@ from schemas.envelope import Headers
 # Header with a word for why a model is asked; live traffic has none.
 PURPOSE: Final = "purpose"
 
-# Of evaluations, comparisons, probes and teachers: what a test asks says nothing about what people ask.
+# Of trials and probes: what a test asks says nothing about what people ask.
 UNOBSERVED: Final[Headers] = {PURPOSE: "trial"}
+
+# Of what the learning service asks itself: evaluations, comparisons, teachers. Nobody is there who would have to wait.
+OWN_PURPOSE: Final = "learning"
+OWN: Final[Headers] = {PURPOSE: OWN_PURPOSE}
 
 
 def is_observed(headers: Headers) -> bool:

@@ -77,6 +77,7 @@ class Others:
         self.jobs: dict[str, Job] = {}
         self.verdicts: dict[str, GateResult] = {}
         self.told_promoted: list[str] = []
+        self.told_taken_back: list[tuple[str, str]] = []
         self.rows: list[RowInfo] = []
         self.settled: list[Settled] = []
 
@@ -87,6 +88,9 @@ class Others:
 
     async def promoted(self, job_id: str) -> None:
         self.told_promoted.append(job_id)
+
+    async def taken_back(self, job_id: str, reason: str) -> None:
+        self.told_taken_back.append((job_id, reason))
 
     async def verdict_of(self, job_id: str) -> GateResult | None:
         return self.verdicts.get(job_id)

@@ -26,6 +26,11 @@ def duration(text: str) -> float:
     return seconds
 
 
+def amount(text: str) -> float:
+    """As duration, where 0 means none."""
+    return 0.0 if text in ("0", "0s") else duration(text)
+
+
 def instant(text: str) -> float:
     """Unix epoch seconds of an ISO time (local unless it names a zone), or of a duration ago; an argparse type."""
     try:

@@ -46,6 +46,9 @@ from schemas.bodies.learning_data import (
     Split,
 )
 
+# Bad lines of an import that are named: a file of another kind has nothing else.
+_PROBLEMS_SHOWN: Final = 20
+
 # Bytes of lines sent at once: a request of the service may hold 16 MiB of them.
 _PART_BYTES: Final = 4 * 1024 * 1024
 
@@ -93,14 +96,12 @@ def dataset_lines(datasets: list[DatasetInfo]) -> list[str]:
             printable(one.model),
             *(number(one.rows.get(split, 0)) for split in ("train", "replay", "held_out", "retention")),
             number(sum(one.quarantined.values())),
+            printable(one.is_stale or one.note) or "-",
             one.sha256[:12],
-            printable(one.is_stale or one.note),
         )
         for one in datasets
     ]
-    return table(
-        ("DATASET", "MODEL", "TRAIN", "REPLAY", "HELD OUT", "RETENTION", "QUARANTINED", "SHA-256", "NOTE"), rows
-    )
+    return table(("DATASET", "MODEL", "TRAIN", "REPLAY", "HELD OUT", "RETENTION", "LEFT OUT", "NOTE", "SHA-256"), rows)
 
 
 def _configure_dataset(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +150,7 @@ def shown_lines(info: DatasetInfo) -> list[str]:
         ("metric", info.metric),
         ("stale", info.is_stale),
         ("note", info.note),
+        ("mind", "" if info.rows.get("replay") else _NO_REPLAY),
     )
     width = max(len(name) for name, _ in facts)
     return [f"{name:<{width}}  {printable(value)}" for name, value in facts if value]
@@ -163,17 +165,21 @@ def row_lines(page: RowPage) -> list[str]:
             one.row_id,
             one.split,
             one.kind,
-            printable(one.user) or "-",
-            one.cluster[:8],
             _flat(one.messages[-1].content if one.messages else one.prompt or ""),
             _flat(one.answer),
             one.state + (f": {printable(one.reason)}" if one.reason else ""),
+            printable(one.user) or "-",
+            one.cluster[:8],
         )
         for one in page.rows
     ]
-    lines = table(("ROW", "PART", "KIND", "BY", "CLUSTER", "QUESTION", "ANSWER", "STATE"), rows)
+    lines = table(("ROW", "PART", "KIND", "QUESTION", "ANSWER", "STATE", "BY", "CLUSTER"), rows)
     left = page.total - len(page.rows)
     return lines + ([f"{left:,} more"] if left > 0 else [])
+
+
+# What makes the gate refuse most adapters, said before one is trained.
+_NO_REPLAY: Final = "no earlier data is repeated, so the model may forget; see 'By hand' in docs/datasets.md"
 
 
 # build ------------------------------------------------------------------------------------------------------------
@@ -263,8 +269,10 @@ def _say_imported(counts: dict[str, int], problems: list[LineProblem], *, is_jso
     if is_json:
         print_json({**counts, "problems": problems}, indent=2)
     else:
-        for problem in problems:
+        for problem in problems[:_PROBLEMS_SHOWN]:
             say(f"line {problem.line}: {printable(problem.reason)}")
+        if (left := len(problems) - _PROBLEMS_SHOWN) > 0:
+            say(f"{plural(left, 'more line')} of this kind; --json names every one")
         say(
             f"took in {plural(counts['added'], 'example')}, knew {counts['duplicates']:,}, quarantined"
             f" {counts['quarantined']:,}, refused {counts['refused']:,}"

@@ -9,9 +9,10 @@ from typing import Final, get_args
 from bus.cli import exits
 from bus.cli.action import Action
 from bus.cli.connection import run_with_client
+from bus.cli.durations import amount
 from bus.cli.failures import UsageError, say
-from bus.cli.memory_items import confirm
-from bus.cli.output import clock, duration, fit, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.memory_items import confirm, day_and_time
+from bus.cli.output import duration, fit, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.learning import (
     Exchange,
@@ -27,6 +28,7 @@ from schemas.bodies.learning import (
     OpportunityKind,
     OpportunityList,
     OpportunityState,
+    PriorityTerms,
 )
 from schemas.bodies.learning_jobs import Schedule, ScheduleGet, ScheduleSet
 
@@ -100,6 +102,8 @@ def _run_opportunities(args: argparse.Namespace) -> int:
         width = terminal_width()
         now = time.time()
         lines = [line for one in found.opportunities for line in long_lines(one, now)] if args.long else None
+        if lines:
+            lines += formula_lines(found.opportunities[0].terms)
         for line in lines or opportunity_lines(found.opportunities, now):
             write_line(fit(line, width))
         return exits.OK
@@ -115,17 +119,17 @@ def opportunity_lines(opportunities: list[Opportunity], now: float) -> list[str]
         (
             one.opportunity_id,
             f"{one.priority:.2f}",
-            one.kind,
             one.state,
             str(one.count),
             str(one.examples),
+            _flat(one.title) + (f" (needs {printable(one.needs)})" if one.needs else ""),
+            one.kind,
             duration(max(now - one.last_seen_at, 0)),
             printable(one.model),
-            _flat(one.title) + (f" (needs {printable(one.needs)})" if one.needs else ""),
         )
         for one in opportunities
     ]
-    return table(("ID", "PRIORITY", "KIND", "STATE", "SEEN", "EXAMPLES", "LAST", "MODEL", "WHAT"), rows)
+    return table(("ID", "PRIORITY", "STATE", "SEEN", "EXAMPLES", "WHAT", "KIND", "LAST", "MODEL"), rows)
 
 
 def long_lines(one: Opportunity, now: float) -> list[str]:
@@ -135,7 +139,6 @@ def long_lines(one: Opportunity, now: float) -> list[str]:
         f"{one.opportunity_id}  {one.kind}  {one.state}  {_flat(one.title, 200)}",
         f"  priority {one.priority:.3f}: gain {terms.expected_gain:.2f}, frequency {terms.frequency:.2f},"
         f" recency {terms.recency:.2f}, cost {terms.cost:.2f} ({duration(terms.cost_s)})",
-        f"  {printable(terms.formula)}",
         *([f"  needs {printable(one.needs)}"] if one.needs else []),
         *([f"  {printable(one.reason)}"] if one.reason else []),
         *(
@@ -144,6 +147,12 @@ def long_lines(one: Opportunity, now: float) -> list[str]:
         ),
         "",
     ]
+
+
+def formula_lines(terms: PriorityTerms) -> list[str]:
+    """What priorities are made of, a term a line."""
+    first, *others = printable(terms.formula).split("; ")
+    return [f"priority = {first}", *(f"  {term}" for term in others)]
 
 
 def _configure_dismiss(parser: argparse.ArgumentParser) -> None:
@@ -197,21 +206,21 @@ def _run_exchanges(args: argparse.Namespace) -> int:
 def exchange_lines(exchanges: list[Exchange]) -> list[str]:
     """A row for each kept answer."""
     if not exchanges:
-        return ["no answer of a model is kept"]
+        return ["no such answer is kept"]
     rows = [
         (
             one.reply_id,
-            clock(one.at),
-            printable(one.model),
+            day_and_time(one.at),
+            _flat(one.messages[-1].content if one.messages else one.prompt or "", 40),
+            _flat(one.error or one.text, 40),
             "-" if one.outcome is None else f"{one.outcome:.2f}",
             printable(one.outcome_from) or "-",
             ", ".join(f"{printable(name)} {value:.2f}" for name, value in sorted(one.signals.items())) or "-",
-            _flat(one.messages[-1].content if one.messages else one.prompt or "", 40),
-            _flat(one.error or one.text, 40),
+            printable(one.model),
         )
         for one in exchanges
     ]
-    return table(("REPLY", "AT", "MODEL", "OUTCOME", "FROM", "SIGNALS", "QUESTION", "ANSWER"), rows)
+    return table(("REPLY", "AT", "QUESTION", "ANSWER", "OUTCOME", "FROM", "SIGNALS", "MODEL"), rows)
 
 
 def _configure_forget(parser: argparse.ArgumentParser) -> None:
@@ -248,8 +257,8 @@ def _configure_schedule(parser: argparse.ArgumentParser) -> None:
         "--hours", metavar="HH:MM-HH:MM,...", help="local hours in which training may run; '' for always"
     )
     parser.add_argument("--days", metavar="mon,tue,...", help="days on which a window begins; '' for all")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="of training a day; 0 for no limit")
-    parser.add_argument("--idle", type=float, metavar="SECONDS", help="without a request before a training starts")
+    parser.add_argument("--budget", type=amount, metavar="TIME", help="training a day, as 2h; 0 for no limit")
+    parser.add_argument("--idle", type=amount, metavar="TIME", help="without a request before a training starts, as 5m")
     parser.add_argument("--pause", action="store_true", help="start nothing, stop what runs at a checkpoint")
     parser.add_argument("--unpause", action="store_true", help="go on")
     parser.add_argument("--automatic", choices=("on", "off"), help="train open opportunities unasked")
@@ -288,7 +297,8 @@ def _run_schedule(args: argparse.Namespace) -> int:
 def schedule_lines(schedule: Schedule) -> list[str]:
     """When training may run, and what waits."""
     budget = f"{duration(schedule.spent_s)} of {duration(schedule.budget_s)}" if schedule.budget_s else "no limit"
-    opens = f", opens at {clock(schedule.opens_at)[:5]}" if schedule.opens_at is not None else ""
+    opens = "" if schedule.opens_at is None else day_and_time(schedule.opens_at)
+    opens = f"; opens {opens}" if opens and opens not in schedule.reason else ""
     facts = (
         ("now", "open" if schedule.is_open else f"closed: {printable(schedule.reason)}{opens}"),
         ("hours", schedule.hours or "always"),
@@ -345,6 +355,6 @@ ACTIONS: Final = (
         "when training may run",
         _configure_schedule,
         _run_schedule,
-        "olympus learn schedule\nolympus learn schedule --hours 22:00-06:00 --budget 7200",
+        "olympus learn schedule\nolympus learn schedule --hours 22:00-06:00 --budget 2h",
     ),
 )

@@ -9,8 +9,9 @@ from bus.cli import exits
 from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
+from bus.cli.memory_items import day_and_time
 from bus.cli.memory_upkeep import LONG_S
-from bus.cli.output import clock, fit, number, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import fit, number, print_json, printable, table, terminal_width, write_line
 from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.learning_gate import (
@@ -38,7 +39,7 @@ def _configure_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
-def _flat(text: str, limit: int = 40) -> str:
+def _flat(text: str, limit: int = 400) -> str:
     line = printable(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -95,37 +96,41 @@ def result_lines(result: GateResult) -> list[str]:
     sets = [each for each in (result.target, result.retention, *result.earlier) if each is not None]
     if sets:
         lines += table(
-            ("SET", "ITEMS", "CLUSTERS", "BEFORE", "AFTER", "CHANGE", "INTERVAL", "DECIDED BY", "BETTER", "WORSE"),
-            [_set_row(each, result.corrected_alpha) for each in sets],
+            ("SET", "ITEMS", "FACTS", "BEFORE", "AFTER", "BETTER", "WORSE", "CHANGE", "INTERVAL"),
+            [_set_row(each) for each in sets],
         )
-    transfer = "" if result.backward_transfer is None else f", backward transfer {result.backward_transfer * 100:+.1f}"
+        lines += [line for each in sets if (line := _decided(each, result.corrected_alpha))]
+    transfer = result.backward_transfer
     return [
         *lines,
         "",
         f"power {result.power:.2f} to see {result.min_gain * 100:.0f} points;"
-        f" smallest gain seen with power 0.8: {result.detectable_gain * 100:.1f}{transfer}",
+        f" smallest gain seen with power 0.8: {result.detectable_gain * 100:.1f}",
+        *([] if transfer is None else [f"backward transfer {transfer * 100:+.1f}"]),
     ]
 
 
-def _set_row(each: SetResult, alpha: float) -> tuple[str, ...]:
-    decided = (
-        f"p {each.p_value:.4f} <= {alpha:.4f}"
-        if each.p_value is not None
-        else f"bound {each.bound * 100:+.1f} >= {-(each.margin or 0) * 100:.1f}"
-        if each.bound is not None
-        else "-"
-    )
+def _decided(each: SetResult, alpha: float) -> str:
+    """What the figure that decides is, and what it has to be."""
+    if each.p_value is not None:
+        return f"{printable(each.name)}: p is {each.p_value:.4f}, at most {alpha:.4f} passes"
+    if each.bound is not None:
+        least = -(each.margin or 0) * 100
+        return f"{printable(each.name)}: the change is {each.bound * 100:+.1f} at worst, at least {least:+.1f} passes"
+    return ""
+
+
+def _set_row(each: SetResult) -> tuple[str, ...]:
     return (
         printable(each.name),
         number(each.items),
         number(each.clusters),
         f"{each.score_before * 100:.1f}",
         f"{each.score * 100:.1f}",
-        f"{each.difference * 100:+.1f}",
-        f"{each.low * 100:+.1f} to {each.high * 100:+.1f}",
-        decided,
         number(each.better),
         number(each.worse),
+        f"{each.difference * 100:+.1f}",
+        f"{each.low * 100:+.1f} to {each.high * 100:+.1f}",
     )
 
 
@@ -159,25 +164,20 @@ def _run_why(args: argparse.Namespace) -> int:
 
 
 def item_lines(items: list[GateItem], total: int) -> list[str]:
-    """A row for each item whose answer is shown."""
-    if not items:
+    """Each item with the answer wanted and both answers given, one below the other so that they can be compared."""
+    if not total:
         return ["no item of this kind"]
-    rows = [
-        (
-            printable(one.set),
-            "better" if one.score > one.score_before else "worse" if one.score < one.score_before else "same",
-            _flat(one.question),
-            _flat(one.reference, 24),
-            _flat(one.answer_before, 24),
-            _flat(one.answer, 24),
-        )
-        for one in items
-    ]
+    lines = []
+    for one in items:
+        turned = "better" if one.score > one.score_before else "worse" if one.score < one.score_before else "same"
+        lines += [
+            f"{printable(one.set)}, {turned}: {_flat(one.question)}",
+            f"  wanted  {_flat(one.reference)}",
+            f"  before  {_flat(one.answer_before)}",
+            f"  now     {_flat(one.answer)}",
+        ]
     left = total - len(items)
-    return [
-        *table(("SET", "", "QUESTION", "WANTED", "BEFORE", "NOW"), rows),
-        *([f"{left:,} more"] if left > 0 else []),
-    ]
+    return [*lines, *([f"{left:,} more"] if left > 0 else [])]
 
 
 def _configure_power(parser: argparse.ArgumentParser) -> None:
@@ -273,17 +273,17 @@ def deployment_lines(deployments: list[Deployment]) -> list[str]:
     rows = [
         (
             printable(one.adapter),
-            printable(one.model),
             one.state,
             f"{one.share:.0%}",
-            one.verdict + (" (forced)" if one.is_forced else ""),
+            day_and_time(one.promoted_at),
             one.job_id,
-            clock(one.promoted_at)[:8],
+            one.verdict + (" (forced)" if one.is_forced else ""),
+            printable(one.model),
             printable(one.reason),
         )
         for one in deployments
     ]
-    return table(("ADAPTER", "MODEL", "STATE", "SHARE", "GATE", "JOB", "SINCE", "REASON"), rows)
+    return table(("ADAPTER", "STATE", "SHARE", "SINCE", "JOB", "GATE", "MODEL", "REASON"), rows)
 
 
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
@@ -312,7 +312,8 @@ def watch_lines(watched: Watched) -> list[str]:
         "" if watched.promised_pairs is None else f" (a drop of {watched.drop:.0%} in about {watched.promised_pairs:,})"
     )
     return [
-        f"{watched.model}: {watched.state}; {printable(watched.words)}",
+        # While it is watched, its words are the figures of the next line.
+        f"{watched.model}: {watched.state}" + ("" if watched.state == "watching" else f"; {printable(watched.words)}"),
         f"{watched.pairs:,} pairs{promised}, evidence {watched.evidence:.2f} of {watched.needed:.0f}",
         *table(("ANSWERS BY", "OUTCOMES", "MEAN", "INTERVAL"), [arm_row(watched.new), arm_row(watched.old)]),
     ]

@@ -302,16 +302,14 @@ def list_lines(jobs: list[JobInfo]) -> list[str]:
         (
             one.job_id,
             one.state,
-            printable(one.model),
             f"{one.dataset}:{one.version}",
             f"{one.progress.step}/{one.progress.steps}" if one.progress is not None and one.progress.steps else "-",
-            f"{one.progress.loss:.3f}" if one.progress is not None and one.progress.loss is not None else "-",
             duration(one.spent_s),
             printable(one.reason or one.adapter),
         )
         for one in jobs
     ]
-    return table(("JOB", "STATE", "MODEL", "DATASET", "STEP", "LOSS", "TRAINED", "NOTE"), rows)
+    return table(("JOB", "STATE", "DATASET", "STEP", "TRAINED", "NOTE"), rows)
 
 
 def _configure_log(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from bus.cli.curves import chart, curves_of
-from bus.cli.output import clock, duration, fit, printable, size
+from bus.cli.output import clock, duration, fit, plural, printable, size
 from bus.client import Client
 from schemas.bodies.learning_jobs import CurvePoint, JobInfo, JobLog, LogEntry, TrainingLog
 from schemas.errors import Retryable
@@ -125,9 +125,9 @@ def frame(
 ) -> list[str]:
     """The lines of one picture: head, progress, curves as far as there is room, and the end of the log."""
     lines = [
-        f"{job.job_id}  {job.model}  {job.dataset}:{job.version}  {job.state}"
-        + (f": {printable(job.reason)}" if job.reason else ""),
-        _progress_line(job, columns),
+        f"{job.job_id}  {job.model}  {job.dataset}:{job.version}  {job.state}",
+        *([printable(job.reason)] if job.reason else []),
+        _progress_line(job, columns, points[-1].step if points else 0),
         "",
     ]
     room = rows - len(lines) - _LOG_LINES - 2
@@ -136,14 +136,16 @@ def frame(
             break
         lines += [*chart(curve, columns - 1, _CHART_LINES), ""]
         room -= _CHART_LINES + 2
-    lines += [f"{clock(entry.at)}  {entry.event:<12}  {printable(entry.message)}" for entry in entries[-_LOG_LINES:]]
+    lines += [
+        f"{clock(entry.at)[:8]}  {entry.event:<10}  {printable(entry.message)}" for entry in entries[-_LOG_LINES:]
+    ]
     return [*lines, f"asked {duration(max(now - job.created_at, 0))} ago; q leaves, the job goes on"]
 
 
-def _progress_line(job: JobInfo, columns: int) -> str:
+def _progress_line(job: JobInfo, columns: int, steps_taken: int) -> str:
     progress = job.progress
     if progress is None:
-        return "no step yet"
+        return f"{plural(steps_taken, 'step')} taken, trained {duration(job.spent_s)}" if steps_taken else "no step yet"
     done, total = (progress.step, progress.steps) if progress.phase == "training" else (progress.done, progress.total)
     share = min(done / total, 1.0) if total else 0.0
     width = min(30, max(columns - 50, 10))

@@ -350,7 +350,10 @@ class ModelEvent(Reply, frozen=True, kw_only=True):
 
 
 class UsageEvent(Reply, frozen=True, kw_only=True):
-    """Event `model.usage`: one finished generation. adapter: the LoRA adapter that took part."""
+    """Event `model.usage`: one finished generation.
+
+    adapter: the LoRA adapter that took part. purpose: the request's header of that name, "" for live traffic.
+    """
 
     model: str
     operation: str
@@ -359,6 +362,7 @@ class UsageEvent(Reply, frozen=True, kw_only=True):
     finish_reason: str
     adapter: str | None = None
     mean_logprob: float | None = None
+    purpose: str = ""
 
 
 class ModelStats(Request, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from schemas.bodies.memory import Forget, Remember
 from schemas.bodies.model import ChatMessage, ModelInfo, ModelList, Models, ModelShow
 from schemas.bodies.model_files import ModelVerified, ModelVerify
 from schemas.bodies.sessions import SessionClose, SessionCreate
-from schemas.errors import BadRequest, BusError, Conflict, NotFound, TooLarge, Unprocessable
+from schemas.errors import BadRequest, BusError, Conflict, Internal, NotFound, TooLarge, Unprocessable
 from workers.learning.curation import guards
 from workers.learning.curation.curation import Curation
 from workers.learning.curation.drafts import Draft
@@ -511,7 +511,7 @@ async def test_copies_of_erased_rows_can_be_erased_too(serve_broker: Serve) -> N
         told.extend(row_ids)
 
     async with serve_broker() as settings, house(settings, has_memory=True) as at:
-        at.curation._on_erased = at.curation._forgetting._on_erased = erased
+        at.curation._on_erased = erased
         await at.ask("memory.remember", Remember(key="gate", value="inwards"))
         origins: list[dict[str, Any]] = [{}, {"user": "ada"}, {"memory_ids": ["fact/user/gate"]}]
         taken = [
@@ -526,6 +526,101 @@ async def test_copies_of_erased_rows_can_be_erased_too(serve_broker: Serve) -> N
             return told == [one.row_id for one in taken]
 
         await until(all_told, "three rows erased")
+
+
+async def test_who_has_copies_is_told_again_where_it_was_not_told_to_the_end(tmp_path: Path) -> None:
+    """An erasure that was cut off before the copies went is finished at the next start."""
+    told: list[str] = []
+
+    async def fails(row_ids: Sequence[str]) -> None:
+        raise Internal("the process dies here")
+
+    async def erased(row_ids: Sequence[str]) -> None:
+        told.extend(row_ids)
+
+    records = learning_records(tmp_path / "learning.db")
+    await records.open()
+    async with InMemoryBus() as bus, bus.client() as client:
+        first = Curation(records, client, Settings(), on_erased=fails)
+        (taken,) = await first.add(lessons(1, user="ada"))
+        with pytest.raises(Internal):
+            await first.forget(user="ada")
+        await first.stop()
+        second = Curation(records, client, Settings(), on_erased=erased)
+        for _ in range(2):
+            await second.start()
+            await second.stop()
+    await records.close()
+    assert told == [taken.row_id]
+
+
+def bytes_below(folder: Path) -> bytes:
+    """Of every file of the records."""
+    return b"".join(file.read_bytes() for file in folder.glob("learning.db*"))
+
+
+async def test_nothing_of_an_erased_row_is_left_in_the_files(tmp_path: Path) -> None:
+    """Neither in the file nor in its log, while the service goes on."""
+    records = learning_records(tmp_path / "learning.db")
+    await records.open()
+    async with InMemoryBus() as bus, bus.client() as client:
+        curation = Curation(records, client, Settings())
+        await curation.add([draft("Where is the secret garden?", "behind the hedge", user="ada"), *lessons(1)])
+        assert await curation.forget(user="ada") == 1
+        kept = bytes_below(tmp_path)
+        await curation.stop()
+    await records.close()
+    assert b"capital0" in kept
+    assert b"garden" not in kept and b"hedge" not in kept
+
+
+async def test_what_is_made_of_forgotten_evidence_comes_too_late(tmp_path: Path) -> None:
+    """A teacher, or a build, that still holds the question does not bring it back."""
+    records = learning_records(tmp_path / "learning.db")
+    await records.open()
+    async with InMemoryBus() as bus, bus.client() as client:
+        curation = Curation(records, client, Settings())
+        assert await curation.forget(evidence=["r1"]) == 0
+        late, other = await curation.add([draft("Who?", "Ann", evidence=["f", "r1"]), draft("When?", "now")])
+        await curation.stop()
+    await records.close()
+    assert (late.outcome, late.reason) == ("refused", "it was taken out before: forgotten where it came from")
+    assert other.outcome == "added"
+
+
+async def test_an_edit_does_not_bring_back_what_was_erased_meanwhile(serve_broker: Serve) -> None:
+    """The search for secrets takes its time; a row that is gone when it ends stays gone."""
+    async with serve_broker() as settings, house(settings) as at:
+        (taken,) = await at.curation.add([draft("Who?", "Ann", user="ada")])
+        prepare = at.curation._intake._prepare
+
+        async def slow(drafts: Sequence[Draft]) -> Any:
+            await at.curation.forget(user="ada")
+            return await prepare(drafts)
+
+        at.curation._intake._prepare = slow  # type: ignore[method-assign]
+        with pytest.raises(Conflict, match="changed or erased meanwhile"):
+            await at.ask("learning.row.edit", bodies.RowEdit(row_id=taken.row_id, answer="Ben"))
+        (row,) = await at.rows(state="removed")
+        assert (row.answer, row.messages) == ("", [])
+
+
+async def test_answers_called_bad_are_no_longer_repeated(serve_broker: Serve) -> None:
+    """An unrated answer of the model leaves the next version when somebody complains; what was taught stays."""
+    async with serve_broker() as settings, house(settings) as at:
+        await at.curation.add(lessons(20))
+        await at.curation.add(
+            [
+                draft(f"Which river is in land{index}?", "a", kind="unrated", evidence=[f"r{index}"])
+                for index in range(3)
+            ]
+        )
+        await at.curation.add([draft("Which hill?", "b", evidence=["r0"])])
+        assert (await at.build(replay_share=0.5)).kinds["unrated"] == 3
+        await at.curation.complained("r0")
+        assert (await at.build(replay_share=0.5)).kinds["unrated"] == 2
+        (row,) = await at.rows(state="quarantined")
+        assert (row.kind, row.reason) == ("unrated", "somebody called this answer bad")
 
 
 async def test_good_exchanges_are_repeated_and_guarded_once_each(serve_broker: Serve) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -36,10 +38,11 @@ from schemas.bodies.learning import (
 from schemas.bodies.model import Chat, ChatMessage, Generation, ModelUnload, Timings, Usage
 from schemas.bodies.model_trials import CaseResult, Evaluation, EvaluationReply, Evaluations
 from schemas.bodies.sessions import SessionEvent
-from schemas.errors import BadRequest, BusError, Conflict, Forbidden, NotFound, Unsupported
-from schemas.purpose import UNOBSERVED
+from schemas.errors import BadRequest, BusError, Conflict, Forbidden, Internal, NotFound, Unsupported
+from schemas.purpose import OWN_PURPOSE, UNOBSERVED
 from tests.conftest import settings_of
 from workers.learning.curation.drafts import Draft, Taken
+from workers.learning.detection import feedback
 from workers.learning.detection.detection import Detection
 from workers.learning.detection.handlers import register
 from workers.learning.exchanges import exchanges
@@ -56,6 +59,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.drafts: list[Draft] = []
+        self.complaints: list[str] = []
         self.error: BusError | None = None
 
     async def add(self, drafts: Sequence[Draft]) -> list[Taken]:
@@ -81,6 +85,9 @@ class Rows:
             one for one in self.drafts if not (set(one.evidence) & set(evidence)) and not (user and one.user == user)
         ]
         return before - len(self.drafts)
+
+    async def complained(self, reply_id: str) -> None:
+        self.complaints.append(reply_id)
 
 
 class House:
@@ -451,8 +458,134 @@ async def test_who_is_forgotten_leaves_nothing(serve_broker: Serve) -> None:
         (opportunity,) = await at.opportunities()
         assert "Ben" in opportunity.title
         assert [one.evidence[-1] for one in at.rows.drafts] == ["b1"]
-    kept = b"".join(file.read_bytes() for file in at.settings.path("learning.db").parent.glob("learning.db"))
+        # With the log of the file, while it is open.
+        kept = b"".join(file.read_bytes() for file in at.settings.path("learning.db").parent.glob("learning.db*"))
     assert b"tower of Ben" in kept
+    assert b"secret garden" not in kept
+
+
+async def test_a_name_takes_the_evidence_whose_exchange_is_gone(serve_broker: Serve) -> None:
+    """Of exchanges that made room for newer ones, and of what others said of their questions."""
+    async with serve_broker() as settings, house(settings) as at:
+        await at.tell("a1", "the secret garden of Ann", caller="ann")
+        await at.tell("a2", "the hidden orchard of Ann", caller="ann", error="internal: broken")
+        await at.ask("feedback", Feedback(reply_id="a1", correction="so it is", user="ben"))
+        await until(lambda: found(at, 2), "a correction and an error")
+        await at.detection.exchanges.delete(["a1", "a2"])
+        await at.ask("exchange.delete", ExchangeDelete(user="ann"))
+        assert await at.opportunities() == []
+        assert at.rows.drafts == []
+
+
+async def found(at: House, count: int) -> bool:
+    return len(await at.opportunities()) == count
+
+
+async def test_an_answer_of_two_people_is_forgotten_for_the_right_one(serve_broker: Serve) -> None:
+    """With both an answer and a person nothing is touched that is not both."""
+    async with serve_broker() as settings, house(settings) as at:
+        await at.tell("b1", "the tower of Ben", caller="ben")
+        await at.ask("feedback", Feedback(reply_id="b1", correction="so it is", user="ben"))
+        gone = await at.ask("exchange.delete", ExchangeDelete(reply_id="b1", user="ann"))
+        assert (gone.exchanges, gone.rows, len(at.rows.drafts)) == (0, 0, 1)
+        gone = await at.ask("exchange.delete", ExchangeDelete(reply_id="b1", user="ben"))
+        assert (gone.exchanges, gone.rows) == (1, 1)
+
+
+async def test_what_is_forgotten_while_it_is_worked_on_does_not_come_back(serve_broker: Serve) -> None:
+    """The correction of an answer that is deleted before it became evidence is evidence of nothing."""
+    async with serve_broker() as settings, house(settings) as at:
+        judge = at.detection.exchanges.judge
+
+        async def slow(reply_id: str, outcome: float, outcome_from: str) -> None:
+            await judge(reply_id, outcome, outcome_from)
+            await at.ask("exchange.delete", ExchangeDelete(reply_id="a1"))
+
+        at.detection.exchanges.judge = slow  # type: ignore[method-assign]
+        await at.tell("a1", "the secret garden of Ann")
+        await at.ask("feedback", Feedback(reply_id="a1", correction="so it is"))
+        assert await at.opportunities() == []
+
+
+async def test_old_evidence_goes_with_its_words(serve_broker: Serve) -> None:
+    """What is learned, expired or still open keeps no question for longer than exchanges are kept."""
+    async with serve_broker() as settings, house(settings) as at:
+        for reply_id, question in (("a", "the secret garden"), ("b", "the tall tower"), ("c", "the old mill")):
+            await at.ask(
+                "feedback",
+                Feedback(feedback_id=reply_id, model=MODEL, prompt=question, answer="no", correction="yes"),
+            )
+        book = at.detection.opportunities
+        ids = {one.title.rpartition(" ")[2]: one.opportunity_id for one in await at.opportunities()}
+        assert set(ids) == {"garden", "tower", "mill"}
+        await book.mark([ids["garden"]], "learned", job_id="j")
+        await at.ask("opportunity.dismiss", OpportunityDismiss(opportunity_id=ids["mill"]))
+        await book._expire(time.time() + 40_000 * 86_400)
+        titles = {
+            one.state: (one.title, one.count)
+            for state in ("learned", "expired", "dismissed")
+            for one in await at.opportunities(state=state)
+        }
+        assert titles == dict.fromkeys(("learned", "expired", "dismissed"), ("Corrected answers", 0))
+        again = Feedback(model=MODEL, prompt="the old mill", answer="no", correction="yes")
+        assert (await at.ask("feedback", again)).note.endswith("resembles what was dismissed")
+
+
+async def test_what_is_no_answer_stops_nobody(serve_broker: Serve) -> None:
+    """Times and certainties that are no numbers are passed over; one of the future is of now."""
+    async with serve_broker() as settings, house(settings) as at:
+        for number, wrong in enumerate(({"at": math.inf}, {"at": math.nan}, {"mean_logprob": math.nan})):
+            values: dict[str, Any] = {"at": 1_000.0, **wrong}
+            event = AnswerEvent(reply_id=f"w{number}", model=MODEL, operation="chat", caller="ann", **values)
+            await at.client.publish("model.answered", event)
+        await at.tell("future", "when?", at=1e300, caller="ann")
+        listed = (await at.ask("exchange.list", ExchangeList(model=MODEL))).exchanges
+        assert [one.reply_id for one in listed] == ["future"]
+        assert listed[0].at <= time.time()
+
+
+async def test_one_feedback_id_is_one_feedback(serve_broker: Serve) -> None:
+    """What another person, or the same one, says otherwise under it is refused and not lost."""
+    async with serve_broker() as settings, house(settings) as at:
+        await at.tell("a1", "Who?")
+        said = Feedback(reply_id="a1", correction="Ann", user="ann", feedback_id="f")
+        first = await at.ask("feedback", said)
+        assert await at.ask("feedback", said) == first
+        for other in (
+            Feedback(reply_id="a1", correction="Ann", user="ben", feedback_id="f"),
+            Feedback(reply_id="a1", correction="Ben", user="ann", feedback_id="f"),
+        ):
+            with pytest.raises(Conflict, match="something else was said under feedback_id 'f'"):
+                await at.ask("feedback", other)
+
+
+async def test_an_answer_that_was_called_bad_is_no_example_to_repeat(serve_broker: Serve) -> None:
+    """Curation is told of each, and not of those that are good."""
+    async with serve_broker() as settings, house(settings) as at:
+        for reply_id, rating in (("good", 1.0), ("bad", 0.0)):
+            await at.tell(reply_id, f"Who is {reply_id}?")
+            await at.ask("feedback", Feedback(reply_id=reply_id, rating=rating))
+        assert at.rows.complaints == ["bad"]
+
+
+async def test_feedback_is_looked_after_also_when_the_records_failed(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look that fails is not the last one."""
+    monkeypatch.setattr(feedback, "_RETRY_S", 0.01)
+    looks = iter([None])
+    looked = asyncio.Event()
+
+    def undone(connection: object) -> list[Any]:
+        for _ in looks:
+            raise Internal("the disk is full")
+        looked.set()
+        return []
+
+    monkeypatch.setattr(feedback, "_undone", undone)
+    async with serve_broker() as settings, house(settings):
+        async with asyncio.timeout(WAIT_S):
+            await looked.wait()
 
 
 async def test_a_session_deleted_in_memory_is_forgotten_here(serve_broker: Serve) -> None:
@@ -612,7 +745,7 @@ async def test_failed_cases_and_a_teachers_answers_become_examples(serve_broker:
     assert [(draft.prompt, draft.answer, draft.source) for draft in evaluated] == [("2 + 3 =", "5.", "suite sums")]
     taught = [draft for draft in rows.drafts if draft.kind == "teacher"]
     assert [(draft.answer, draft.source) for draft in taught] == [("Haydn", "teacher master")] * 2
-    assert len(models.headers) == 2 and all(headers["purpose"] == "trial" for headers in models.headers)
+    assert len(models.headers) == 2 and all(headers["purpose"] == OWN_PURPOSE for headers in models.headers)
 
 
 # The real model service ---------------------------------------------------------------------------------------------

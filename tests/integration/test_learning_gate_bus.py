@@ -342,6 +342,39 @@ async def test_each_adapter_tried_on_a_set_makes_it_harder_for_the_next(serve_br
         assert (await stage.decide("useless")).attempt == 1
 
 
+async def test_adapters_judged_at_the_same_time_are_attempts_one_after_the_other(serve_broker: Serve) -> None:
+    """Otherwise any number of useless ones would all be tried at the level of the first."""
+    async with staged(serve_broker) as stage:
+        for adapter in ("useless", "harmful", "good"):
+            await stage.decide(adapter, is_attempt=False)
+        # Nothing is left to ask, so that all three come to their verdicts at once.
+        results = await asyncio.gather(*map(stage.decide, ("useless", "harmful", "good")))
+        assert sorted(one.attempt for one in results) == [1, 2, 3]
+
+
+async def test_what_is_forgotten_while_it_is_asked_is_not_kept(serve_broker: Serve) -> None:
+    """Neither its answers nor its texts among the items; the figures are."""
+    async with staged(serve_broker) as stage:
+        stage.models.hold_after = 300
+        deciding = asyncio.ensure_future(stage.decide("good", job_id="j"))
+        async with asyncio.timeout(WAIT_S):
+            await stage.models.held.wait()
+        deciding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deciding
+        forgotten = [row(question, "held_out").row_id for question in stage.rows.held["facts"][:60]]
+        await stage.gate.forget_rows(forgotten)
+        stage.models.hold_after = None
+
+        await stage.decide("good", job_id="j")
+
+        assert await stage.gate.forget_rows(forgotten[:1]) == 1
+        shown = await stage.request("learning.gate.show", bodies.GateShow(job_id="j", only="all", limit=1_000))
+        kept = {one.row_id: one for one in shown.items}
+        assert {kept[one].question + kept[one].answer + kept[one].reference for one in forgotten} == {""}
+        assert 1.0 in {kept[one].score for one in forgotten}
+
+
 async def test_nothing_is_asked_twice(serve_broker: Serve) -> None:
     """The side that did not change is known; the same verdict again asks nothing, and has the same figures."""
     async with staged(serve_broker) as stage:

@@ -56,6 +56,9 @@ class Script:
         self.promote_hold: asyncio.Event | None = None
         self.in_promotion = asyncio.Event()
         self.in_gate = asyncio.Event()
+        self.mark_hold: tuple[str, asyncio.Event] | None = None
+        self.in_mark = asyncio.Event()
+        self.deployment = "canary"
         self.result: GateResult | None = None
 
     # curation
@@ -159,7 +162,7 @@ class Script:
         self.in_promotion.set()
         if self.promote_hold is not None:
             await self.promote_hold.wait()
-        return SimpleNamespace(adapter="facts-0123", state="canary", share=0.5, deployment_id="dep-1")
+        return SimpleNamespace(adapter="facts-0123", state=self.deployment, share=0.5, reason="too loud")
 
     async def discard(self, trained: Any) -> None:
         self.asked.append("discard")
@@ -190,6 +193,9 @@ class Script:
 
     async def mark(self, opportunity_ids: Any, state: str, *, job_id: str, reason: str) -> None:
         self.marks.append((state, reason))
+        if self.mark_hold is not None and self.mark_hold[0] == state:
+            self.in_mark.set()
+            await self.mark_hold[1].wait()
 
     async def note_cost(self, model: str, examples: int, took_s: float) -> None:
         self.asked.append("note_cost")
@@ -200,15 +206,21 @@ class FakeTrainer:
 
     ends: list[str] = []
     hold: asyncio.Event | None = None
+    birth: asyncio.Event | None = None
     specs: list[spec.TrainSpec] = []
     at_step: asyncio.Event
 
     def __init__(self, nest: Nest | None, on_message: Callable[[Any], None]) -> None:
         self._say = on_message
         self._stopping = asyncio.Event()
+        self.pid: int | None = None
 
     async def run(self, wanted: spec.TrainSpec, folder: Path) -> Ended:
         FakeTrainer.specs.append(wanted)
+        if self.birth is not None:
+            self.at_step.set()
+            await self.birth.wait()
+        self.pid = 1
         self._say(
             messages.Planned(
                 micro_batch=4,
@@ -270,9 +282,9 @@ class FakeTrainer:
         return self._ended("finished", wanted, done)
 
     def _ended(self, how: Any, wanted: spec.TrainSpec, finished: messages.Finished | None = None) -> Ended:
-        kind = "loss" if how == "failed" else ""
+        kind = {"failed": "loss", "device": "device"}.get(how, "")
         return Ended(
-            how=how,
+            how="failed" if how == "device" else how,
             reason="because",
             kind=kind,
             finished=finished,
@@ -293,6 +305,7 @@ def fake_trainer(monkeypatch: pytest.MonkeyPatch) -> type[FakeTrainer]:
     """Trainings end at once."""
     monkeypatch.setattr(runs, "TrainingRun", FakeTrainer)
     FakeTrainer.ends, FakeTrainer.hold, FakeTrainer.specs, FakeTrainer.at_step = [], None, [], asyncio.Event()
+    FakeTrainer.birth = None
     return FakeTrainer
 
 
@@ -392,7 +405,7 @@ async def house(
         async with Client(settings) as client:
             yield House(training, client, script)
     finally:
-        await training.stop()
+        await training.stop(3.0)
         await worker.stop(0.2)
         await others.stop(0.2)
         await records.close()
@@ -529,6 +542,105 @@ async def test_what_fails_for_good_says_so_and_what_was_lost_is_tried_again(
         assert lost.reason.startswith("because; the next try is in")
         await home.ask("training.stop", bodies.TrainingStop(job_id="j2"))
         assert (await home.status("j2")).state == "stopped"
+
+
+async def test_a_job_is_stopped_while_its_process_is_only_coming_up(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """The warm parent may import for seconds: nobody waits for that to stop what has not begun."""
+    fake_trainer.birth = asyncio.Event()
+    async with serve_broker() as settings, house(cold(settings), Script()) as home:
+        await home.start(wait=False)
+        await asyncio.wait_for(fake_trainer.at_step.wait(), WAIT_S)
+        await home.ask("training.stop", bodies.TrainingStop(job_id="j1", reason="a mistake"))
+        assert (await home.until(lambda info: info.state == "stopped")).reason == "a mistake"
+
+
+async def test_a_job_that_is_stopped_in_its_last_moment_ends_as_it_did(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """Its run is over and is being written down: there is nothing to halt any more, and nothing breaks."""
+    script = Script()
+    script.mark_hold = "learned", asyncio.Event()
+    async with serve_broker() as settings, house(cold(settings), script) as home:
+        await home.start(wait=False)
+        await asyncio.wait_for(script.in_mark.wait(), WAIT_S)
+        stopping = asyncio.create_task(home.training.stop_training(bodies.TrainingStop(job_id="j1", reason="too late")))
+        await asyncio.sleep(0)
+        script.mark_hold[1].set()
+        await stopping
+        await home.until(lambda info: info.state == "promoted")
+        assert (await home.start("j2", seed=1)).state == "promoted"
+
+
+async def test_a_job_whose_asker_goes_away_is_trained_all_the_same(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """Once it is on disk it is scheduled, also where the request is cancelled in the middle."""
+    script = Script()
+    script.mark_hold = "training", asyncio.Event()
+    async with serve_broker() as settings, house(cold(settings), script) as home:
+
+        async def tell(part: Any) -> None:
+            raise AssertionError(part)
+
+        request = bodies.TrainingStart(dataset="facts", job_id="j1")
+        asking = asyncio.create_task(home.training.start_training(request, b"", tell))
+        await asyncio.wait_for(script.in_mark.wait(), WAIT_S)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        script.mark_hold[1].set()
+        await home.until(lambda info: info.state == "promoted")
+
+
+async def test_a_device_that_others_keep_for_long_is_waited_for(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """Its lock will come free some day; a job that waited in vain is not spoilt."""
+    fake_trainer.ends = ["device"]
+    async with serve_broker() as settings, house(cold(settings), Script()) as home:
+        await home.start(wait=False)
+        waiting = await home.until(lambda info: info.state == "waiting")
+        assert waiting.reason.startswith("because; the next try is in")
+
+
+async def test_what_was_taken_back_before_its_job_was_written_down_is_not_called_promoted(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """The job says so, and what it was to learn is open again."""
+    script = Script()
+    script.deployment = "rolled_back"
+    async with serve_broker() as settings, house(cold(settings), script) as home:
+        info = await home.start()
+    assert (info.state, info.reason) == ("passed", "it was promoted and taken back: too loud")
+    assert [state for state, _ in script.marks] == ["training", "open"]
+
+
+async def test_what_the_house_asks_itself_keeps_no_training_waiting(
+    serve_broker: Serve, fake_trainer: type[FakeTrainer]
+) -> None:
+    """The gate's own questions are nobody's; a person's question delays the next training."""
+    async with serve_broker() as settings:
+        patient = msgspec.structs.replace(
+            cold(settings), learning=msgspec.structs.replace(cold(settings).learning, idle_s=300.0)
+        )
+        async with house(patient, Script()) as home, home.client.subscribe("model.usage") as events:
+
+            async def ask(purpose: str) -> None:
+                usage = models.Usage(prompt_tokens=1, completion_tokens=1)
+                timings = models.Timings(prompt_s=0.0, generate_s=0.0, first_token_s=0.0, tokens_per_s=0.0)
+                event = models.UsageEvent(
+                    model="m", operation="chat", usage=usage, timings=timings, finish_reason="stop", purpose=purpose
+                )
+                await home.client.publish("model.usage", event)
+                await asyncio.wait_for(anext(aiter(events)), WAIT_S)
+
+            await ask("learning")
+            assert (await home.start()).state == "promoted"
+            await ask("")
+            async with asyncio.timeout(WAIT_S):
+                while (await home.ask("schedule.get", bodies.ScheduleGet())).is_open:
+                    await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ from schemas.bodies.model_files import AdapterInfo, AdapterList
 from schemas.errors import Unprocessable
 from tests.learning_promotion import MODEL, Job, Others, documented_rows, learning_records, verdict
 from tests.peft_adapter import lora_weights, write_adapter
+from tests.training_rows import BASE
 from workers.learning.promotion.promotion import Promotion
+from workers.learning.promotion.reference import Task, Text
+from workers.learning.promotion.reference_process import ask_peft
+from workers.learning.training.training import Nest
 from workers.models.service import ModelService
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -81,6 +85,7 @@ async def running(settings: Settings, others: Others, told: list[str]) -> AsyncI
                 rows=others,
                 live=others,
                 publish=publish,
+                nest=Nest(),
             )
             yield House(settings, client, promotion, others)
     finally:
@@ -127,6 +132,32 @@ async def test_an_adapter_is_compared_tried_restarted_and_decided_by_outcomes(
             (last,) = (await house.promotion.adapters(LearnedAdapters())).deployments
             assert last.reason.startswith("worse than the bare model")
     assert told == ["learning.promoted canary", "learning.rolled_back rolled_back"]
+
+
+async def test_a_warm_process_computes_what_a_cold_one_does(tmp_path: Path) -> None:
+    """To the last digit; what it refuses it refuses in the same words, and one that nobody waits for any more ends."""
+    texts = [Text(prompt="The lamp is in the", answer=" hall."), Text(prompt="Two and two are", answer=" four.")]
+    task = Task(base=str(BASE), adapter=write_adapter(tmp_path, "good", seed=1).path, texts=texts)
+    nest = Nest()
+    await nest.open()
+    try:
+        cold = await ask_peft(task, Nest())
+        warm = await ask_peft(task, nest)
+        assert [one.index for one in warm] == [0, 1]
+        assert warm == cold
+        with pytest.raises(Unprocessable, match="PEFT cannot use the adapter"):
+            await ask_peft(Task(base=str(BASE), adapter=str(tmp_path), texts=texts), nest)
+        asking = asyncio.create_task(ask_peft(task, nest))
+        async with asyncio.timeout(WAIT_S):
+            while not nest.is_busy:
+                await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        async with asyncio.timeout(WAIT_S):
+            while nest.is_busy:
+                await asyncio.sleep(0.001)
+    finally:
+        await nest.close()
 
 
 async def test_a_wrong_conversion_and_another_base_are_refused_and_detached(serve_broker: Any, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_budget_that_is_too_small_climbs_the_ladder_to_its_end(trainers: Trainer
     ended, said = trainers.train(spec, tmp_path)
 
     assert (ended.how, ended.kind) == ("out_of_memory", "memory")
-    assert str(100 * 2**20) in ended.reason
+    assert "the budget is 100.0 MiB" in ended.reason
     assert [message.rung for message in of_kind(said, Climbed)] == [
         Rung(level=1, micro_batch=1, activation_checkpointing=True)
     ]
@@ -371,13 +371,15 @@ def test_bad_jobs_are_refused_with_the_reason(trainers: Trainers, tmp_path: Path
 
 
 def test_one_row_is_enough_to_train(trainers: Trainers, tmp_path: Path) -> None:
-    """The smallest dataset trains; nothing is set aside of it."""
+    """The smallest dataset trains; nothing is set aside of it, and nothing a killed trainer left beside the adapter stays."""
     write_rows(tmp_path, rows(1))
+    (tmp_path / ".step-00000002.1.aside").mkdir()
 
     ended, said = trainers.train(spec_of(tmp_path, max_steps=2, stop=StopRules(patience=1)), tmp_path)
 
     assert ended.how == "finished", ended
     assert of_kind(said, Prepared)[0].evaluation_rows == 0
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def open_ports(root: int) -> set[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.cli import curves, learn_data, learn_found, learn_gate, train_jobs, train_view
+from bus.cli.durations import amount
 from bus.cli.failures import UsageError
 from schemas.bodies.learning import Evidence, Opportunity, PriorityTerms
+from schemas.bodies.learning_data import DatasetInfo, LineProblem
 from schemas.bodies.learning_gate import GateItem, GateResult, SetResult, WatchArm
 from schemas.bodies.learning_jobs import CurvePoint, JobInfo, JobProgress, LogEntry, Schedule
 
@@ -83,7 +87,7 @@ def test_a_list_of_jobs_shows_what_stands_in_the_way() -> None:
 
     head, row = train_jobs.list_lines([waiting])
 
-    assert head.split()[:3] == ["JOB", "STATE", "MODEL"]
+    assert head.split()[:3] == ["JOB", "STATE", "DATASET"]
     assert row.endswith("the machine is busy")
     assert train_jobs.list_lines([])[0].startswith("there is no job yet")
 
@@ -171,6 +175,16 @@ def test_the_live_view_fits_any_terminal(columns: int, rows: int) -> None:
     assert len(lines) <= max(rows + 2, 9)
 
 
+def test_the_view_of_an_ended_job_tells_its_reason_and_its_steps() -> None:
+    """Its progress is over, its curve is not: a job of three steps did not take none."""
+    ended = a_job(state="refused", reason="the retention set fell by 5.7 points", progress=None)
+
+    lines = train_view.frame(ended, points([3.0, 2.0, 1.0]), [], 80, 40, now=1_060.0)
+
+    assert lines[1:3] == ["the retention set fell by 5.7 points", "3 steps taken, trained 1 min 1 s"]
+    assert "no step yet" in train_view.frame(ended, [], [], 80, 40, now=1_060.0)
+
+
 def an_opportunity(**changes: Any) -> Opportunity:
     """One correction that came twice."""
     values: dict[str, Any] = {
@@ -189,7 +203,7 @@ def an_opportunity(**changes: Any) -> Opportunity:
         "created_at": 1_000.0,
         "last_seen_at": 1_000.0,
         "expires_at": 2_000.0,
-        "needs": "2 of 100 examples",
+        "needs": "98 more examples",
     }
     return Opportunity(**{**values, **changes})
 
@@ -199,9 +213,34 @@ def test_opportunities_show_what_is_missing_and_what_the_priority_is_made_of() -
     row = learn_found.opportunity_lines([an_opportunity()], now=1_060.0)[1]
     long = "\n".join(learn_found.long_lines(an_opportunity(), now=1_060.0))
 
-    assert "Say ahoy to Ada. (needs 2 of 100 examples)" in row
+    assert "Say ahoy to Ada. (needs 98 more examples)" in row
     assert "gain 0.50, frequency 0.25, recency 1.00, cost 0.10 (30 s)" in long
+    assert learn_found.formula_lines(an_opportunity().terms)[0].startswith("priority = ")
     assert "1 min ago  feedback  fb-1  should say ahoy" in long
+
+
+def test_a_version_that_repeats_nothing_says_what_helps() -> None:
+    """Such an adapter is likely to be refused, so it is said before one is trained."""
+    info = DatasetInfo(
+        dataset="ahoy",
+        version=1,
+        model="olympus-demo",
+        model_sha256="",
+        sha256="abc",
+        created_at=1_000.0,
+        rows={"train": 9},
+        kinds={"import": 9},
+        clusters={"train": 9},
+        quarantined={},
+        metric="auto",
+        opportunities=[],
+        is_stale="",
+        note="",
+    )
+    repeats = msgspec.structs.replace(info, rows={"train": 9, "replay": 9})
+
+    assert "may forget" in learn_data.shown_lines(info)[-1]
+    assert "may forget" not in "".join(learn_data.shown_lines(repeats))
 
 
 def test_feedback_needs_an_opinion() -> None:
@@ -237,6 +276,52 @@ def test_a_closed_schedule_says_why_and_until_when() -> None:
     assert "now           closed: outside 22:00-06:00" in lines
     assert "budget today  1 min of 1 h" in lines
     assert "queued        job-1" in lines
+
+
+def test_a_schedule_that_opens_on_another_day_says_on_which() -> None:
+    """An hour alone would be taken for today's; a reason that names the day already is enough."""
+    at = datetime.fromisoformat("2026-11-28 02:00").timestamp()
+    closed = Schedule(
+        hours="",
+        days=[],
+        budget_s=3_600.0,
+        idle_s=0.0,
+        is_paused=False,
+        is_automatic=True,
+        spent_s=3_600.0,
+        is_open=False,
+        reason="today's seconds are used up",
+        opens_at=at,
+        running=[],
+        queued=[],
+    )
+
+    lines = learn_found.schedule_lines(closed)
+    named = learn_found.schedule_lines(msgspec.structs.replace(closed, reason="begins at 2026-11-28 02:00"))
+
+    assert lines[0] == "now           closed: today's seconds are used up; opens 2026-11-28 02:00"
+    assert named[0] == "now           closed: begins at 2026-11-28 02:00"
+
+
+def test_a_time_without_a_limit_is_nought() -> None:
+    """A budget is typed as any duration; 0 is no limit, and less than that is refused."""
+    assert [amount(text) for text in ("0", "2h", "7200", "90s")] == [0.0, 7_200.0, 7_200.0, 90.0]
+    with pytest.raises(argparse.ArgumentTypeError, match="not a duration"):
+        amount("-1")
+
+
+def test_a_file_of_another_kind_names_its_first_bad_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal full of the same sentence hides the count below it."""
+    problems = [LineProblem(line=line, reason="JSON is malformed") for line in range(1, 51)]
+    counts = {"added": 0, "duplicates": 0, "quarantined": 0, "refused": 50}
+
+    code = learn_data._say_imported(counts, problems, is_json=False)
+
+    said = capsys.readouterr().err.splitlines()
+    assert code == 1
+    assert said[19].endswith("line 20: JSON is malformed")
+    assert said[20].endswith("30 more lines of this kind; --json names every one")
+    assert said[21].endswith("refused 50")
 
 
 def a_set(name: str, **changes: Any) -> SetResult:
@@ -288,8 +373,9 @@ def test_a_verdict_shows_its_reason_and_each_set_with_what_decided() -> None:
 
     assert lines[0] == "refused: ahoy-1 against the bare model on ahoy:2 (exact, attempt 2)"
     assert lines[1] == "  forgot too much"
-    assert "p 0.0010 <= 0.0250" in next(line for line in lines if line.startswith("target"))
-    assert "bound -8.0 >= -3.0" in next(line for line in lines if line.startswith("retention"))
+    assert "target: p is 0.0010, at most 0.0250 passes" in lines
+    assert "retention: the change is -8.0 at worst, at least -3.0 passes" in lines
+    assert max(map(len, lines)) <= 80
     assert lines[-1].endswith("backward transfer -6.0")
 
 
@@ -309,8 +395,9 @@ def test_items_say_which_way_they_went() -> None:
 
     lines = learn_gate.item_lines([item], total=3)
 
-    assert "worse" in lines[1]
-    assert lines[-1] == "2 more"
+    assert lines == ["retention, worse: 2 + 2?", "  wanted  4", "  before  4", "  now     5", "2 more"]
+    assert learn_gate.item_lines([], total=3) == ["3 more"]
+    assert learn_gate.item_lines([], total=0) == ["no item of this kind"]
 
 
 def test_an_arm_without_outcomes_has_no_mean() -> None:

@@ -68,15 +68,16 @@ def test_services_of_the_catalogue_that_nobody_serves_are_not_running() -> None:
     """The broker's own services are never listed so."""
     services = [service("memory")]
 
-    assert status.not_running(services) == ["model", "resource"]
-    assert [line.split("  ")[0] for line in status.service_lines(services)[1:]] == ["memory", "model", "resource"]
+    assert status.not_running(services) == ["model", "resource", "learning"]
+    names = [line.split("  ")[0] for line in status.service_lines(services)[1:]]
+    assert names == ["memory", "model", "resource", "learning"]
     assert "not running" in status.service_lines(services)[2]
 
 
 def test_a_service_that_serves_only_a_part_is_told() -> None:
     """A missing operation is named; the service counts as running."""
     partly = service("model", subjects=["model.list", "model.c*", "model.chat@demo"])
-    services = [service("memory"), partly, service("resource")]
+    services = [service("memory"), partly, service("resource"), service("learning")]
 
     found = status.problems(services, [], stats())
 
@@ -89,14 +90,15 @@ def test_a_service_that_serves_only_a_part_is_told() -> None:
 def test_one_look_names_everything_that_is_wrong() -> None:
     """Backlog, stalled loop, slow subscriber, failed log and dead letters each get a sentence."""
     slow = SubscriberStats(peer="1.2.3.4:5", patterns=["memory.>"], delivered=1, dropped=3, pending_bytes=0)
-    services = [service("memory", queued=9, in_flight=256), service("model"), service("resource")]
+    others = [service("model"), service("resource"), service("learning")]
+    services = [service("memory", queued=9, in_flight=256), *others]
 
     found = status.problems(
         services, [worker(loop_lag_s=1.5)], stats(subscribers=[slow], log_failed="disk full", dead_letters=1)
     )
 
     assert [line.split(":")[0].split(" ")[0] for line in found] == ["memory", "memory", "subscriber", "the", "1"]
-    well = [service("memory"), service("model"), service("resource")]
+    well = [service("memory"), *others]
     assert status.problems(well, [worker()], stats()) == []
 
 

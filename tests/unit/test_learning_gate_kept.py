@@ -138,3 +138,13 @@ async def test_answers_are_kept_by_content_and_the_oldest_go(tmp_path: Path, mon
         assert await tables.answers(SIDE._replace(adapter_sha256="b"), items) == {}
         edited = Item(item_id="i2", cluster="c", reference="r", metric="exact", prompt="q2!")
         assert await tables.answers(SIDE, [edited]) == {}
+
+
+async def test_what_got_worse_is_shown_first(tmp_path: Path) -> None:
+    """Whoever asks why sees a few items, and those that speak against the adapter matter most."""
+    async with opened(tmp_path) as tables:
+        await tables.keep(judgement(0, "a0", ["worse", "same", "better", "worse too"]))
+
+        _, items, total = await tables.shown("j0", None, "changed", 10)
+
+    assert ([item.row_id for item in items], total) == (["worse", "worse too", "better"], 3)

@@ -15,7 +15,7 @@ from schemas.bodies.learning_jobs import CurvePoint, JobInfo, ScheduleSet, Train
 from schemas.errors import BadRequest, Internal
 from workers.learning.jobs.book import Book, Kept, thinned
 from workers.learning.jobs.live import Live, entry_of
-from workers.learning.jobs.run import stop_rules
+from workers.learning.jobs.run import clear, stop_rules
 from workers.learning.jobs.timetable import in_force, merged
 from workers.learning.records import learning_records
 
@@ -184,6 +184,18 @@ def test_what_was_set_goes_before_the_settings_until_a_reset() -> None:
     assert (reset.hours, reset.budget_s, reset.idle_s) == ("22:00-06:00", 100, 9)
     with pytest.raises(BadRequest, match="hours"):
         merged(said, ScheduleSet(hours="24:30-25:00"))
+
+
+def test_of_a_job_that_is_over_the_adapter_stays(tmp_path: Path) -> None:
+    """Rows, checkpoints and what killed processes met at go, and again is no error."""
+    for name in ("checkpoints/step-00000001", "meeting-ab12", "adapter"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "train.jsonl").touch()
+
+    clear(tmp_path)
+    clear(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 @pytest.mark.parametrize("rows", [200, 1_000, 50_000])

@@ -205,6 +205,14 @@ def test_a_job_that_used_up_its_own_seconds_stops_for_good() -> None:
     assert life.tell(Ended("a", "stopped")) == [Finish("a", "stopped", halt.reason)]
 
 
+def test_a_job_that_comes_back_without_a_second_left_does_not_run() -> None:
+    """Killed between its last second and its end, it is stopped when the service is back."""
+    life = Life()
+
+    assert life.submit(budget_left_s=0.0) == [Finish("a", "stopped", "it has trained as long as it may")]
+    assert life.submit("b", budget_left_s=-1.0, is_trained=True) == [Run("b", (GATE,))]
+
+
 def test_the_budget_begins_anew_with_the_local_day() -> None:
     """Used up in the evening, the job goes on after midnight."""
     life = Life(Policy(budget_s=3_600, zone=BERLIN))

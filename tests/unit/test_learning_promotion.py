@@ -21,6 +21,7 @@ from schemas.errors import BadRequest, Conflict, Internal, NotFound, NoWorker, U
 from tests.learning_promotion import MODEL, Job, Others, learning_records, verdict
 from workers.learning.promotion.equality import Equality
 from workers.learning.promotion.promotion import Promotion
+from workers.learning.training.training import Nest
 
 
 def is_folder(path: str) -> bool:
@@ -142,6 +143,7 @@ class House:
             rows=others,
             live=others,
             publish=self.publish,
+            nest=Nest(),
         )
         self.promotion._served = served  # type: ignore[assignment]
         self.promotion._preparing._served = served  # type: ignore[assignment]
@@ -254,6 +256,14 @@ async def test_only_what_the_gate_passed_is_promoted_unless_it_is_forced(house: 
         assert one.others.told_promoted == ["job-1"]
 
 
+async def test_a_job_whose_promotion_was_cut_off_is_told_of_it_by_the_next(house: Any, tmp_path: Path) -> None:
+    """Killed between the promotion and the job's own row, the second request brings the row up to date."""
+    async with house() as one:
+        await one.promotion.promote(await one.passed(1, tmp_path))
+        await one.promotion.promote_job(Promote(job_id="job-1"))
+        assert one.others.told_promoted == ["job-1"]
+
+
 async def test_promotion_rollback_and_what_served_before(house: Any, tmp_path: Path) -> None:
     """Promoting twice is one promotion; a rollback brings the one before back; earlier ones are told to the gate."""
     async with house(canary_share=1.0) as one:
@@ -265,6 +275,7 @@ async def test_promotion_rollback_and_what_served_before(house: Any, tmp_path: P
         assert [earlier.adapter for earlier in await one.promotion.promoted(MODEL)] == one.served.champions
         back = await one.promotion.rollback(Rollback(model="alias", reason="too loud"))
         assert (back.job_id, back.state, back.reason) == ("job-2", "rolled_back", "too loud")
+        assert one.others.told_taken_back == [("job-2", f"{back.adapter} was rolled back: too loud")]
         assert await one.states() == [("job-2", "rolled_back"), ("job-1", "champion")]
         assert await one.promotion.serving(MODEL) == one.served.champions[-1] == deployed.previous.split(":")[0]
         assert list(one.served.attached) == one.served.champions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from workers.learning.training.spec import (
     read_spec,
     write_spec,
 )
-from workers.learning.training.training import judge
+from workers.learning.training.training import Nest, judge
 
 MIB = 1024 * 1024
 
@@ -364,6 +365,8 @@ DONE = Finished(
         (None, -signal.SIGKILL, {}, "lost"),
         (None, -signal.SIGKILL, {"is_near_budget": True, "is_killed": True}, "lost"),
         (None, -signal.SIGKILL, {"is_asked": True, "is_killed": True}, "stopped"),
+        (None, -signal.SIGTERM, {"is_asked": True}, "stopped"),
+        (None, -signal.SIGTERM, {}, "lost"),
         (None, -signal.SIGSEGV, {"is_near_budget": True}, "lost"),
     ],
 )
@@ -374,6 +377,26 @@ def test_how_it_ended_is_told_from_what_it_said_and_how_it_left(
     given = {"is_asked": False, "is_killed": False, "is_near_budget": False, **flags}
 
     assert judge(end, status, **given)[0] == how
+
+
+async def test_two_openings_at_once_start_one_warm_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock and a job that begins may both want it; a second one would be nobody's."""
+    started: list[object] = []
+    start = asyncio.create_subprocess_exec
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        started.append(arguments)
+        return await start(*arguments, **named)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)
+    nest = Nest()
+    try:
+        await asyncio.gather(nest.open(), nest.open())
+
+        assert len(started) == 1
+        assert nest.is_open
+    finally:
+        await nest.close()
 
 
 def test_the_services_side_is_light() -> None:

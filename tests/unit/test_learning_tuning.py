@@ -166,6 +166,11 @@ def test_correlation_is_a_number_between_minus_one_and_one(values: list[float]) 
     assert trends.correlation([2.0] * len(values), values) is None
 
 
+def test_a_correlation_past_the_largest_float_is_none() -> None:
+    """It is no error either."""
+    assert trends.correlation([1e200, -1e200, 3.0], [1.0, 2.0, 3.0]) is None
+
+
 @pytest.mark.parametrize(("hidden", "rate"), [(0, 2e-4), (192, 1e-3), (2_000, 5e-4), (4_096, 2.857e-4)])
 def test_wider_models_begin_slower(hidden: int, rate: float) -> None:
     """The published fit, never more than small models bear, and a fixed rate where the width is not known."""
@@ -256,7 +261,7 @@ async def test_a_known_session_begins_anew_and_an_unknown_one_is_named(tmp_path:
     assert (again.model, again.history) == ("n", [])
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])
 async def test_a_measurement_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
     """It would poison every trend after it; nothing of the update is kept."""
     async with opened(tmp_path) as records:

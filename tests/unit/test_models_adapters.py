@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from schemas.bodies.model_files import (
     AdapterPromote,
     AdapterRollback,
 )
-from schemas.errors import BadRequest, BusError, Conflict, NotFound, Unprocessable
+from schemas.errors import BadRequest, BusError, Conflict, Internal, NotFound, Unprocessable
 from tests.peft_adapter import lora_weights, write_adapter
 from workers.models.adapters.canary import Canary, InUse
 from workers.models.adapters.convert import Converted, convert
@@ -204,6 +205,43 @@ async def test_what_the_runner_refuses_changes_nothing(house: Any, settings: Set
             await one.registry.promote(AdapterPromote(model="demo", adapter="tone"))
         assert (one.registry.of("demo")[1], one.events) == (None, [])
         assert await one.attach("tone", path="/c") == "tone:2"
+
+
+async def test_what_the_disk_does_not_take_does_not_answer(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner is turned back to what is listed."""
+    async with house() as one:
+        await one.attach(path="/a")
+        told = one.runners.told[-1]
+
+        def full(*_: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("workers.models.adapters.registry._write", full)
+            with pytest.raises(Internal, match="full"):
+                await one.registry.promote(AdapterPromote(model="demo", adapter="tone"))
+        assert one.runners.told[-1] == told
+        assert await one.aliases() == {"tone:1": "used"}
+
+
+async def test_a_change_whose_asker_goes_away_is_a_whole_one(house: Any, settings: Settings) -> None:
+    """Runner, list and file agree, whenever the request is cancelled."""
+    async with house() as one:
+        release = asyncio.Event()
+        told = one.runners.set_adapters
+
+        async def held(name: str, use: InUse) -> None:
+            await told(name, use)
+            asking.cancel()
+            await release.wait()
+
+        one.runners.set_adapters = held
+        asking = asyncio.create_task(one.attach(path="/a"))
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert one.files(settings) == {f"{'a' * 64}.gguf"}
+        assert await one.aliases() == {"tone:1": "used"}
 
 
 async def test_detaching_takes_every_version_out_of_use_but_not_the_champion(house: Any) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from bus.settings import Settings
 from bus.worker import Worker
 from schemas.bodies.learning import Exchange
+from schemas.errors import BusError
 from workers.learning.curation import handlers as curation_handlers
 from workers.learning.curation.curation import Curation
 from workers.learning.detection import handlers as detection_handlers
@@ -44,7 +46,7 @@ log = logging.getLogger("olympus.learning")
 # Requests held at once; each is a read of the records or waits for a job.
 CAPACITY: Final = 256
 
-# Of the time to leave, kept for what remains to be done when the trainer has sealed its checkpoint.
+# Of the time to leave, kept for what remains to be done when trainers and requests had theirs.
 _LEAVE_S: Final = 1.0
 
 # Seconds between looks for learning sessions that nobody ended; they are over after a day.
@@ -73,6 +75,10 @@ class _Jobs:
         """Somebody promoted a job's adapter."""
         await self._made().promoted(job_id)
 
+    async def taken_back(self, job_id: str, reason: str) -> None:
+        """A job's adapter was rolled back."""
+        await self._made().taken_back(job_id, reason)
+
     async def judged(self, job_id: str) -> Judged:
         """What the gate judges of a job. Raises NotFound, Conflict."""
         trained = await self.trained(job_id)
@@ -93,7 +99,7 @@ class LearningService:
         self._records = records = learning_records(settings.path("learning.db"))
         worker = self.worker = Worker("learning", settings, capacity=CAPACITY)
         client = worker.client
-        jobs = _Jobs()
+        jobs, nest = _Jobs(), Nest()
         self._sessions = Sessions(records, worker.publish)
         tuning = Tuning(records, self._sessions, settings.models.default, partial(width_of, client))
         self._curation = Curation(
@@ -117,6 +123,7 @@ class LearningService:
             rows=self._curation,
             live=self._detection.exchanges,
             publish=worker.publish,
+            nest=nest,
         )
         self._training = jobs.training = Training(
             settings,
@@ -127,7 +134,7 @@ class LearningService:
             promotion=self._promotion,
             tuning=tuning,
             opportunities=self._detection.opportunities,
-            nest=Nest(),
+            nest=nest,
         )
         detection_handlers.register(worker, self._detection)
         curation_handlers.register(worker, self._curation)
@@ -166,8 +173,9 @@ class LearningService:
 
     async def stop(self) -> None:
         """Leave within `supervisor.stop_s`: a training seals a checkpoint first, while the parts it needs still work."""
-        await self._training.stop()
-        await self.worker.stop(self._settings.supervisor.stop_s - _LEAVE_S)
+        leaves_at = time.monotonic() + self._settings.supervisor.stop_s - _LEAVE_S
+        await self._training.stop(leaves_at - time.monotonic())
+        await self.worker.stop(leaves_at - time.monotonic())
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.gather(self._expiring, return_exceptions=True)
@@ -177,7 +185,10 @@ class LearningService:
 
     async def _expire_forever(self) -> None:
         while True:
-            await self._sessions.expire()
+            try:
+                await self._sessions.expire()
+            except BusError as error:
+                log.warning("sessions not ended", extra={"action": "learning.session.expire", "error": str(error)})
             await asyncio.sleep(_EXPIRE_S)
 
 

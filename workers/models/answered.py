@@ -129,7 +129,8 @@ def event_of(
     """The event of one request, its texts left out where they are too long together."""
     messages = request.messages if isinstance(request, Chat) else []
     prompt = request.prompt if isinstance(request, Generate) else None
-    is_cut = _bytes_of([*(message.content for message in messages), prompt or "", text]) > _TEXT_BYTES_MAX
+    arguments = [call.arguments for message in messages for call in message.tool_calls]
+    is_cut = _bytes_of([*(message.content for message in messages), *arguments, prompt or "", text]) > _TEXT_BYTES_MAX
     return AnswerEvent(
         reply_id=reply_id_of(call),
         model=model,

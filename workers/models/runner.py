@@ -47,6 +47,7 @@ from schemas.bodies.model import (
 )
 from schemas.bodies.resource import LockHolder
 from schemas.errors import BadRequest, BusError, Internal, NotFound, Unprocessable, Unsupported
+from schemas.purpose import PURPOSE
 from schemas.values import require_json
 from workers.models.adapters.canary import Canary, InUse
 from workers.models.answered import Answers
@@ -271,6 +272,7 @@ class Runner:
             finish_reason=generation.finish_reason,
             adapter=generation.adapter,
             mean_logprob=outcome.mean_logprob,
+            purpose=str(call.headers.get(PURPOSE, "")),
         )
         tell(self._pipe, RunnerUsed(event))
         self._publish_usage(event)

@@ -26,6 +26,7 @@ from workers.learning.curation.forgetting import Forgetting
 from workers.learning.curation.freezing import Case, Freezing
 from workers.learning.curation.intake import Intake, Trust
 from workers.learning.curation.references import MemoryHub
+from workers.learning.exchanges.sessions import named_session
 
 # Rows of one part of an export.
 _PART_ROWS: Final = 200
@@ -57,8 +58,9 @@ class Curation:
     """Examples and datasets.
 
     job_needing: id of a job that still needs a version of a dataset, "" for none. good: the newest exchanges of a model that
-    somebody was content with, a number of them at most. unrated: those nobody said anything about. cases: what a model must not forget; read in a thread. on_erased: told
-    the ids of rows that are gone, so that copies of them go, too.
+    somebody was content with, a number of them at most. unrated: those nobody said anything about. cases: what a model must
+    not forget; read in a thread. on_erased: told the ids of rows that are gone, so that copies of them go, too; again where
+    it was not told to the end.
     """
 
     def __init__(
@@ -82,14 +84,15 @@ class Curation:
         self._finders = FinderProcess()
         hub = MemoryHub(client)
         trust = Trust(client)
-        self._forgetting = Forgetting(records, client, hub, on_erased)
+        self._forgetting = Forgetting(records, client, hub, self._tell_erased)
         self._intake = Intake(records, settings.learning, finders=self._finders, hub=hub, trust=trust)
         self._freezing = Freezing(
             records, client, settings.learning, forgetting=self._forgetting, trust=trust, cases=cases
         )
 
     async def start(self) -> None:
-        """Follow what is forgotten in MemoryHub. The records are open."""
+        """Follow what is forgotten in MemoryHub, and tell of what was erased last. The records are open."""
+        await self._tell_erased()
         self._watching = asyncio.create_task(self._forgetting.watch_forever())
 
     async def stop(self) -> None:
@@ -115,8 +118,12 @@ class Curation:
         forget = partial(store.forget, user=user, session_id=session_id, evidence=evidence, now=time.time())
         erased = await self._records.run(forget)
         if erased:
-            await self._on_erased(erased)
+            await self._tell_erased()
         return len(erased)
+
+    async def complained(self, reply_id: str) -> None:
+        """Somebody called an answer bad: rows that would repeat it, or measure by it, are kept out."""
+        await self._records.run(partial(store.complain, reply_id=reply_id))
 
     async def info(self, dataset: str, version: int | None = None) -> bodies.DatasetInfo:
         """A version, the newest by default. Raises NotFound."""
@@ -235,12 +242,20 @@ class Curation:
     async def remove(self, request: bodies.RowRemove) -> bodies.RowInfo:
         """Take an example out for good. Raises NotFound."""
         row = await self._records.run(partial(store.remove, request=request, now=time.time()))
-        await self._on_erased([row.row_id])
+        await self._tell_erased()
         return row
 
     async def release(self, request: bodies.RowRelease) -> bodies.RowInfo:
         """Let a quarantined example be used. Raises NotFound, Conflict for one that is not quarantined or lacks its words."""
         return await self._records.run(partial(store.release, request=request, why=request.reason or _RELEASED))
+
+    async def _tell_erased(self) -> None:
+        """Have copies of erased rows erased, too, and what was written over in the file's log."""
+        row_ids = await self._records.run(store.untold)
+        if row_ids:
+            await self._on_erased(row_ids)
+            await self._records.run(partial(store.told, row_ids=row_ids))
+            await self._records.empty_log()
 
     async def _take_exchanges(self, model: ModelInfo) -> None:
         """What the model does already: repeated and guarded, never taught as something new."""
@@ -261,7 +276,7 @@ class Curation:
                     messages=one.messages,
                     prompt=one.prompt,
                     user=one.user,
-                    session_id=one.session_id,
+                    session_id=named_session(one.session_id, one.user),
                     evidence=[one.reply_id],
                 )
                 for one in found

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -32,14 +32,14 @@ class Asked(NamedTuple):
 
 
 class Forgetting:
-    """Follows what MemoryHub deletes."""
+    """Follows what MemoryHub deletes. on_erased: called when examples were erased."""
 
     def __init__(
         self,
         records: Records,
         client: Client,
         hub: MemoryHub,
-        on_erased: Callable[[Sequence[str]], Awaitable[object]],
+        on_erased: Callable[[], Awaitable[object]],
     ) -> None:
         self._records = records
         self._on_erased = on_erased
@@ -69,7 +69,7 @@ class Forgetting:
         """Erase the examples that rest on one of these."""
         erased = await self._records.run(partial(_forget, references=references, now=time.time()))
         if erased:
-            await self._on_erased(erased)
+            await self._on_erased()
 
     async def ask(self, *, model: str | None = None, dataset: str | None = None, version: int = 0) -> Asked:
         """Ask MemoryHub about the origin of all examples, of a model's or of a version's; erase those whose origin is gone.
@@ -92,7 +92,7 @@ class Forgetting:
         present = {one for one, _, state in known if state != "known"} - presence.missing - presence.unasked
         erased = await self._records.run(partial(_settle, doomed=doomed, present=present, now=time.time()))
         if erased:
-            await self._on_erased(erased)
+            await self._on_erased()
         return Asked(frozenset(doomed), frozenset(unsure - doomed))
 
 

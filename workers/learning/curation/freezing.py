@@ -221,7 +221,7 @@ def _nothing(request: DatasetBuild, model: str, rows: Sequence[selection.Chosen]
     counts = Counter(row.split for row in rows)
     there = ", ".join(f"{count} {split}" for split, count in counts.items()) or "no row"
     out = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    wanted = f" for {len(request.opportunities)} opportunities" if request.opportunities else ""
+    wanted = f" for {', '.join(request.opportunities)}" if request.opportunities else ""
     return (
         f"there is nothing to train {model} on{wanted}: {there} among the examples that are ready"
         + (f"; left out: {out}" if out else "")

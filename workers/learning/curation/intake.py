@@ -109,7 +109,7 @@ class Intake:
             raise Conflict(f"row {request.row_id!r} was removed, there is nothing left to edit", field="row_id")
         (ready,) = await self._prepare([_edited(before, request)])
         if isinstance(ready, Taken):
-            raise BadRequest(ready.reason, field=ready.reason.partition(" ")[0])
+            raise BadRequest(ready.reason, field=_field_of(ready.reason))
         return await self._records.run(partial(self._rewrite, before=before, ready=ready))
 
     async def _prepare(self, drafts: Sequence[Draft]) -> list[_Ready | Taken]:
@@ -159,7 +159,9 @@ class Intake:
     def _keep_one(self, connection: sqlite3.Connection, ready: _Ready, now: float) -> Taken:
         draft = ready.cleaned.draft
         texts = store.texts_of(draft)
-        buried = store.tombstone(connection, texts.content, draft.user)
+        buried = store.tombstone(connection, texts.content, draft.user) or store.buried_evidence(
+            connection, draft.evidence
+        )
         if buried:
             return Taken(outcome="refused", reason=f"it was taken out before: {buried}")
         known = store.known(connection, draft.model, texts.content)
@@ -208,6 +210,8 @@ class Intake:
 
     def _rewrite(self, connection: sqlite3.Connection, before: RowInfo, ready: _Ready) -> RowInfo:
         number = store.number_of(connection, before.row_id)
+        if store.read(connection, number) != before:
+            raise Conflict(f"row {before.row_id!r} was changed or erased meanwhile; look at it again", field="row_id")
         texts = store.texts_of(ready.cleaned.draft)
         if store.tombstone(connection, texts.content, before.user):
             raise Conflict(f"what row {before.row_id!r} would say then was taken out before", field="row_id")
@@ -276,6 +280,12 @@ def _edited(row: RowInfo, request: RowEdit) -> Draft:
         rejected=row.rejected if request.rejected is None else request.rejected or None,
         user=row.user,
     )
+
+
+def _field_of(reason: str) -> str:
+    """The field that a fault begins with, the answer where it is about all of them."""
+    named = reason.partition(" ")[0]
+    return named if named.partition("[")[0] in ("messages", "prompt", "answer", "rejected") else "answer"
 
 
 def _judge(connection: sqlite3.Connection, model: str, context: str) -> None:

@@ -13,7 +13,7 @@ from schemas.bodies.learning_data import RowInfo, RowList, RowPage, RowRelease, 
 from schemas.bodies.model import ChatMessage
 from schemas.errors import Conflict, NotFound
 from workers.learning.curation import clusters, likeness
-from workers.learning.curation.drafts import Draft, plain
+from workers.learning.curation.drafts import UNTAUGHT, Draft, plain
 from workers.learning.curation.guards import Claim
 from workers.learning.curation.references import Reference
 
@@ -206,6 +206,20 @@ def grave_of(content: str, user: str) -> str:
     return likeness.digest("of one person", content, user)
 
 
+def grave_of_evidence(id: str) -> str:
+    """Hash under which all that is made of one exchange or feedback is buried."""
+    return likeness.digest("of evidence", id)
+
+
+def buried_evidence(connection: sqlite3.Connection, ids: Iterable[str]) -> str:
+    """Why nothing is made of some of this evidence any more; "" when it may be."""
+    for one in ids:
+        found = connection.execute("SELECT reason FROM tombstones WHERE hash = ?", (grave_of_evidence(one),)).fetchone()
+        if found:
+            return str(found[0])
+    return ""
+
+
 def erase(
     connection: sqlite3.Connection, numbers: Collection[int], *, cause: str, reason: str, now: float
 ) -> list[str]:
@@ -230,10 +244,21 @@ def erase(
         )
         for table in ("example_users", "example_opportunities", "example_evidence", "example_references"):
             connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
+        connection.execute("INSERT OR IGNORE INTO erased_rows VALUES (?)", (row_id,))
         erased.append(row_id)
     if erased:
         mark_stale(connection, numbers, f"examples in it were {'removed' if cause == 'removed' else 'forgotten'}")
     return erased
+
+
+def untold(connection: sqlite3.Connection) -> list[str]:
+    """Ids of erased rows of which copies may still be somewhere."""
+    return [row_id for (row_id,) in connection.execute("SELECT row_id FROM erased_rows")]
+
+
+def told(connection: sqlite3.Connection, row_ids: Iterable[str]) -> None:
+    """Whoever had copies of these erased rows knows."""
+    connection.executemany("DELETE FROM erased_rows WHERE row_id = ?", [(row_id,) for row_id in row_ids])
 
 
 def mark_stale(connection: sqlite3.Connection, numbers: Collection[int], why: str) -> None:
@@ -414,11 +439,26 @@ def count_ready(connection: sqlite3.Connection, opportunity_ids: Sequence[str]) 
 def forget(
     connection: sqlite3.Connection, *, user: str, session_id: str, evidence: Sequence[str], now: float
 ) -> list[str]:
-    """Erase the examples of a person, of a session or made of this evidence; returns their row ids."""
+    """Erase the examples of a person, of a session or made of this evidence; returns their row ids.
+
+    What is being made of the evidence just now comes too late.
+    """
     numbers = of_origin(connection, user=user, session_id=session_id, evidence=evidence)
+    bury(connection, map(grave_of_evidence, evidence), "forgotten where it came from", now)
     if user:
         connection.execute("DELETE FROM example_users WHERE user = ?", (user,))
     return erase(connection, numbers, cause="forgotten", reason="forgotten where it came from", now=now)
+
+
+def complain(connection: sqlite3.Connection, reply_id: str) -> None:
+    """Keep out the rows that repeat this answer: somebody called it bad."""
+    found = connection.execute(
+        "SELECT number, kind FROM example_evidence JOIN examples USING (number) WHERE id = ? AND state = 'ready'",
+        (reply_id,),
+    ).fetchall()
+    for number, kind in found:
+        if kind in UNTAUGHT:
+            set_state(connection, number, "quarantined", "complaint", "somebody called this answer bad")
 
 
 def remove(connection: sqlite3.Connection, request: RowRemove, now: float) -> RowInfo:

@@ -79,6 +79,8 @@ class Detection:
         self._teacher = Teacher(learning, records, client, self.exchanges, self.feedback, curation)
         self._forgotten = ForgottenSessions(client, self._forget_session)
         self._wakes = asyncio.Event()
+        # Nothing is made evidence of while something is forgotten: it could be the very same.
+        self._noting = asyncio.Lock()
         self._bad: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=_DRIFT_SHOWN))
         self._looking: asyncio.Task[None] | None = None
         self.exchanges.on_kept = self._wakes.set
@@ -115,18 +117,23 @@ class Detection:
         """Forget exchanges with all that was made of them. Raises BadRequest where nothing says which."""
         if request.reply_id is None and not request.user and not request.session_id:
             raise BadRequest("none of reply_id, user and session_id is given; one is needed", field="reply_id")
+        async with self._noting:
+            return await self._delete(request)
+
+    async def _delete(self, request: bodies.ExchangeDelete) -> bodies.ExchangesDeleted:
         reply_ids = await self.exchanges.matching(request)
         # A whole person or session: also what was said without an exchange of theirs. With both given only what is both.
         user = (request.user or "") if request.reply_id is None and request.session_id is None else ""
         session_id = (request.session_id or "") if request.reply_id is None and request.user is None else ""
-        named = [request.reply_id] if request.reply_id else []
+        named = [request.reply_id] if request.reply_id and request.user is None and request.session_id is None else []
         about = sorted({*reply_ids, *named})
         feedback_ids = await self.feedback.forget(about, user=user, session_id=session_id)
         ids = [*about, *feedback_ids]
         rows = await self._curation.forget(user=user, session_id=session_id, evidence=ids)
-        await self.opportunities.forget(ids)
+        await self.opportunities.forget(ids, user=user)
         # Last, so that a request that was cut off finds them again.
         await self.exchanges.delete(reply_ids)
+        await self._records.empty_log()
         return bodies.ExchangesDeleted(exchanges=len(reply_ids), rows=rows)
 
     async def _forget_session(self, session_id: str) -> None:
@@ -182,11 +189,18 @@ class Detection:
     async def look(self) -> None:
         """Make evidence of what was noticed, and follow drift, up to now."""
         precisions = await self._records.run(calibration.precisions)
-        while found := await self.exchanges.unnoticed(_BATCH):
+        while await self._note_some(precisions):
+            pass
+        await self._follow_drift()
+
+    async def _note_some(self, precisions: dict[str, float]) -> bool:
+        """Make evidence of some exchanges; False when there are none left."""
+        async with self._noting:
+            found = await self.exchanges.unnoticed(_BATCH)
             for exchange in found:
                 await self.opportunities.note(found_in(exchange, precisions))
             await self.exchanges.mark_noticed(found)
-        await self._follow_drift()
+        return bool(found)
 
     async def _follow_drift(self) -> None:
         state = await self._records.run(lambda c: store.look(c, _FOLLOWED))

@@ -16,7 +16,7 @@ from bus.records import Records
 from bus.settings import LearningSettings
 from bus.worker import Call
 from schemas.bodies.learning import Exchange, Feedback, FeedbackTaken
-from schemas.errors import BadRequest, BusError, Forbidden, NotFound, QuotaExceeded
+from schemas.errors import BadRequest, BusError, Conflict, Forbidden, NotFound, QuotaExceeded
 from workers.learning.curation.drafts import Draft, Taken
 from workers.learning.detection import calibration
 from workers.learning.detection.found import Found, about
@@ -53,6 +53,9 @@ class Curating(Protocol):
 
     async def forget(self, *, user: str = "", session_id: str = "", evidence: Sequence[str] = ()) -> int:
         """Erase rows by any of these; how many."""
+
+    async def complained(self, reply_id: str, /) -> None:
+        """Somebody called an answer bad: it is nothing to repeat or to measure by."""
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,12 +99,12 @@ class FeedbackBook:
         """Keep a feedback and carry it out.
 
         Raises BadRequest where it says nothing or names no answer, NotFound for an answer that is not known here,
-        Forbidden for another person's name, QuotaExceeded.
+        Forbidden for another person's name, Conflict for a feedback_id under which something else was said, QuotaExceeded.
         """
         _check(request)
         user = self._person(request, call)
         feedback_id = request.feedback_id or f"fb-{call.id.hex()}"
-        done = await self._records.run(lambda c: _done(c, feedback_id))
+        done = await self._records.run(lambda c: _told(c, feedback_id, user, request))
         if done is not None:
             return done
         exchange = await self._exchange(request, user)
@@ -204,6 +207,8 @@ class FeedbackBook:
         if outcome is not None and exchange.reply_id:
             outcome_from = "correction" if request.correction is not None else "rating"
             await self._exchanges.judge(exchange.reply_id, outcome, outcome_from)
+            if outcome < GOOD:
+                await self._curation.complained(exchange.reply_id)
         found = _found(kept, await self._records.run(lambda c: _first_id(c, kept)))
         opportunity_id = (await self._opportunities.note([found]))[0] if found is not None else ""
         if request.correction is not None or request.preferred is not None:
@@ -220,23 +225,28 @@ class FeedbackBook:
             row_id=next((one.row_id for one in taken if one.row_id), ""),
             note="; ".join(reasons),
         )
-        await self._records.run(lambda c: _finish(c, reply))
+        if not await self._records.run(lambda c: _finish(c, reply)):
+            # Forgotten while it was worked on; curation takes nothing in any more that was made of it.
+            ids = [kept.feedback_id, *([found.id] if found is not None else [])]
+            await self._opportunities.forget(await self._records.run(lambda c: _unknown(c, ids)))
         return reply
 
     async def _retry(self) -> None:
         while True:
-            for kept in await self._records.run(_undone):
-                try:
-                    await self._carry_out(kept)
-                except BusError as error:
-                    log.warning("feedback waits", extra={"action": "learning.feedback.waits", "error": str(error)})
-            before = time.time() - self._settings.keep_days * _DAY_S
-            await self._records.run(
-                lambda c, before=before: c.execute(  # type: ignore[misc]
-                    "DELETE FROM feedback WHERE at < ? AND done IS NOT NULL", (before,)
-                )
-            )
+            try:
+                for kept in await self._records.run(_undone):
+                    await self._try_again(kept)
+                before = time.time() - self._settings.keep_days * _DAY_S
+                await self._records.run(lambda c, before=before: _prune(c, before))  # type: ignore[misc]
+            except BusError as error:
+                log.error("no upkeep of feedback", extra={"action": "learning.feedback.upkeep", "error": str(error)})
             await asyncio.sleep(_RETRY_S)
+
+    async def _try_again(self, kept: _Kept) -> None:
+        try:
+            await self._carry_out(kept)
+        except BusError as error:
+            log.warning("feedback waits", extra={"action": "learning.feedback.waits", "error": str(error)})
 
 
 def _check(request: Feedback) -> None:
@@ -270,6 +280,7 @@ def _found(kept: _Kept, id: str) -> Found | None:
         weight=weight,
         words=words,
         wants_answer=kind == "rating" and bool(exchange.messages or exchange.prompt),
+        user=exchange.user,
     )
 
 
@@ -305,6 +316,7 @@ def _drafts(kept: _Kept, opportunity_id: str) -> list[Draft]:
 
 def _keep(connection: sqlite3.Connection, kept: _Kept, now: float) -> None:
     request = kept.request
+    _told(connection, kept.feedback_id, kept.user, request)
     connection.execute(
         "INSERT OR IGNORE INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (
@@ -321,15 +333,37 @@ def _keep(connection: sqlite3.Connection, kept: _Kept, now: float) -> None:
     )
 
 
+def _told(connection: sqlite3.Connection, feedback_id: str, user: str, request: Feedback) -> FeedbackTaken | None:
+    """What the same was answered before, None where it is new or not carried out. Raises Conflict for something else."""
+    row = connection.execute("SELECT user, request FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()
+    if row is not None and (row[0], msgspec.msgpack.decode(row[1], type=Feedback)) != (user, request):
+        raise Conflict(
+            f"something else was said under feedback_id {feedback_id!r}; choose another", field="feedback_id"
+        )
+    return _done(connection, feedback_id)
+
+
 def _done(connection: sqlite3.Connection, feedback_id: str) -> FeedbackTaken | None:
     row = connection.execute("SELECT done FROM feedback WHERE feedback_id = ?", (feedback_id,)).fetchone()
     return msgspec.msgpack.decode(row[0], type=FeedbackTaken) if row and row[0] is not None else None
 
 
-def _finish(connection: sqlite3.Connection, reply: FeedbackTaken) -> None:
-    connection.execute(
-        "UPDATE feedback SET done = ? WHERE feedback_id = ?", (msgspec.msgpack.encode(reply), reply.feedback_id)
+def _finish(connection: sqlite3.Connection, reply: FeedbackTaken) -> bool:
+    """Note that a feedback is carried out; False where it was forgotten meanwhile."""
+    done = msgspec.msgpack.encode(reply)
+    return bool(
+        connection.execute("UPDATE feedback SET done = ? WHERE feedback_id = ?", (done, reply.feedback_id)).rowcount
     )
+
+
+def _unknown(connection: sqlite3.Connection, ids: Sequence[str]) -> list[str]:
+    """Those of these ids that no feedback has any more."""
+    found = ((id, connection.execute("SELECT 1 FROM feedback WHERE feedback_id = ?", (id,)).fetchone()) for id in ids)
+    return [id for id, row in found if row is None]
+
+
+def _prune(connection: sqlite3.Connection, before: float) -> None:
+    connection.execute("DELETE FROM feedback WHERE at < ? AND done IS NOT NULL", (before,))
 
 
 def _first_id(connection: sqlite3.Connection, kept: _Kept) -> str:
@@ -391,5 +425,10 @@ def _forget(connection: sqlite3.Connection, reply_ids: Sequence[str], user: str,
             if value:
                 found = connection.execute(f"SELECT feedback_id FROM feedback WHERE {field} = ?", (value,))
                 ids |= {id for (id,) in found}
+    if user:
+        # What others said of this person's question quotes it, also when its exchange is no longer kept.
+        for id, exchange in connection.execute("SELECT feedback_id, exchange FROM feedback"):
+            if msgspec.msgpack.decode(exchange, type=Exchange).user == user:
+                ids.add(id)
     connection.executemany("DELETE FROM feedback WHERE feedback_id = ?", [(id,) for id in ids])
     return sorted(ids)

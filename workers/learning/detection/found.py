@@ -27,7 +27,8 @@ _KINDS: Final[dict[str, OpportunityKind]] = {
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """id: of the exchange, feedback or evaluation. weight: chance that something was wrong, 0..1.
 
-    words: of the question. wants_answer: the question could be learned if somebody knew the answer.
+    words: of the question. wants_answer: the question could be learned if somebody knew the answer. user: whose question
+    it is, "" where nobody signed in.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     words: tuple[str, ...] = ()
     family: str = ANSWERS
     wants_answer: bool = False
+    user: str = ""
 
 
 def about(exchange: Exchange) -> tuple[str, tuple[str, ...]]:
@@ -78,5 +80,6 @@ def found_in(exchange: Exchange, precisions: dict[str, float]) -> list[Found]:
             # Errors of one code are one thing, whatever was asked.
             family=f"error:{code}" if is_error else ANSWERS,
             wants_answer=not is_error and bool(exchange.messages or exchange.prompt),
+            user=exchange.user,
         )
     return list(found.values())

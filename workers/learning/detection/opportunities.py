@@ -216,10 +216,11 @@ class Opportunities:
         """Somebody said what is right for these pieces of evidence."""
         await self._records.run(lambda c: store.answered(c, ids))
 
-    async def forget(self, ids: Sequence[str]) -> None:
-        """Delete pieces of evidence with all that was made of their words; an opportunity without any goes, too."""
+    async def forget(self, ids: Sequence[str], user: str = "") -> None:
+        """Delete pieces of evidence, also all on questions of `user`, with all that was made of their words; an opportunity
+        without any goes, too."""
         async with self._changing:
-            changed = await self._records.run(lambda c: _forget(c, ids))
+            changed = await self._records.run(lambda c: _forget(c, ids, user))
             for opportunity_id, row in changed.items():
                 self._known.pop(opportunity_id, None)
                 if row is not None and row.state in ("open", "dismissed"):
@@ -300,7 +301,7 @@ class Opportunities:
         enough = self._settings.min_examples
         if examples >= enough:
             return ""
-        needs = f"{examples} of {enough} examples"
+        needs = f"{enough - examples} more examples"
         if sums.unanswered:
             whose = (
                 "learning.teacher writes them" if self._settings.teacher else "correct them, or set learning.teacher"
@@ -347,6 +348,9 @@ class Opportunities:
             for row in old:
                 row.state = "expired"
                 await self._put(row)
+            for row in await self._records.run(lambda c: _fade(c, before)):
+                if row.state == "open":
+                    self._known[row.opportunity_id] = _known(row)
 
 
 def _known(row: Row) -> Known:
@@ -402,21 +406,45 @@ def _add(connection: sqlite3.Connection, row: Row, found: Sequence[Found], told:
             store.put(connection, row)
 
 
-def _forget(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, Row | None]:
+def _forget(connection: sqlite3.Connection, ids: Sequence[str], user: str) -> dict[str, Row | None]:
     """Delete evidence; the opportunities it was of as they are now, None for those that went with it."""
     changed: dict[str, Row | None] = {}
-    for opportunity_id in store.forget(connection, ids):
-        telling = store.most_telling(connection, opportunity_id)
-        row = store.get(connection, opportunity_id)
-        if row is None or telling is None:
+    for opportunity_id in store.forget(connection, ids, user):
+        row = _told_anew(connection, opportunity_id)
+        if row is None:
             store.delete(connection, opportunity_id)
-            changed[opportunity_id] = None
-            continue
-        row.kind, row.title = telling[0], _title(*telling)
-        row.topic = Topic.of(store.words_of(connection, opportunity_id)).to_json()
-        store.put(connection, row)
         changed[opportunity_id] = row
     return changed
+
+
+def _told_anew(connection: sqlite3.Connection, opportunity_id: str) -> Row | None:
+    """An opportunity with title and topic of the evidence that is left; None where none is."""
+    telling = store.most_telling(connection, opportunity_id)
+    row = store.get(connection, opportunity_id)
+    if row is None or telling is None:
+        return None
+    row.kind, row.title = telling[0], _title(*telling)
+    row.topic = Topic.of(store.words_of(connection, opportunity_id)).to_json()
+    store.put(connection, row)
+    return row
+
+
+def _fade(connection: sqlite3.Connection, before: float) -> list[Row]:
+    """Forget the words of old evidence; the opportunities that have newer. What is dismissed keeps its topic, for good."""
+    left = []
+    for opportunity_id in store.fade(connection, before):
+        row = store.get(connection, opportunity_id)
+        if row is None:
+            continue
+        if row.state != "dismissed":
+            told = _told_anew(connection, opportunity_id)
+            if told is not None:
+                left.append(told)
+                continue
+            row.topic = "{}"
+        row.title = _TITLES[row.kind]
+        store.put(connection, row)
+    return left
 
 
 def _expired(connection: sqlite3.Connection, before: float) -> list[Row]:

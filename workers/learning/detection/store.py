@@ -99,7 +99,7 @@ def add_evidence(connection: sqlite3.Connection, opportunity_id: str, found: Fou
     """Add one piece; False when it was known already."""
     return bool(
         connection.execute(
-            "INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 opportunity_id,
                 found.id,
@@ -109,6 +109,7 @@ def add_evidence(connection: sqlite3.Connection, opportunity_id: str, found: Fou
                 found.weight,
                 json.dumps(found.words, ensure_ascii=False),
                 found.wants_answer,
+                found.user,
             ),
         ).rowcount
     )
@@ -174,16 +175,26 @@ def unanswered(connection: sqlite3.Connection, limit: int) -> list[tuple[str, st
     ).fetchall()
 
 
-def forget(connection: sqlite3.Connection, ids: Sequence[str]) -> list[str]:
-    """Delete pieces of evidence; the opportunities that had them."""
+def forget(connection: sqlite3.Connection, ids: Sequence[str], user: str = "") -> list[str]:
+    """Delete pieces of evidence, also all on questions of `user`; the opportunities that had them."""
     touched = set[str]()
-    for id in ids:
+    of_user = connection.execute("SELECT DISTINCT id FROM evidence WHERE user = ? AND user != ''", (user,)).fetchall()
+    for id in (*ids, *(id for (id,) in of_user)):
         for (opportunity_id,) in connection.execute("SELECT opportunity_id FROM evidence WHERE id = ?", (id,)):
             touched.add(opportunity_id)
         connection.execute("DELETE FROM evidence WHERE id = ?", (id,))
         connection.execute("DELETE FROM signal_judgements WHERE reply_id = ?", (id,))
         connection.execute("DELETE FROM teacher_questions WHERE reply_id = ?", (id,))
     return sorted(touched)
+
+
+def fade(connection: sqlite3.Connection, before: float) -> list[str]:
+    """Delete the evidence from before then; the opportunities that had some. Those in training keep theirs."""
+    kept = "SELECT opportunity_id FROM opportunities WHERE state = 'training'"
+    old = f" FROM evidence WHERE at < ? AND opportunity_id NOT IN ({kept})"
+    touched = [id for (id,) in connection.execute(f"SELECT DISTINCT opportunity_id{old}", (before,))]
+    connection.execute(f"DELETE{old}", (before,))
+    return touched
 
 
 def words_of(connection: sqlite3.Connection, opportunity_id: str) -> list[list[str]]:

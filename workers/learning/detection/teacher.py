@@ -14,7 +14,7 @@ from bus.settings import LearningSettings
 from schemas.bodies.learning import Exchange
 from schemas.bodies.model import Chat, Generate, Generation
 from schemas.errors import BusError
-from schemas.purpose import UNOBSERVED
+from schemas.purpose import OWN
 from workers.learning.curation.drafts import Draft
 from workers.learning.detection import store
 from workers.learning.detection.feedback import Curating, FeedbackBook
@@ -106,7 +106,7 @@ class Teacher:
             "model.chat" if isinstance(request, Chat) else "model.generate",
             request,
             timeout_s=_ANSWER_S,
-            headers=UNOBSERVED,
+            headers=OWN,
             priority="batch",
         )
         # Half an answer teaches to stop half-way.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import time
 from collections import deque
@@ -265,10 +266,20 @@ class Exchanges:
 
 def _take_in(usuals: Usuals, batch: list[bytes], connection: sqlite3.Connection) -> int:
     events = []
+    now = time.time()
     for raw in batch:
         try:
-            events.append(_decode(raw))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            events.append(_checked(_decode(raw), now))
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             # Anybody may publish under any subject.
             log.warning("no answer", extra={"action": "learning.undecodable", "error": str(error)})
     return kept.take_in(connection, usuals, events)
+
+
+def _checked(event: AnswerEvent, now: float) -> AnswerEvent:
+    """The event, at the latest of now: one of the future would never be too old. Raises ValueError for no number."""
+    for field in ("at", "mean_logprob", "min_logprob"):
+        value = getattr(event, field)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{field} is {value}, it must be a finite number")
+    return event if event.at <= now else msgspec.structs.replace(event, at=now)

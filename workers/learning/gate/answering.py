@@ -78,7 +78,8 @@ class Answering:
                 if len(unkept) >= _BATCH:
                     batch = unkept[:]
                     unkept.clear()
-                    await self._kept.keep_answers(side, batch)
+                    # Whoever is cancelled here has taken the batch from the others: it is kept all the same.
+                    await asyncio.shield(self._kept.keep_answers(side, batch))
 
         try:
             await _all_or_first_error([work() for _ in range(self._parallel)])

@@ -10,7 +10,7 @@ from bus.client import Client
 from schemas.bodies.model import Generation, ModelInfo, ModelShow
 from schemas.bodies.model_files import AdapterInfo, AdapterList, Adapters, ModelVerified, ModelVerify
 from schemas.errors import BadRequest, DeadlineExceeded, NotFound, Retryable, TooLarge, Unprocessable
-from schemas.purpose import UNOBSERVED
+from schemas.purpose import OWN
 from workers.learning.gate.items import Item
 
 # Seconds for one answer: a long one of a slow model, and its loading.
@@ -85,7 +85,7 @@ class Asking:
         for number in range(_TRIES):
             try:
                 reply: Generation = await self._client.request(
-                    subject, body, timeout_s=_ANSWER_S, headers=UNOBSERVED, priority="batch"
+                    subject, body, timeout_s=_ANSWER_S, headers=OWN, priority="batch"
                 )
             except DeadlineExceeded:
                 # It had ten minutes.

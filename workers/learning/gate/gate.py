@@ -102,6 +102,8 @@ class Gate:
         self._promoted = promoted
         self._job_of = job_of
         self._asking = Asking(client)
+        # Attempts on one set are counted one after the other: two at a time would both be the first.
+        self._judging = asyncio.Lock()
         self._answering = Answering(self._asking, self._kept, settings.models.parallel)
         self.suites = RetentionSuites(settings)
 
@@ -147,6 +149,22 @@ class Gate:
         candidate, before = await self._asking.sides(shown, judged.adapter, judged.against)
         _check_base(sets.info, candidate)
         answers = await self._answering.both(sets.named(), candidate, before, on_progress)
+        async with self._judging:
+            result = await self._judge(judged, sets, candidate, before, answers, evaluation_id, began_at)
+        await self._tell(result)
+        return result
+
+    async def _judge(
+        self,
+        judged: Judged,
+        sets: _Sets,
+        candidate: Side,
+        before: Side,
+        answers: tuple[Mapping[str, Answer], Mapping[str, Answer]],
+        evaluation_id: str,
+        began_at: float,
+    ) -> GateResult:
+        """The verdict on both sides' answers, kept as the next attempt on its set."""
         pairs = {name: _pairs(items, answers[0], answers[1]) for name, items in sets.named().items()}
         target = [pair.item_id for pair in pairs["target"]]
         attempt = await self._kept.attempt(candidate.model_sha256, candidate.adapter_sha256, target)
@@ -190,7 +208,6 @@ class Gate:
                 items=list(_shown_items(sets.named(), pairs, answers[0], answers[1])),
             )
         )
-        await self._tell(result)
         return result
 
     async def verdict_of(self, job_id: str) -> GateResult | None:

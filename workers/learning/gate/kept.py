@@ -50,6 +50,9 @@ class Kept:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        # Items forgotten since the service started: an evaluation under way may still hold their texts, and would keep
+        # them after they were erased. No id is used twice. Read and written in the thread of the records alone.
+        self._forgotten: set[str] = set()
 
     # Answers
 
@@ -80,6 +83,7 @@ class Kept:
                 [
                     (side.model_sha256, side.adapter_sha256, item.item_id, item.key, answer.text)
                     for item, answer in answers
+                    if item.item_id not in self._forgotten
                 ],
             )
             connection.execute(
@@ -142,7 +146,7 @@ class Kept:
             connection.executemany(
                 "INSERT INTO gate_items (result, position, item, change, record) VALUES (?, ?, ?, ?, ?)",
                 [
-                    (number, position, one.row_id, _change(one), msgspec.json.encode(one).decode())
+                    (number, position, one.row_id, _change(one), msgspec.json.encode(self._without(one)).decode())
                     for position, one in enumerate(judgement.items)
                 ],
             )
@@ -177,7 +181,9 @@ class Kept:
                 raise NotFound(f"the gate has no verdict on {what}", id=value)
             number, record = row
             of = f"FROM gate_items WHERE result = ? {_CHANGES[only]}"
-            items = connection.execute(f"SELECT record {of} ORDER BY position LIMIT ?", (number, limit)).fetchall()
+            items = connection.execute(
+                f"SELECT record {of} ORDER BY change, position LIMIT ?", (number, limit)
+            ).fetchall()
             (total,) = connection.execute(f"SELECT count(*) {of}", (number,)).fetchone()
             return _result(record), [_item(item) for (item,) in items], total
 
@@ -188,23 +194,27 @@ class Kept:
 
         def statements(connection: sqlite3.Connection) -> int:
             erased = 0
+            self._forgotten.update(items)
             for item in items:
                 erased += connection.execute("DELETE FROM gate_answers WHERE item = ?", (item,)).rowcount
                 rows = connection.execute(
                     "SELECT result, position, record FROM gate_items WHERE item = ?", (item,)
                 ).fetchall()
                 for result, position, record in rows:
-                    bare = msgspec.structs.replace(
-                        _item(record), question="", reference="", answer="", answer_before=""
-                    )
+                    bare = msgspec.json.encode(self._without(_item(record))).decode()
                     connection.execute(
-                        "UPDATE gate_items SET record = ? WHERE result = ? AND position = ?",
-                        (msgspec.json.encode(bare).decode(), result, position),
+                        "UPDATE gate_items SET record = ? WHERE result = ? AND position = ?", (bare, result, position)
                     )
                 erased += len(rows)
             return erased
 
         return await self._records.run(statements)
+
+    def _without(self, item: GateItem) -> GateItem:
+        """An item as it may be kept: without its texts where it was forgotten."""
+        if item.row_id not in self._forgotten:
+            return item
+        return msgspec.structs.replace(item, question="", reference="", answer="", answer_before="")
 
 
 def _change(item: GateItem) -> int:

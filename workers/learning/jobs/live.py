@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.sizes import size_in_words
 from schemas.bodies.learning_jobs import CheckpointInfo, CurvePoint, JobInfo, JobProgress, LogEntry
 from schemas.errors import BusError
 from workers.learning.jobs.book import Book, Kept
@@ -181,7 +182,7 @@ class Live:
 
     def _on_checkpoint(self, message: messages.CheckpointSaved) -> None:
         self.has_checkpoint = True
-        self.say("checkpoint", f"{message.name} of {message.size_bytes} bytes", **_fields(message))
+        self.say("checkpoint", f"{message.name} of {size_in_words(message.size_bytes)}", **_fields(message))
         self.announce(
             "learning.training.checkpoint",
             CheckpointInfo(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -128,7 +129,7 @@ class Run:
     def halt(self, reason: str) -> None:
         """Stop at a checkpoint, or between two steps of what comes before and after; a promotion is finished first."""
         self._halted = self._halted or reason
-        if self._training is not None:
+        if self._training is not None and self._training.pid is not None:
             self._training.stop()
         elif self._task is not None and self._may_cancel:
             self._task.cancel()
@@ -144,6 +145,8 @@ class Run:
 
     async def _guarded(self, work: Coroutine[Any, Any, Over]) -> Over:
         self._task = asyncio.get_running_loop().create_task(work)
+        if self._halted:
+            self._task.cancel()
         try:
             over = await self._task
         except asyncio.CancelledError:
@@ -358,8 +361,6 @@ class Run:
             asyncio.get_running_loop().create_task(self._check_forever(), name="training rows"),
         ]
         try:
-            if self._halted:
-                training.stop()
             return await training.run(spec, self._folder)
         finally:
             self._training = None
@@ -425,6 +426,8 @@ class Run:
                 return Over("memory", f"out of memory with the least there is to try: {ended.reason}")
             case "lost":
                 return Over("lost", ended.reason)
+        if ended.kind == "device":
+            return Over("refused", ended.reason)
         self._failure = ended.kind
         return Over("failed", ended.reason)
 
@@ -510,6 +513,9 @@ class Run:
             live.progress("promoting")
             await live.save()
             deployment = await self._parts.promoter.promote(trained_of(live))
+            if deployment.state == "rolled_back":
+                # Between a promotion and the writing of its job the service was killed, for long enough.
+                return Over("done", f"it was promoted and taken back: {deployment.reason}", "passed")
             words = f"{deployment.adapter} is {deployment.state}, with {deployment.share:.0%} of the conversations"
             return Over("done", words, "promoted")
         if result.verdict == "passed" and mode == "ask":
@@ -565,6 +571,8 @@ def trained_of(live: Live) -> Trained:
 def clear(folder: Path) -> None:
     """Delete what a job that is over needs no more: checkpoints and rows. Its adapter stays. Blocks on the disk."""
     checkpoints.discard(folder / specs.CHECKPOINTS)
+    for left in folder.glob(f"{specs.MEETING}*"):
+        shutil.rmtree(left, ignore_errors=True)
     (folder / ROWS).unlink(missing_ok=True)
 
 

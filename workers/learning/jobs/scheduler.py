@@ -175,7 +175,10 @@ class Scheduler:
     def _take(self, event: Event, at: Instant) -> None:
         match event:
             case Submitted(job, reason):
-                self._entries.setdefault(job.job_id, _Entry(job, reason))
+                new = self._entries.setdefault(job.job_id, _Entry(job, reason))
+                if not new.is_running and not job.is_trained and self._is_used_up(new):
+                    # The service was killed between its last second and its end.
+                    self._finish(new, "stopped", "it has trained as long as it may")
             case Withdrawn(job_id, reason):
                 self._on_withdrawn(job_id, reason)
             case Urgent(job_id):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,10 @@ from bus.records import Records
 from bus.settings import Settings
 from schemas.bodies import learning_jobs as bodies
 from schemas.bodies.learning_data import DatasetBuild, DatasetInfo
+from schemas.bodies.model import UsageEvent
 from schemas.bodies.resource import GpuStatus, GpuStatusReply, LeaseEvent
 from schemas.errors import BadRequest, BusError, Conflict, NotFound
+from schemas.purpose import OWN_PURPOSE
 from workers.learning.jobs import decisions as say
 from workers.learning.jobs.automatic import Automatic, dataset_name
 from workers.learning.jobs.book import FINAL, Book, Kept, thinned
@@ -59,9 +62,6 @@ _ANSWER_S: Final = 2.0
 # Where GPUs are expected, jobs wait so long to hear of them; and so long passes between two questions.
 _GPUS_WITHIN_S: Final = 15.0
 _GPUS_AGAIN_S: Final = 0.5
-
-# Of the time to leave, kept for what the service does after its trainers are gone.
-_LEAVE_S: Final = 1.0
 
 _DAY_S: Final = 86_400.0
 
@@ -106,7 +106,7 @@ class Training:
         self._scheduler = Scheduler(self._in_force().policy(self._devices), {})
         self._live: dict[str, Live] = {}
         self._runs: dict[str, Run] = {}
-        self._starting: dict[str, asyncio.Lock] = {}
+        self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._work: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -137,8 +137,8 @@ class Training:
             loop.create_task(self._sweep_forever(), name="old trainings"),
         ]
 
-    async def stop(self) -> None:
-        """Trainers seal a checkpoint, everything else stops where it is; the jobs stay queued."""
+    async def stop(self, limit_s: float) -> None:
+        """Trainers seal a checkpoint within `limit_s`, everything else stops where it is; the jobs stay queued."""
         self._is_leaving = True
         await _cancel(self._tasks)
         for run in self._runs.values():
@@ -147,7 +147,6 @@ class Training:
             for watcher in live.watchers:
                 watcher.set()
         if self._work:
-            limit_s = max(self._settings.supervisor.stop_s - _LEAVE_S, 0.1)
             _, late = await asyncio.wait(set(self._work), timeout=limit_s)
             if late:
                 log.warning("trainers killed", extra={"action": "learning.job.killed", "count": len(late)})
@@ -177,10 +176,9 @@ class Training:
         async with self._starting.setdefault(job_id, asyncio.Lock()):
             kept = await self._find(job_id)
             if kept is None:
-                kept = await self._new(job_id, request, is_automatic=False)
+                await self._add(job_id, request, await self._dataset_of(request), is_automatic=False)
             elif _content(kept.request) != _content(request):
                 raise Conflict(f"job {job_id} exists already and is another one", job_id=job_id)
-        self._starting.pop(job_id, None)
         if request.wait:
             await self._wait(job_id, tell)
         return await self.status(bodies.TrainingStatus(job_id=job_id))
@@ -205,10 +203,7 @@ class Training:
             live.note(is_now=request.is_now or kept.request.is_now, failures=0, budget_from_s=kept.info.spent_s)
             live.change(state="queued", reason="", finished_at=None)
             live.say("resumed", "resumed by request")
-            await live.save()
-            await self._mark(live, "training", "")
-            self._tell(say.Submitted(_job_of(live.kept)))
-            self._changed.set()
+            await _to_its_end(self._submit(live, live.save))
         elif request.is_now and not kept.is_now and request.job_id not in self._runs:
             self._live[request.job_id].note(is_now=True)
             await self._live[request.job_id].save()
@@ -309,20 +304,23 @@ class Training:
         return trained_of(Live(kept, self._book, self._publish))
 
     async def promoted(self, job_id: str) -> None:
-        """Its adapter was put to work by somebody. Raises NotFound."""
+        """Its adapter was put to work by somebody; nothing where that is known. Raises NotFound."""
         kept = await self._known(job_id)
+        if kept.info.state == "promoted":
+            return
         live = self._live.get(job_id) or Live(kept, self._book, self._publish)
         live.change(state="promoted", reason="promoted by request")
         live.say("promoted", "promoted by request")
         await live.save()
         await self._mark(live, "learned", "promoted by request")
 
-    # New jobs
+    async def taken_back(self, job_id: str, reason: str) -> None:
+        """Its adapter was rolled back: what it had learned is open again. Nothing for a job that is not known."""
+        kept = await self._find(job_id)
+        if kept is not None and kept.info.opportunities:
+            await self._parts.needs.mark(kept.info.opportunities, "open", job_id=job_id, reason=reason)
 
-    async def _new(self, job_id: str, request: bodies.TrainingStart, *, is_automatic: bool) -> Kept:
-        """Keep it, then let it be scheduled."""
-        dataset = await self._dataset_of(request)
-        return await self._add(job_id, request, dataset, is_automatic=is_automatic)
+    # New jobs
 
     async def _dataset_of(self, request: bodies.TrainingStart) -> DatasetInfo:
         if request.dataset is not None:
@@ -347,7 +345,8 @@ class Training:
 
     async def _add(
         self, job_id: str, request: bodies.TrainingStart, dataset: DatasetInfo, *, is_automatic: bool
-    ) -> Kept:
+    ) -> None:
+        """Keep it, then let it be scheduled."""
         info = bodies.JobInfo(
             job_id=job_id,
             model=dataset.model,
@@ -379,14 +378,17 @@ class Training:
             is_now=request.is_now,
         )
         whence = "unasked, from what was noticed" if is_automatic else "by request"
-        await self._book.add(
-            kept, entry_of("created", whence, {"dataset": dataset.dataset, "version": dataset.version})
-        )
-        live = self._live[job_id] = Live(kept, self._book, self._publish)
-        await self._mark(live, "training", "")
-        self._tell(say.Submitted(_job_of(kept)))
+        entry = entry_of("created", whence, {"dataset": dataset.dataset, "version": dataset.version})
+        live = Live(kept, self._book, self._publish)
+        await _to_its_end(self._submit(live, partial(self._book.add, kept, entry)))
+
+    async def _submit(self, live: Live, keep: Callable[[], Awaitable[object]]) -> None:
+        """Once it is on disk the scheduler knows of it, whatever comes after."""
+        await keep()
+        self._live[live.info.job_id] = live
+        self._tell(say.Submitted(_job_of(live.kept)))
         self._changed.set()
-        return kept
+        await self._mark(live, "training", "")
 
     async def _wait(self, job_id: str, tell: Partial) -> None:
         """Until the job is over; its progress goes to `tell`."""
@@ -415,10 +417,13 @@ class Training:
         for effect in self._scheduler.handle(event, _now()):
             match effect:
                 case say.Run(job_id, devices):
-                    self._begin(partial(self._run, job_id, devices), job_id)
+                    run = self._runs[job_id] = self._run_of(job_id, devices)
+                    self._begin(partial(self._run, run, job_id, devices), job_id)
                 case say.Halt(job_id, reason):
                     self._live[job_id].say("halting", reason)
-                    self._runs[job_id].halt(reason)
+                    # One that has just ended is still to be written down.
+                    if (halted := self._runs.get(job_id)) is not None:
+                        halted.halt(reason)
                 case say.Queue(job_id, state, reason, failures):
                     self._begin(partial(self._queued, job_id, state, reason, failures), job_id)
                 case say.Finish(job_id, state, reason):
@@ -447,10 +452,9 @@ class Training:
         if pending := [task for task in self._work if task.get_name() not in busy]:
             await asyncio.wait(pending)
 
-    async def _run(self, job_id: str, devices: tuple[str, ...]) -> None:
+    def _run_of(self, job_id: str, devices: tuple[str, ...]) -> Run:
         live = self._live[job_id]
-        live.has_begun = live.has_checkpoint = False
-        run = self._runs[job_id] = Run(
+        return Run(
             self._parts,
             live,
             self._job_folder(live.kept),
@@ -459,6 +463,10 @@ class Training:
             on_training=lambda: self._on_training(live),
             on_lease_lost=lambda reason: self._tell(say.AskedBack(job_id, reason)),
         )
+
+    async def _run(self, run: Run, job_id: str, devices: tuple[str, ...]) -> None:
+        live = self._live[job_id]
+        live.has_begun = live.has_checkpoint = False
         if live.info.started_at is None:
             live.change(started_at=time.time())
         try:
@@ -490,10 +498,10 @@ class Training:
                 await self._close(live, over.state, over.reason)
             else:
                 await live.save()
-        except BusError as error:
+        except (BusError, OSError) as error:
             # The scheduler has to hear of its end all the same; what was done is done once more.
             log.error("a job cannot be kept", extra={"action": "learning.job.unkept", "error": str(error)})
-            over = Over("lost", error.message) if over.how == "done" else over
+            over = Over("lost", str(error)) if over.how == "done" else over
         self._tell(say.Ended(job_id, over.how, over.reason, live.has_checkpoint))
 
     async def _queued(self, job_id: str, state: bodies.JobState, reason: str, failures: int) -> None:
@@ -580,7 +588,7 @@ class Training:
         if self._scheduler.is_near(_now()):
             self._near_at = now
             await self._open_nest()
-        elif self._nest.is_open and now - self._near_at > self._settings.learning.warm_s:
+        elif self._nest.is_open and not self._nest.is_busy and now - self._near_at > self._settings.learning.warm_s:
             await self._nest.close()
 
     async def _open_nest(self) -> None:
@@ -605,7 +613,9 @@ class Training:
     def _hear(self, subject: str, body: Any) -> None:
         match subject:
             case "model.usage":
-                self._tell(say.Asked())
+                # What this house asks to learn is nobody who would have to wait.
+                if msgspec.convert(body, UsageEvent).purpose != OWN_PURPOSE:
+                    self._tell(say.Asked())
             case "resource.lease.released" | "resource.lease.expired":
                 # What trainings give back themselves, the scheduler knows of.
                 if msgspec.convert(body, LeaseEvent).lease.service != SERVICE:
@@ -699,6 +709,11 @@ def _job_of(kept: Kept) -> say.Job:
 def _content(request: bodies.TrainingStart) -> bodies.TrainingStart:
     """What makes two requests the same job."""
     return msgspec.structs.replace(request, job_id=None, wait=False, is_now=False)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do it to its end, also where whoever asked for it goes in the middle."""
+    await asyncio.shield(asyncio.ensure_future(work))
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

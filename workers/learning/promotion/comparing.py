@@ -12,6 +12,7 @@ from workers.learning.promotion.equality import Equality, Probe, compare
 from workers.learning.promotion.reference import Scored, Task, Text
 from workers.learning.promotion.reference_process import ask_peft
 from workers.learning.promotion.served import Served
+from workers.learning.training.training import Nest
 
 # Texts of the target, where the adapter matters, and of what it should leave alone.
 _TARGETS: Final = 12
@@ -34,13 +35,21 @@ def texts_of(held_out: Sequence[RowInfo], retention: Sequence[RowInfo]) -> list[
 
 
 async def compare_with_peft(
-    served: Served, *, model: str, adapter: str, base: str, folder: str, texts: Sequence[Text], quantised: bool
+    served: Served,
+    nest: Nest,
+    *,
+    model: str,
+    adapter: str,
+    base: str,
+    folder: str,
+    texts: Sequence[Text],
+    quantised: bool,
 ) -> Equality:
     """Whether `adapter` of the running `model` computes what PEFT does with `folder` on `base`.
 
     Raises Unprocessable when PEFT cannot, or the two do not read texts alike; Internal; what the model service answers.
     """
-    found = await ask_peft(Task(base=base, adapter=folder, texts=list(texts)))
+    found = await ask_peft(Task(base=base, adapter=folder, texts=list(texts)), nest)
     prompts, answers = [one.prompt for one in found], [texts[one.index].answer for one in found]
     if not found:
         raise Unprocessable(f"{base} tokenises none of {len(texts)} texts to anything that could be compared")

@@ -17,13 +17,15 @@ from workers.learning.promotion.equality import Equality, is_quantised
 from workers.learning.promotion.folder import check_base, content_of, name_of
 from workers.learning.promotion.seams import Rows, Trained
 from workers.learning.promotion.served import REFUSED, Served, exact_name, release
+from workers.learning.training.training import Nest
 
 
 class Preparing:
     """Adapters on their way to the gate. One at a time for each model, beside whatever is promoted or taken back."""
 
-    def __init__(self, served: Served, records: Records, rows: Rows) -> None:
+    def __init__(self, served: Served, records: Records, rows: Rows, nest: Nest) -> None:
         self._served = served
+        self._nest = nest
         self._records = records
         self._rows = rows
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -96,6 +98,7 @@ class Preparing:
         retention = await self._rows.retention(trained.dataset, trained.version)
         equality = await compare_with_peft(
             self._served,
+            self._nest,
             model=trained.model,
             adapter=exact_name(attached),
             base=trained.base,

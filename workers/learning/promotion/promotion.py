@@ -49,6 +49,7 @@ from workers.learning.promotion.preparing import Preparing
 from workers.learning.promotion.seams import Earlier, Jobs, Live, Previous, Rows, Trained, Verdicts
 from workers.learning.promotion.served import REFUSED, Served, exact_name, release
 from workers.learning.promotion.watching import Progress, Rules, decide, first, with_outcomes
+from workers.learning.training.training import Nest
 
 log = logging.getLogger("olympus.learning.promotion")
 
@@ -63,7 +64,8 @@ _PAGE: Final = 1_000
 class Promotion:
     """The operations `learning.promote`, `.rollback`, `.adapter.list` and `.watch`, and what jobs need of them.
 
-    `start` once the records are open; publish: sends an event.
+    `start` once the records are open. publish: sends an event. nest: the warm parent of trainers, where what compares with
+    PEFT is forked while it is open.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Promotion:
         rows: Rows,
         live: Live,
         publish: Callable[[str, Deployment], Awaitable[None]],
+        nest: Nest,
     ) -> None:
         learning = settings.learning
         self._default_model = settings.models.default
@@ -91,7 +94,7 @@ class Promotion:
         self._records = records
         self._jobs = jobs
         self._verdicts = verdicts
-        self._preparing = Preparing(self._served, records, rows)
+        self._preparing = Preparing(self._served, records, rows, nest)
         self._live = live
         self._publish = publish
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -125,7 +128,7 @@ class Promotion:
         if done and not done[0].step:
             return done[0].shown()
         verdict = await self._passed(trained, is_forced=False)
-        deployed, _ = await self._deploy(trained, verdict, self._canary_share, "the gate passed it", is_forced=False)
+        deployed = await self._deploy(trained, verdict, self._canary_share, "the gate passed it", is_forced=False)
         return deployed.shown()
 
     async def promote_job(self, request: Promote) -> Deployment:
@@ -136,9 +139,8 @@ class Promotion:
         verdict = await self._passed(trained, is_forced=request.is_forced)
         share = self._canary_share if request.canary_share is None else request.canary_share
         reason = request.reason or "the gate passed it"
-        deployed, is_new = await self._deploy(trained, verdict, share, reason, is_forced=request.is_forced)
-        if is_new:
-            await self._jobs.promoted(request.job_id)
+        deployed = await self._deploy(trained, verdict, share, reason, is_forced=request.is_forced)
+        await self._jobs.promoted(request.job_id)
         return deployed.shown()
 
     async def _passed(self, trained: Trained, *, is_forced: bool) -> GateResult | None:
@@ -155,8 +157,7 @@ class Promotion:
 
     async def _deploy(
         self, trained: Trained, verdict: GateResult | None, share: float, reason: str, *, is_forced: bool
-    ) -> tuple[Deployed, bool]:
-        """The deployment, and whether it is new."""
+    ) -> Deployed:
         prepared = await self.prepare(trained)
         if verdict is not None and not is_forced and verdict.adapter.split(":")[0] != prepared.adapter:
             raise Conflict(
@@ -168,7 +169,7 @@ class Promotion:
             found = await self._records.run(partial(kept.deployments, job_id=trained.job_id, limit=1))
             before = await self._settled(found[0]) if found else None
             if before is not None and before.is_live:
-                return before, False
+                return before
             if before is not None and before.state == "rolled_back" and not is_forced:
                 raise Conflict(
                     f"{before.adapter} was taken back ({before.reason}); force it to try it again",
@@ -201,7 +202,7 @@ class Promotion:
             except REFUSED:
                 await self._records.run(partial(kept.drop, deployment_id=deployed.deployment_id))
                 raise
-            return await self._promoted(deployed), True
+            return await self._promoted(deployed)
 
     async def _promoted(self, deployed: Deployed) -> Deployed:
         """Write down that it serves, and begin to watch it."""
@@ -446,6 +447,8 @@ class Promotion:
         """Publish what is untold; told again at the next comparison when nobody takes it now."""
         if not deployed.untold:
             return deployed
+        if deployed.untold == "learning.rolled_back":
+            await self._jobs.taken_back(deployed.job_id, f"{deployed.adapter} was rolled back: {deployed.reason}")
         try:
             await self._publish(deployed.untold, deployed.shown())
         except BusError as error:

@@ -1,4 +1,4 @@
-"""What PEFT computes for texts, with an adapter and without: a program of its own, for it imports torch.
+"""What PEFT computes for texts, with an adapter and without: a process of its own, for it imports torch.
 
     python -m workers.learning.promotion.reference --parent PID      a Task on stdin, an Answer on stdout, as JSON
 
@@ -8,10 +8,10 @@ A text is tokenised as `model.score` does it: the prompt with its control tokens
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 
@@ -105,20 +105,24 @@ def score(task: Task) -> list[Scored]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Answer one task."""
+    """Answer one task in a process that was started for it."""
     parser = argparse.ArgumentParser(prog="python -m workers.learning.promotion.reference", description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process id of the learning service")
     die_with_parent(parser.parse_args(argv).parent)
-    pipe = take_stdout()
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    answer(take_stdout())
+
+
+def answer(pipe: BinaryIO) -> None:
+    """Answer the task on stdin into `pipe`."""
+    task = msgspec.json.decode(os.fdopen(os.dup(0), "rb").read(), type=Task)
     try:
-        answer = Answer(scored=score(task))
+        found = Answer(scored=score(task))
     except ImportError as error:
-        answer = Answer(error=f"{error}; install the extra 'learning'")
+        found = Answer(error=f"{error}; install the extra 'learning'")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         # What transformers and peft raise for folders that do not belong together; shapes come as RuntimeError.
-        answer = Answer(error=f"{type(error).__name__}: {error}")
-    pipe.write(msgspec.json.encode(answer) + b"\n")
+        found = Answer(error=f"{type(error).__name__}: {error}")
+    pipe.write(msgspec.json.encode(found) + b"\n")
 
 
 if __name__ == "__main__":

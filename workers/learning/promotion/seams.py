@@ -40,7 +40,10 @@ class Jobs(Protocol):
         """Raises NotFound, Conflict while the job has no adapter."""
 
     async def promoted(self, job_id: str) -> None:
-        """A job's adapter was put to work by `learning.promote`."""
+        """A job's adapter was put to work by `learning.promote`. May be repeated."""
+
+    async def taken_back(self, job_id: str, reason: str) -> None:
+        """A job's adapter was rolled back. May be repeated."""
 
 
 class Verdicts(Protocol):

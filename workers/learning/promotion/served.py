@@ -18,7 +18,7 @@ from schemas.bodies.model_files import (
     Adapters,
 )
 from schemas.errors import BadRequest, BusError, Conflict, Forbidden, NotFound, Unprocessable, Unsupported
-from schemas.purpose import UNOBSERVED
+from schemas.purpose import OWN
 
 log = logging.getLogger("olympus.learning.promotion")
 
@@ -75,9 +75,7 @@ class Served:
     async def score(self, model: str, adapter: str, prompts: Sequence[str], texts: Sequence[str]) -> Scores:
         """Log-probabilities of the texts with an adapter, "" for none."""
         request = Score(model=model, adapter=adapter, prompts=list(prompts), texts=list(texts))
-        scores = await self._client.request(
-            "model.score", request, timeout_s=_SCORE_S, priority="batch", headers={**UNOBSERVED}
-        )
+        scores = await self._client.request("model.score", request, timeout_s=_SCORE_S, priority="batch", headers=OWN)
         assert isinstance(scores, Scores)
         return scores
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from bus.sizes import size_in_words
 from workers.learning.training import state
 from workers.learning.training.device import Peak, memory_bytes
 from workers.learning.training.ladder import micro_batches
@@ -25,7 +26,7 @@ class DoesNotFit(Exception):
 
     def __init__(self, micro_batch: int, peak_bytes: int, budget_bytes: int) -> None:
         super().__init__(
-            f"a step of {micro_batch} of the longest rows takes {peak_bytes} bytes, the budget is {budget_bytes}"
+            f"a step of {micro_batch} of the longest rows takes {size_in_words(peak_bytes)}, the budget is {size_in_words(budget_bytes)}"
         )
         self.micro_batch = micro_batch
 

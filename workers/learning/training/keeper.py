@@ -125,6 +125,7 @@ class Keeper:
         weights = self._best_weights if self._best_weights is not None else weights_of(trainer)
         step = self.best.step if self._best_weights is not None and self.best.step else trainer.state.global_step
         target = self._folder / ADAPTER
+        checkpoints.sweep(self._folder)
         sealing = Sealing(target, job_id=self._spec.job_id, step=step)
         try:
             self._write_adapter(sealing, trainer, weights)

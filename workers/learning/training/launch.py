@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.parent import die_with_parent
+from workers.learning.training.spec import MEETING
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     die_with_parent(args.parent)
     from torch.distributed import run
 
-    with tempfile.TemporaryDirectory(prefix="meeting-", dir=args.folder) as meeting:
+    with tempfile.TemporaryDirectory(prefix=MEETING, dir=args.folder) as meeting:
         run.main(
             [
                 f"--nproc-per-node={args.processes}",

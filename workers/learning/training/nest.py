@@ -1,8 +1,8 @@
 """A process with everything imported that forks a trainer for each job: `python -m workers.learning.training.nest`.
 
-    stdin   a Unix socket of whole messages: Fork with the pipe's descriptor in; Ready, Forked and Ended out
+    stdin   a Unix socket of whole messages: Fork or Compare with a descriptor in; Ready, Forked and Ended out
 
-A cold trainer spends seconds on imports, a forked one none. Nothing here may start a thread of torch or touch a GPU: a
+What compares an adapter with PEFT needs the same libraries, and is forked here, too. A cold trainer spends seconds on imports, a forked one none. Nothing here may start a thread of torch or touch a GPU: a
 forked child has neither. It ends with the service, and its trainers end with it.
 """
 
@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -41,12 +41,18 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True, tag="fork"):
     folder: str
 
 
+class Compare(msgspec.Struct, frozen=True, kw_only=True, tag="compare"):
+    """Answer one task of `promotion.reference`; the descriptor that comes along is a socket for task and answer."""
+
+    number: int
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """Everything is imported."""
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
-    """The trainer asked for as `number` runs."""
+    """The child asked for as `number` runs."""
 
     number: int
     pid: int
@@ -61,7 +67,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended"):
 
 News = Ready | Forked | Ended
 decode_news = msgspec.json.Decoder(News).decode
-_decode_fork = msgspec.json.Decoder(Fork).decode
+_decode_order = msgspec.json.Decoder(Fork | Compare).decode
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,6 +92,7 @@ def _import_all() -> None:
         "workers.learning.training.trainer",
         "workers.learning.training.dry_step",
         "workers.learning.training.keeper",
+        "workers.learning.promotion.reference",
     ):
         importlib.import_module(name)
     importlib.import_module("trl").SFTTrainer  # noqa: B018  trl and transformers import on first use
@@ -114,11 +121,11 @@ def _serve(service: socket.socket) -> None:
                     data, descriptors, _, _ = socket.recv_fds(service, _MESSAGE_BYTES, 1)
                     if not data:
                         return
-                    fork = _decode_fork(data)
-                    pid, alive = _fork(fork, descriptors[0], service, selector)
-                    children[alive] = (fork.number, pid)
+                    order = _decode_order(data)
+                    pid, alive = _fork(order, descriptors[0], service, selector)
+                    children[alive] = (order.number, pid)
                     selector.register(alive, selectors.EVENT_READ)
-                    service.send(msgspec.json.encode(Forked(number=fork.number, pid=pid)))
+                    service.send(msgspec.json.encode(Forked(number=order.number, pid=pid)))
                 else:
                     number, pid = children.pop(key.fd)
                     selector.unregister(key.fd)
@@ -127,10 +134,12 @@ def _serve(service: socket.socket) -> None:
                     service.send(msgspec.json.encode(Ended(number=number, status=os.waitstatus_to_exitcode(status))))
 
 
-def _fork(fork: Fork, pipe: int, service: socket.socket, selector: selectors.BaseSelector) -> tuple[int, int]:
+def _fork(
+    order: Fork | Compare, pipe: int, service: socket.socket, selector: selectors.BaseSelector
+) -> tuple[int, int]:
     """The child's process id, and a descriptor that comes to its end when the child ends."""
-    folder = Path(fork.folder)
-    _import_for(folder)
+    if isinstance(order, Fork):
+        _import_for(Path(order.folder))
     alive, held = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -142,15 +151,18 @@ def _fork(fork: Fork, pipe: int, service: socket.socket, selector: selectors.Bas
         selector.close()
         service.close()
         os.close(alive)
-        _train(folder, pipe, parent)
+        die_with_parent(parent)
+        if isinstance(order, Fork):
+            _train(Path(order.folder), pipe)
+        _compare(pipe)
+        os._exit(0)
     except BaseException:  # noqa: BLE001  a child must never go on as the parent
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
-def _train(folder: Path, pipe: int, parent: int) -> None:
-    die_with_parent(parent)
+def _train(folder: Path, pipe: int) -> NoReturn:
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 2)
     os.dup2(pipe, 1)
@@ -160,6 +172,15 @@ def _train(folder: Path, pipe: int, parent: int) -> None:
     from workers.learning.training.trainer import run
 
     run(folder, take_stdout())
+
+
+def _compare(pipe: int) -> None:
+    os.dup2(pipe, 0)
+    os.dup2(pipe, 1)
+    os.close(pipe)
+    from workers.learning.promotion.reference import answer
+
+    answer(take_stdout())
 
 
 def _import_for(folder: Path) -> None:

@@ -20,6 +20,8 @@ LOG: Final = "trainer.log"
 PID: Final = "trainer.pid"
 CHECKPOINTS: Final = "checkpoints"
 ADAPTER: Final = "adapter"
+# Begins the name of the folder in which several processes find each other.
+MEETING: Final = "meeting-"
 
 ALL_LINEAR: Final = "all-linear"
 

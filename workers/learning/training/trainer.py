@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
 from bus.parent import die_with_parent, take_stdout
-from schemas.errors import BadRequest, BusError, Unprocessable
+from schemas.errors import BusError, Retryable, Unprocessable
 from workers.learning.training.messages import (
     EXIT_FAILED,
     EXIT_FINISHED,
@@ -109,7 +109,7 @@ class _Training:
         except Unprocessable as error:
             return self._fail("adapter", error.message)
         except BusError as error:
-            return self._fail("spec" if isinstance(error, BadRequest) else "device", error.message)
+            return self._fail("device" if isinstance(error, Retryable) else "spec", error.message)
         except ModuleNotFoundError as error:
             return self._fail("spec", f"training needs the packages of the extra 'learning': {error}")
         except Exception as error:  # noqa: BLE001  the service hears of whatever it was

@@ -42,7 +42,7 @@ log = logging.getLogger("olympus.learning")
 # numbered as the driver does it, as their leases and locks are. Without the third of these, asking whether there is a GPU
 # would touch it, and a forked child could not use it any more. Processes of one training speak over loopback, and torchrun opens
 # no port for them: they meet at a file.
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "OMP_WAIT_POLICY": "passive",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -111,11 +111,17 @@ class Nest:
         self._ended: dict[int, asyncio.Future[int]] = {}
         self._number = 0
         self._ready = asyncio.Event()
+        self._opening = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
         """True from `open` until it is closed or lost."""
         return self._socket is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a child of it runs, which would end with it."""
+        return bool(self._ended)
 
     @property
     def pid(self) -> int | None:
@@ -124,8 +130,11 @@ class Nest:
 
     async def open(self) -> None:
         """Start it; its imports go on behind. Nothing when it is open. Raises OSError."""
-        if self.is_open:
-            return
+        async with self._opening:
+            if not self.is_open:
+                await self._open()
+
+    async def _open(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
@@ -139,7 +148,7 @@ class Nest:
                     stdin=theirs.fileno(),
                     stdout=DEVNULL,
                     start_new_session=True,
-                    env=child_environment(None, {}, **_ENVIRONMENT),
+                    env=child_environment(None, {}, **ENVIRONMENT),
                 )
         except OSError:
             ours.close()
@@ -173,6 +182,15 @@ class Nest:
 
         Returns the process id and a future of its exit status, negative for a signal. Raises NestLost.
         """
+        return await self._order(lambda number: nests.Fork(number=number, folder=_absolute(folder)), pipe)
+
+    async def compare(self, end: socket.socket) -> tuple[int, asyncio.Future[int]]:
+        """Have it answer one task of `promotion.reference` that comes through the other end of `end`. As `fork`."""
+        return await self._order(lambda number: nests.Compare(number=number), end.fileno())
+
+    async def _order(
+        self, order: Callable[[int], nests.Fork | nests.Compare], descriptor: int
+    ) -> tuple[int, asyncio.Future[int]]:
         if self._socket is None:
             raise NestLost("the warm parent of trainers is gone")
         self._number += 1
@@ -180,11 +198,10 @@ class Nest:
         self._forked[number], self._ended[number] = loop.create_future(), loop.create_future()
         ended = self._ended[number]
         try:
-            socket.send_fds(
-                self._socket, [msgspec.json.encode(nests.Fork(number=number, folder=_absolute(folder)))], [pipe]
-            )
+            socket.send_fds(self._socket, [msgspec.json.encode(order(number))], [descriptor])
             pid = await self._forked[number]
         except OSError as error:
+            self._ended.pop(number, None)
             raise NestLost(f"the warm parent of trainers does not take orders: {error}") from error
         finally:
             self._forked.pop(number, None)
@@ -307,7 +324,7 @@ class TrainingProcess:
                 stderr=descriptor,
                 # Ctrl-C in a terminal reaches the service, which then decides.
                 start_new_session=True,
-                env=child_environment(None, {}, **_ENVIRONMENT),
+                env=child_environment(None, {}, **ENVIRONMENT),
             )
         finally:
             os.close(descriptor)
@@ -453,12 +470,11 @@ def judge(
             return "failed", reason, kind, None
         case Stopped():
             return "stopped", "", "", None
+    if is_asked:
+        # Without a word: in its first moments, before it listened to signals, or killed after the time it had.
+        return "stopped", "it did not stop in time and was killed" if is_killed else "", "", None
     if is_killed:
-        return (
-            ("stopped", "it did not stop in time and was killed", "", None)
-            if is_asked
-            else ("lost", "killed", "", None)
-        )
+        return "lost", "killed", "", None
     if status == EXIT_OUT_OF_MEMORY or (status == -signal.SIGKILL and is_near_budget):
         return "out_of_memory", f"it was killed near its budget (status {status})", "memory", None
     how = f"signal {-status}" if status < 0 else f"exit code {status}"

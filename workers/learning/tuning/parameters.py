@@ -23,6 +23,7 @@ from schemas.bodies.learning_tuning import (
     PerformanceRecorded,
 )
 from schemas.errors import BadRequest, NotFound
+from schemas.values import require_json
 from workers.learning.tuning.finite import require_finite
 from workers.learning.tuning.trends import correlation
 
@@ -43,7 +44,11 @@ class ParameterStore:
         self._records = records
 
     async def register(self, request: ParameterRegister) -> Parameter:
-        """Keep a parameter; a known name is registered anew. Raises BadRequest for a range that holds nothing."""
+        """Keep a parameter; a known name is registered anew.
+
+        Raises BadRequest for a range that holds nothing, and for metadata that JSON cannot hold.
+        """
+        require_json(request.metadata, "metadata")
         for field in ("min_value", "max_value", "current_value", "step_size"):
             if not math.isfinite(getattr(request, field)):
                 raise BadRequest(

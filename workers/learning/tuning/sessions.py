@@ -39,8 +39,9 @@ _SLOWER: Final = 0.9
 TIMEOUT_S: Final = 86_400.0
 _KEPT: Final = 1_000
 
-# Measurements kept per session, the newest; trends look at the last ten, a curve at some thousand.
-_MEASUREMENTS: Final = 5_000
+# Measurements kept per session, the newest, as ActiveLearningMonitor did: trends look at the last ten, and a reply carries
+# all of them (80 KB with two metrics each).
+_MEASUREMENTS: Final = 1_000
 
 _encode = msgspec.json.encode
 

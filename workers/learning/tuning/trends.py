@@ -5,6 +5,7 @@ The rules and numbers are those of the agents this replaces, ActiveLearningMonit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -102,10 +103,11 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float | None
     if n < 2:
         return None
     mean_first, mean_second = sum(first) / n, sum(second) / n
-    spread_first = sum((value - mean_first) ** 2 for value in first)
-    spread_second = sum((value - mean_second) ** 2 for value in second)
-    spread = (spread_first * spread_second) ** 0.5
-    if spread <= 0 or spread != spread or spread == float("inf"):
+    # Products and not powers: past the largest float a product is infinite, and a power raises.
+    spread_first = sum((value - mean_first) * (value - mean_first) for value in first)
+    spread_second = sum((value - mean_second) * (value - mean_second) for value in second)
+    spread = math.sqrt(spread_first) * math.sqrt(spread_second)
+    if spread <= 0 or not math.isfinite(spread):
         return None
     both = sum((a - mean_first) * (b - mean_second) for a, b in zip(first, second, strict=True))
     found: float = max(-1.0, min(1.0, both / spread))

@@ -37,7 +37,7 @@ from schemas.bodies.model_files import (
     Adapters,
     AdapterState,
 )
-from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
+from schemas.errors import BadRequest, BusError, Conflict, NotFound, Unprocessable
 from workers.models.adapters.canary import Canary, InUse
 from workers.models.adapters.conversion import convert_apart
 from workers.models.adapters.convert import Converted
@@ -229,7 +229,7 @@ class AdapterRegistry:
             try:
                 await self._change(model.name, _with(old, version))
             except BaseException:
-                if made is not None:
+                if made is not None and version not in self._models.get(model.name, _Of()).versions:
                     await asyncio.to_thread(_remove, made)
                 raise
             return self._info(version)
@@ -336,12 +336,29 @@ class AdapterRegistry:
         return _version(model.name, adapter, number, converted, place), place if is_new else None
 
     async def _change(self, model: str, new: _Of) -> None:
-        """Have the runner agree, then write it down. Raises what the runner says, and then nothing has changed."""
+        """Have the runner agree, then write it down. Raises what either says, and then nothing has changed.
+
+        Whoever is cancelled in the middle leaves a whole change behind.
+        """
+        work = asyncio.ensure_future(self._changed(model, new))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            raise
+
+    async def _changed(self, model: str, new: _Of) -> None:
         old = self._models.get(model, _Of())
-        use = new.in_use()
-        if use != old.in_use():
-            await self._runners.set_adapters(model, use)
-        await self._records.run(lambda connection: _write(connection, model, new))
+        is_other = new.in_use() != old.in_use()
+        if is_other:
+            await self._runners.set_adapters(model, new.in_use())
+        try:
+            await self._records.run(lambda connection: _write(connection, model, new))
+        except BusError:
+            # What is not listed must not answer.
+            if is_other:
+                await self._runners.set_adapters(model, old.in_use())
+            raise
         self._models[model] = new
 
     async def _forget(self, model: str, old: _Of, adapter: str) -> None:
