@@ -508,7 +508,7 @@ class LearningSettings(Section, frozen=True, kw_only=True):
     ] = 0.5
     replay_share: Annotated[
         float, Meta(ge=0, le=0.9, description="part of the training rows that are earlier data, against forgetting")
-    ] = 0.5
+    ] = 0.65
     person_share: Annotated[
         float, Meta(gt=0, le=1, description="part of a dataset that one person may give where there are several")
     ] = 0.5

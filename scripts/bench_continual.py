@@ -88,7 +88,7 @@ ANSWER_S: Final = 300.0
 ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 EPILOG = """examples:
-  scripts/bench_continual.py                      twenty rounds, with and without replay
+  scripts/bench_continual.py                      twenty rounds, with and without replay: about twelve minutes
   scripts/bench_continual.py --quick --json       four rounds
   scripts/bench_continual.py --replay 0.5,0.7     other shares of replay
 exit codes: 0 measured, 1 a training or a process failed, 2 wrong arguments"""

@@ -53,7 +53,7 @@ PEOPLE: Final = 4
 # Of each of the demo model's own tasks, cases asked before and after; and questions people asked in the days before, whose
 # answers are what is repeated against forgetting.
 KEPT_PER_TASK: Final = 12
-ASKED_PER_TASK: Final = 24
+ASKED_PER_TASK: Final = 48
 
 # Seconds after which an answer nobody complained of counts as fine.
 SILENCE_S: Final = 2.0

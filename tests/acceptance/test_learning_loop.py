@@ -42,7 +42,7 @@ LEAVE_S: Final = 30.0
 CORRECTIONS: Final = 300
 UNSEEN: Final = 16
 PEOPLE: Final = 4
-EVERYDAY: Final = 250
+EVERYDAY: Final = 400
 AT_ONCE: Final = 8
 
 # What makes a loop of minutes one of a test: nobody has to be silent, and checkpoints come every second. So small a model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -828,8 +829,13 @@ async def test_opportunities_are_trained_unasked_but_the_same_rows_only_once(
     """What is ready becomes one job; refused, the same data is left alone until there is more; without power none begins."""
     script = Script()
     script.verdict = "refused"
-    script.groups = [[SimpleNamespace(opportunity_id="opp-1", model="olympus-demo", examples=120)]]
+    ready = SimpleNamespace(opportunity_id="opp-1", model="olympus-demo", examples=120, last_seen_at=time.time() + 60)
+    script.groups = [[ready]]
     async with serve_broker() as settings, house(cold(settings), script) as home:
+        await home.training.look()
+        # Somebody is still telling of it.
+        assert "build" not in script.asked
+        ready.last_seen_at = 0.0
         await home.training.look()
         (job,) = (await home.ask("training.list", bodies.TrainingList())).jobs
         await home.until(lambda info: info.state == "refused", job.job_id)
@@ -839,7 +845,9 @@ async def test_opportunities_are_trained_unasked_but_the_same_rows_only_once(
         assert len((await home.ask("training.list", bodies.TrainingList())).jobs) == 1
 
         script.is_enough = False
-        script.groups.append([SimpleNamespace(opportunity_id="opp-2", model="olympus-demo", examples=130)])
+        script.groups.append(
+            [SimpleNamespace(opportunity_id="opp-2", model="olympus-demo", examples=130, last_seen_at=0.0)]
+        )
         await home.training.look()
         assert len((await home.ask("training.list", bodies.TrainingList())).jobs) == 1
 

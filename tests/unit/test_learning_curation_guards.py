@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workers.learning.curation import guards
 from workers.learning.curation.guards import Claim, contradicted, control_token, is_flood, person_caps
-from workers.learning.curation.selection import OVER_MAX, PERSON_CAP, Candidate, content_hash, select
+from workers.learning.curation.selection import OVER_MAX, PERSON_CAP, REPLAY_ROWS, Candidate, content_hash, select
 
 
 def claim(number: int, answer: str, kind: str = "feedback", **weights: float) -> Claim:
@@ -126,9 +126,15 @@ def test_caps_leave_a_person_alone_whole_and_share_among_several() -> None:
 
 
 def candidate(
-    number: int, *, user: str = "", cluster: str = "", held: bool = False, earlier: bool = False
+    number: int,
+    *,
+    user: str = "",
+    cluster: str = "",
+    held: bool = False,
+    earlier: bool = False,
+    kind: str = "feedback",
 ) -> Candidate:
-    return Candidate(number, f"sha{number}", user, "feedback", cluster or f"c{number}", held, earlier)
+    return Candidate(number, f"sha{number}", user, kind, cluster or f"c{number}", held, earlier)
 
 
 def chosen(rows: list[Candidate], **changes: object) -> tuple[dict[str, list[int]], dict[str, int]]:
@@ -141,13 +147,30 @@ def chosen(rows: list[Candidate], **changes: object) -> tuple[dict[str, list[int
 
 
 def test_replay_is_its_share_of_the_training_rows_and_always_the_same() -> None:
-    """A quarter of the whole, drawn without chance."""
-    rows = [candidate(index, earlier=True) for index in range(100)] + [candidate(index) for index in range(100, 130)]
-    by_split, _ = chosen(rows)
-    assert len(by_split["train"]) == 30
-    assert len(by_split["replay"]) == 10
-    assert chosen(rows)[0] == by_split
-    assert "replay" not in chosen(rows, replay_share=0.0)[0]
+    """Half of the whole, drawn without chance, and other rows beside another lesson."""
+    earlier = [candidate(index, earlier=True) for index in range(900)]
+    lesson = [candidate(index) for index in range(1_000, 1_300)]
+    by_split, _ = chosen([*earlier, *lesson], replay_share=0.5)
+    assert len(by_split["train"]) == len(by_split["replay"]) == 300
+    assert chosen([*earlier, *lesson], replay_share=0.5)[0] == by_split
+    assert chosen([*earlier, *lesson[1:]], replay_share=0.5)[0]["replay"] != by_split["replay"]
+    assert "replay" not in chosen([*earlier, *lesson], replay_share=0.0)[0]
+
+
+def test_a_short_lesson_is_taught_beside_enough_of_what_came_before() -> None:
+    """A share of few rows would be too few; half of them are what the model answered itself, as far as there are any."""
+    taught = [candidate(index, earlier=True) for index in range(300)]
+    answered = [candidate(index, earlier=True, kind="unrated") for index in range(300, 600)]
+    lesson = [candidate(index) for index in range(1_000, 1_020)]
+
+    def parts(*earlier: Candidate) -> tuple[int, int]:
+        replay = chosen([*earlier, *lesson])[0].get("replay", [])
+        return sum(number < 300 for number in replay), sum(number >= 300 for number in replay)
+
+    assert parts(*taught, *answered) == (REPLAY_ROWS // 2, REPLAY_ROWS // 2)
+    assert parts(*taught[:50], *answered) == (50, REPLAY_ROWS - 50)
+    assert parts(*taught, *answered[:50]) == (REPLAY_ROWS - 50, 50)
+    assert parts(*taught[:50], *answered[:50]) == (50, 50)
 
 
 def test_the_newest_rows_stay_and_what_is_left_out_is_counted() -> None:

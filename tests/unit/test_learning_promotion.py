@@ -314,6 +314,19 @@ async def test_a_worse_canary_is_taken_back_and_a_good_one_becomes_the_champion(
         assert one.served.champions == [good.adapter]
 
 
+async def test_a_canary_can_be_kept_for_good_by_hand(house: Any, tmp_path: Path) -> None:
+    """All of the conversations ends the watch; asked for nothing else it stays as it is, and another share is refused."""
+    async with house() as one:
+        canary = await one.promotion.promote(await one.passed(1, tmp_path))
+        assert await one.promotion.promote_job(Promote(job_id="job-1")) == canary
+        with pytest.raises(Conflict, match=r"answers 0\.5 of the conversations"):
+            await one.promotion.promote_job(Promote(job_id="job-1", canary_share=0.9))
+        champion = await one.promotion.promote_job(Promote(job_id="job-1", canary_share=1.0, reason="it is fine"))
+        assert (champion.deployment_id, champion.state, champion.share) == (canary.deployment_id, "champion", 1.0)
+        assert one.served.champions == [canary.adapter]
+        assert one.served.canary is None
+
+
 async def test_outcomes_before_a_restart_count_once(house: Any, tmp_path: Path) -> None:
     """Half of the pairs before, half after."""
     async with house() as one:

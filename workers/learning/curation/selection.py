@@ -17,11 +17,15 @@ from typing import Final
 import msgspec
 
 from schemas.bodies.learning_data import Split
-from workers.learning.curation.drafts import UNRATED
+from workers.learning.curation.drafts import UNRATED, UNTAUGHT
 from workers.learning.curation.guards import NEUTRAL_TRUST, person_caps
 
 # Rows of a retention set at most: 1,200 show a loss of three points with power 0.84, and each is asked of two models.
 RETENTION_ROWS: Final = 2_000
+
+# Replay rows at least, where there are so many: beside a short lesson a share of its rows is too little. Six lessons of 80
+# rows, one after another, keep 86 % of what the demo model knew with it and 68 % without (scripts/bench_continual.py).
+REPLAY_ROWS: Final = 240
 
 # Why a row of the selection was left out, beside the causes of quarantine.
 PERSON_CAP: Final = "too many of one person"
@@ -67,7 +71,8 @@ def select(
 ) -> Selection:
     """The rows of one version. `candidates` are ready rows, the oldest first; those of the selection and earlier ones.
 
-    replay_share: part of the training rows that are earlier data, as far as there are any. person_share: see
+    replay_share: part of the training rows that are earlier data, as far as there are any, and not under `REPLAY_ROWS`; 0
+    for none. person_share: see
     `guards.person_caps`. max_rows: of the selection; the newest stay.
     """
     wanted = [row for row in candidates if not row.is_earlier]
@@ -78,9 +83,10 @@ def select(
     held_out = _capped([row for row in wanted if row.is_held], person_share, trust, left_out)
     taken = {row.cluster for row in wanted}
     earlier = [row for row in candidates if row.is_earlier and row.cluster not in taken]
-    replay = _drawn((row for row in earlier if not row.is_held), _replay_rows(len(train), replay_share))
+    replay = _replayed([row for row in earlier if not row.is_held], train, replay_share)
     # What nobody judged is no standard to be measured by.
-    retention = _drawn((row for row in earlier if row.is_held and row.kind != UNRATED), RETENTION_ROWS)
+    guarded = (row for row in earlier if row.is_held and row.kind != UNRATED)
+    retention = _drawn(guarded, RETENTION_ROWS, salt="drawn")
     rows = [
         Chosen(row.number, split, row.cluster, row.kind, row.sha256)
         for split, part in _named(train, held_out, replay, retention)
@@ -103,14 +109,24 @@ def _named(
     return [("train", train), ("held_out", held_out), ("replay", replay), ("retention", retention)]
 
 
-def _replay_rows(train_rows: int, share: float) -> int:
-    """So many beside `train_rows` that they are `share` of the whole."""
-    return round(share / (1 - share) * train_rows)
+def _replayed(earlier: Sequence[Candidate], train: Sequence[Candidate], share: float) -> list[Candidate]:
+    """Earlier rows beside those to be taught, half of them taught before and half answered by the model itself.
+
+    Which ones depends on what is taught, so that one training after another does not repeat the same few.
+    """
+    if not train or not share:
+        return []
+    count = max(round(share / (1 - share) * len(train)), REPLAY_ROWS)
+    untaught = [row for row in earlier if row.kind in UNTAUGHT]
+    taught = [row for row in earlier if row.kind not in UNTAUGHT]
+    of_taught = min(len(taught), max(count // 2, count - len(untaught)))
+    salt = hashlib.sha256("".join(sorted(row.sha256 for row in train)).encode()).hexdigest()
+    return _drawn(taught, of_taught, salt) + _drawn(untaught, count - of_taught, salt)
 
 
-def _drawn(rows: Iterable[Candidate], count: int) -> list[Candidate]:
-    """`count` of them by their hashes: a sample without chance, that changes little when rows come and go."""
-    return sorted(rows, key=lambda row: hashlib.sha256(f"drawn {row.sha256}".encode()).digest())[:count]
+def _drawn(rows: Iterable[Candidate], count: int, salt: str) -> list[Candidate]:
+    """`count` of them by their hashes with the salt: a sample without chance."""
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{salt} {row.sha256}".encode()).digest())[:count]
 
 
 def _capped(

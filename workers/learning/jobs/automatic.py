@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Collection
 from typing import Final
 
@@ -38,7 +39,7 @@ class Automatic:
         found: dict[str, DatasetInfo] = {}
         for group in await self._parts.needs.together(self._parts.settings.learning.min_examples):
             model, seen = group[0].model, tuple(sorted((one.opportunity_id, one.examples) for one in group))
-            if model in busy or model in found or seen in self._seen:
+            if model in busy or model in found or seen in self._seen or self._is_still_coming(group):
                 continue
             try:
                 dataset = await self._dataset(model, group)
@@ -54,6 +55,11 @@ class Automatic:
                 "not trained unasked: %s", reason, extra={"action": "learning.automatic.passed_over", "model": model}
             )
         return list(found.values())
+
+    def _is_still_coming(self, group: list[Opportunity]) -> bool:
+        """Somebody told of it a moment ago, and may go on: half of a lesson would be trained."""
+        quiet_s = time.time() - max(one.last_seen_at for one in group)
+        return quiet_s < self._parts.settings.learning.idle_s
 
     async def _dataset(self, model: str, group: list[Opportunity]) -> DatasetInfo:
         ids = [one.opportunity_id for one in group]

@@ -128,7 +128,7 @@ class Promotion:
         if done and not done[0].step:
             return done[0].shown()
         verdict = await self._passed(trained, is_forced=False)
-        deployed = await self._deploy(trained, verdict, self._canary_share, "the gate passed it", is_forced=False)
+        deployed = await self._deploy(trained, verdict, None, "the gate passed it", is_forced=False)
         return deployed.shown()
 
     async def promote_job(self, request: Promote) -> Deployment:
@@ -137,9 +137,8 @@ class Promotion:
             raise BadRequest("is_forced overrules the gate, so a reason is needed", field="reason")
         trained = await self._jobs.trained(request.job_id)
         verdict = await self._passed(trained, is_forced=request.is_forced)
-        share = self._canary_share if request.canary_share is None else request.canary_share
         reason = request.reason or "the gate passed it"
-        deployed = await self._deploy(trained, verdict, share, reason, is_forced=request.is_forced)
+        deployed = await self._deploy(trained, verdict, request.canary_share, reason, is_forced=request.is_forced)
         await self._jobs.promoted(request.job_id)
         return deployed.shown()
 
@@ -156,7 +155,7 @@ class Promotion:
         return verdict
 
     async def _deploy(
-        self, trained: Trained, verdict: GateResult | None, share: float, reason: str, *, is_forced: bool
+        self, trained: Trained, verdict: GateResult | None, wanted_share: float | None, reason: str, *, is_forced: bool
     ) -> Deployed:
         prepared = await self.prepare(trained)
         if verdict is not None and not is_forced and verdict.adapter.split(":")[0] != prepared.adapter:
@@ -169,12 +168,13 @@ class Promotion:
             found = await self._records.run(partial(kept.deployments, job_id=trained.job_id, limit=1))
             before = await self._settled(found[0]) if found else None
             if before is not None and before.is_live:
-                return before
+                return await self._widened(before, wanted_share, reason)
             if before is not None and before.state == "rolled_back" and not is_forced:
                 raise Conflict(
                     f"{before.adapter} was taken back ({before.reason}); force it to try it again",
                     job_id=trained.job_id,
                 )
+            share = self._canary_share if wanted_share is None else wanted_share
             deployed = Deployed(
                 deployment_id=f"dep-{secrets.token_hex(6)}",
                 model=trained.model,
@@ -203,6 +203,20 @@ class Promotion:
                 await self._records.run(partial(kept.drop, deployment_id=deployed.deployment_id))
                 raise
             return await self._promoted(deployed)
+
+    async def _widened(self, live: Deployed, share: float | None, reason: str) -> Deployed:
+        """What serves already, for good where it is asked for all. Raises Conflict for another share of a canary."""
+        if share is None or live.state != "canary" or share == live.share:
+            return live
+        if share < 1:
+            raise Conflict(
+                f"{live.adapter} answers {live.share:g} of the conversations and is watched with that share; 1 keeps it for"
+                " good, a rollback takes it back",
+                field="canary_share",
+                job_id=live.job_id,
+            )
+        await self._keep(live, reason)
+        return await self._find(live.deployment_id, live.model) or live
 
     async def _promoted(self, deployed: Deployed) -> Deployed:
         """Write down that it serves, and begin to watch it."""
