@@ -37,6 +37,11 @@ def add_actions(parser: argparse.ArgumentParser, actions: Sequence[Action]) -> N
         below.set_defaults(run_action=action.run)
 
 
+def configure_json(parser: argparse.ArgumentParser) -> None:
+    """The option of actions that answer one document."""
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
 def run_action(args: argparse.Namespace) -> int:
     """Do what was chosen and return its exit code."""
     run: Callable[[argparse.Namespace], int] = args.run_action

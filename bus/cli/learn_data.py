@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import BinaryIO, Final, get_args
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_export import written
 from bus.cli.memory_items import confirm
 from bus.cli.memory_upkeep import LONG_S
-from bus.cli.output import fit, number, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import fit, number, one_line, plural, print_json, printable, table, terminal_width, write_line
 from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.learning_data import (
@@ -53,22 +53,13 @@ _PROBLEMS_SHOWN: Final = 20
 _PART_BYTES: Final = 4 * 1024 * 1024
 
 
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
-def _flat(text: str, limit: int = 50) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
 # datasets ---------------------------------------------------------------------------------------------------------
 
 
 def _configure_datasets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", nargs="?", metavar="DATASET", help="every version of this one")
     parser.add_argument("--model", help="only of this base model")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_datasets(args: argparse.Namespace) -> int:
@@ -111,7 +102,7 @@ def _configure_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows at most (20)")
     parser.add_argument("--delete", action="store_true", help="delete it, or the version given; its rows stay known")
     parser.add_argument("--yes", action="store_true", help="with --delete: do not ask")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_dataset(args: argparse.Namespace) -> int:
@@ -165,8 +156,8 @@ def row_lines(page: RowPage) -> list[str]:
             one.row_id,
             one.split,
             one.kind,
-            _flat(one.messages[-1].content if one.messages else one.prompt or ""),
-            _flat(one.answer),
+            one_line(one.messages[-1].content if one.messages else one.prompt or "", 50),
+            one_line(one.answer, 50),
             one.state + (f": {printable(one.reason)}" if one.reason else ""),
             printable(one.user) or "-",
             one.cluster[:8],
@@ -194,7 +185,7 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-rows", type=int, default=100_000, metavar="N", help="the newest (100000)")
     parser.add_argument("--metric", choices=get_args(Metric), default="auto", help="how answers are compared (auto)")
     parser.add_argument("--note", default="")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_build(args: argparse.Namespace) -> int:
@@ -233,7 +224,7 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="base model they are for (the default one)")
     parser.add_argument("--opportunity", metavar="ID", help="what they count towards")
     parser.add_argument("--retention", action="store_true", help="not to learn, but what must not be forgotten")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_import(args: argparse.Namespace) -> int:
@@ -339,7 +330,7 @@ def _configure_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", help="only of this person")
     parser.add_argument("--opportunity", metavar="ID", help="only of this one")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most (50)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_rows(args: argparse.Namespace) -> int:
@@ -372,7 +363,7 @@ def _configure_row(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", action="store_true", help="take it out for good")
     parser.add_argument("--reason", default="")
     parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_row(args: argparse.Namespace) -> int:

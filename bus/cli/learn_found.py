@@ -7,12 +7,12 @@ import time
 from typing import Final, get_args
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.durations import amount
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_items import confirm, day_and_time
-from bus.cli.output import duration, fit, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import duration, fit, one_line, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.learning import (
     Exchange,
@@ -32,17 +32,6 @@ from schemas.bodies.learning import (
 )
 from schemas.bodies.learning_jobs import Schedule, ScheduleGet, ScheduleSet
 
-
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
-def _flat(text: str, limit: int = 60) -> str:
-    """A text in one line, cut."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
 # feedback ---------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +43,7 @@ def _configure_feedback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fix", metavar="TEXT", help="what should have been answered")
     parser.add_argument("--prefer", metavar="TEXT", help="an answer that is better than the one given")
     parser.add_argument("--comment", default="", metavar="TEXT")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_feedback(args: argparse.Namespace) -> int:
@@ -88,7 +77,7 @@ def _configure_opportunities(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=get_args(OpportunityState), help="only in this state (open and training)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most (50)")
     parser.add_argument("--long", action="store_true", help="with evidence and what the priority is made of")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_opportunities(args: argparse.Namespace) -> int:
@@ -122,7 +111,7 @@ def opportunity_lines(opportunities: list[Opportunity], now: float) -> list[str]
             one.state,
             str(one.count),
             str(one.examples),
-            _flat(one.title) + (f" (needs {printable(one.needs)})" if one.needs else ""),
+            one_line(one.title, 60) + (f" (needs {printable(one.needs)})" if one.needs else ""),
             one.kind,
             duration(max(now - one.last_seen_at, 0)),
             printable(one.model),
@@ -136,13 +125,13 @@ def long_lines(one: Opportunity, now: float) -> list[str]:
     """An opportunity with its evidence and the terms of its priority. now: epoch seconds."""
     terms = one.terms
     return [
-        f"{one.opportunity_id}  {one.kind}  {one.state}  {_flat(one.title, 200)}",
+        f"{one.opportunity_id}  {one.kind}  {one.state}  {one_line(one.title, 200)}",
         f"  priority {one.priority:.3f}: gain {terms.expected_gain:.2f}, frequency {terms.frequency:.2f},"
         f" recency {terms.recency:.2f}, cost {terms.cost:.2f} ({duration(terms.cost_s)})",
         *([f"  needs {printable(one.needs)}"] if one.needs else []),
         *([f"  {printable(one.reason)}"] if one.reason else []),
         *(
-            f"  {duration(max(now - each.at, 0))} ago  {each.kind}  {printable(each.id)}  {_flat(each.note)}".rstrip()
+            f"  {duration(max(now - each.at, 0))} ago  {each.kind}  {printable(each.id)}  {one_line(each.note, 60)}".rstrip()
             for each in one.evidence
         ),
         "",
@@ -158,7 +147,7 @@ def formula_lines(terms: PriorityTerms) -> list[str]:
 def _configure_dismiss(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("opportunity_id", metavar="ID")
     parser.add_argument("--reason", default="")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_dismiss(args: argparse.Namespace) -> int:
@@ -169,7 +158,7 @@ def _run_dismiss(args: argparse.Namespace) -> int:
         if args.json:
             print_json(found, indent=2)
         else:
-            say(f"{found.opportunity_id} is off the list and stays off: {_flat(found.title)}")
+            say(f"{found.opportunity_id} is off the list and stays off: {one_line(found.title, 60)}")
         return exits.OK
 
     return run_with_client(args, ask)
@@ -184,7 +173,7 @@ def _configure_exchanges(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--session", help="only of this session")
     parser.add_argument("--signal", help="only those with this signal, as low_confidence")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="at most (20)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_exchanges(args: argparse.Namespace) -> int:
@@ -211,8 +200,8 @@ def exchange_lines(exchanges: list[Exchange]) -> list[str]:
         (
             one.reply_id,
             day_and_time(one.at),
-            _flat(one.messages[-1].content if one.messages else one.prompt or "", 40),
-            _flat(one.error or one.text, 40),
+            one_line(one.messages[-1].content if one.messages else one.prompt or "", 40),
+            one_line(one.error or one.text, 40),
             "-" if one.outcome is None else f"{one.outcome:.2f}",
             printable(one.outcome_from) or "-",
             ", ".join(f"{printable(name)} {value:.2f}" for name, value in sorted(one.signals.items())) or "-",
@@ -228,7 +217,7 @@ def _configure_forget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", help="everything of this person")
     parser.add_argument("--session", help="everything of this session")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_forget(args: argparse.Namespace) -> int:
@@ -263,7 +252,7 @@ def _configure_schedule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unpause", action="store_true", help="go on")
     parser.add_argument("--automatic", choices=("on", "off"), help="train open opportunities unasked")
     parser.add_argument("--reset", action="store_true", help="back to the settings")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_schedule(args: argparse.Namespace) -> int:

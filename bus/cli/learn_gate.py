@@ -6,12 +6,12 @@ import argparse
 from typing import Final
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_items import day_and_time
 from bus.cli.memory_upkeep import LONG_S
-from bus.cli.output import fit, number, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import fit, number, one_line, print_json, printable, table, terminal_width, write_line
 from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.learning_gate import (
@@ -34,16 +34,6 @@ from schemas.bodies.learning_gate import (
     WatchShow,
 )
 
-
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
-def _flat(text: str, limit: int = 400) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
 # evaluate and why -------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +44,7 @@ def _configure_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="NAME", help="whose held-out rows it has to answer")
     parser.add_argument("--version", type=int, metavar="N", help="of the dataset (the newest)")
     parser.add_argument("--against", metavar="ADAPTER", help="compare with this one; '' for none (what serves now)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
@@ -138,7 +128,7 @@ def _configure_why(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job_id", metavar="JOB", help="a job, or the id of an evaluation")
     parser.add_argument("--only", choices=("all", "changed", "better", "worse"), default="changed", help="(changed)")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="items at most (20)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_why(args: argparse.Namespace) -> int:
@@ -171,10 +161,10 @@ def item_lines(items: list[GateItem], total: int) -> list[str]:
     for one in items:
         turned = "better" if one.score > one.score_before else "worse" if one.score < one.score_before else "same"
         lines += [
-            f"{printable(one.set)}, {turned}: {_flat(one.question)}",
-            f"  wanted  {_flat(one.reference)}",
-            f"  before  {_flat(one.answer_before)}",
-            f"  now     {_flat(one.answer)}",
+            f"{printable(one.set)}, {turned}: {one_line(one.question, 400)}",
+            f"  wanted  {one_line(one.reference, 400)}",
+            f"  before  {one_line(one.answer_before, 400)}",
+            f"  now     {one_line(one.answer, 400)}",
         ]
     left = total - len(items)
     return [*lines, *([f"{left:,} more"] if left > 0 else [])]
@@ -183,7 +173,7 @@ def item_lines(items: list[GateItem], total: int) -> list[str]:
 def _configure_power(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--version", type=int, metavar="N", help="(the newest)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_power(args: argparse.Namespace) -> int:
@@ -207,7 +197,7 @@ def _configure_promote(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=float, metavar="0..1", help="part of the conversations that get it at first")
     parser.add_argument("--force", action="store_true", help="although the gate did not pass it; needs --reason")
     parser.add_argument("--reason", default="")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_promote(args: argparse.Namespace) -> int:
@@ -233,7 +223,7 @@ def _say_deployment(deployment: Deployment, *, is_json: bool) -> int:
 def _configure_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="(the default one)")
     parser.add_argument("--reason", default="")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_rollback(args: argparse.Namespace) -> int:
@@ -248,7 +238,7 @@ def _run_rollback(args: argparse.Namespace) -> int:
 def _configure_adapters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="only of this one")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most (50)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_adapters(args: argparse.Namespace) -> int:
@@ -288,7 +278,7 @@ def deployment_lines(deployments: list[Deployment]) -> list[str]:
 
 def _configure_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="only this one")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_watch(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.arguments import settings_flags
 from bus.cli.connection import run_with_client
 from bus.cli.failures import Unreachable, say
@@ -48,10 +48,6 @@ async def _followed(client: Client, args: argparse.Namespace, subject: str, body
             async for part in parts:
                 progress.show(part.stage, part.done, part.total, part.eta_s)
             return parts.final
-
-
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 # stats ------------------------------------------------------------------------------------------------------------
@@ -91,7 +87,7 @@ def stats_lines(stats: StatsReply) -> list[str]:
 
 def _configure_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="make good what differs")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_verify(args: argparse.Namespace) -> int:
@@ -148,7 +144,7 @@ def _run_rebuild(args: argparse.Namespace) -> int:
 
 def _configure_backup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the file; the time by default")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_backup(args: argparse.Namespace) -> int:
@@ -167,7 +163,7 @@ def _run_backup(args: argparse.Namespace) -> int:
 def _configure_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="BACKUP", help="its name in the backups folder, or the path of a file")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_restore(args: argparse.Namespace) -> int:
@@ -229,7 +225,7 @@ ACTIONS: Final = (
     Action(
         "stats",
         "what the memory holds, and how its parts are",
-        _configure_json,
+        configure_json,
         _run_stats,
         """
 olympus memory stats
@@ -249,7 +245,7 @@ olympus memory verify --repair
     Action(
         "rebuild",
         "make every vector anew, while the memory serves",
-        _configure_json,
+        configure_json,
         _run_rebuild,
         """
 olympus memory rebuild

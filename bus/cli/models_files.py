@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import say
 from bus.cli.memory_items import confirm
@@ -32,11 +32,6 @@ from schemas.bodies.model_files import (
     ModelVerify,
     PullProgress,
 )
-
-
-def configure_json(parser: argparse.ArgumentParser) -> None:
-    """The option of actions that answer one document."""
-    parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 async def followed(client: Client, args: argparse.Namespace, subject: str, body: Any) -> Any:

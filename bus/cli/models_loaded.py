@@ -7,7 +7,7 @@ import time
 from typing import Any, Final, get_args
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.arguments import settings_from
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration as seconds_of
@@ -36,10 +36,6 @@ _DEVICES_S: Final = 1.0
 # Seconds that a load may wait for room, beside the time it takes itself (models.load_timeout_s): then the service says
 # what is in the way, instead of a terminal that says nothing.
 _ROOM_S: Final = 30.0
-
-
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 async def _devices(client: Client) -> GpuStatusReply | None:
@@ -159,7 +155,7 @@ def _configure_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, gpu0, ... (chosen by the scheduler)")
     parser.add_argument("--adapter", metavar="NAME", help="attach this adapter")
     parser.add_argument("--keep", metavar="TIME", type=_keep_time, help="stay so long when idle (30m, forever)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _keep_time(text: str) -> float:
@@ -181,7 +177,7 @@ def _run_load(args: argparse.Namespace) -> int:
 def _configure_unload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--force", action="store_true", help="at once; answers in flight are lost")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_unload(args: argparse.Namespace) -> int:
@@ -219,7 +215,7 @@ def _configure_keep(parser: argparse.ArgumentParser) -> None:
         "--for", dest="keep", metavar="TIME", type=_keep_time, help="stay so long when idle, or 'forever'"
     )
     parser.add_argument("--reset", action="store_true", help="go back to what the settings say")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_keep(args: argparse.Namespace) -> int:
@@ -269,7 +265,7 @@ def _configure_route(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt-tokens", type=int, default=0, metavar="N", help="what must fit its window")
     parser.add_argument("--list", action="store_true", help="list the profiles instead")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_route(args: argparse.Namespace) -> int:
@@ -324,7 +320,7 @@ ACTIONS: Final = (
     Action(
         "ps",
         "what is in memory, on which device, and who holds the locks",
-        _configure_json,
+        configure_json,
         _run_ps,
         """
 olympus models ps

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_upkeep import LONG_S
@@ -44,10 +44,6 @@ from schemas.bodies.model_trials import (
 _TIE: Final = "tie"
 
 
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -64,7 +60,7 @@ def _configure_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="length of each answer (64)")
     parser.add_argument("--concurrency", type=_numbers, default=[1, 4], metavar="N,...", help="callers at once (1,4)")
     parser.add_argument("--requests", type=int, default=8, metavar="N", help="answers for each row (8)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_bench(args: argparse.Namespace) -> int:
@@ -140,7 +136,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="NAME", help="with this adapter; '' for none")
     parser.add_argument("--judge", metavar="MODEL", help="the model that judges, where the suite asks for one")
     parser.add_argument("--list", action="store_true", help="list the results kept, of MODEL and SUITE if given")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_eval(args: argparse.Namespace) -> int:
@@ -229,7 +225,7 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--one-by-one", action="store_true", help="one after the other, which times them fairly")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it stands, not as a chat")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_compare(args: argparse.Namespace) -> int:
@@ -302,7 +298,7 @@ def _configure_pick(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("comparison", metavar="ID")
     parser.add_argument("model", metavar="MODEL", help="the best one, or 'tie'")
     parser.add_argument("--note", default="", help="why")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_pick(args: argparse.Namespace) -> int:

@@ -38,6 +38,12 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPED)
 
 
+def one_line(text: str, limit: int) -> str:
+    """A text of any kind in one line of at most `limit` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def terminal_width() -> int | None:
     """Columns of the terminal on stdout; None when stdout is no terminal, where nothing may be cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bus.cli import exits
-from bus.cli.action import Action
+from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.curves import check_plot, write_plot
 from bus.cli.durations import duration as seconds_of
@@ -54,10 +54,6 @@ ENDED: Final = frozenset({"promoted", "passed", "refused", "underpowered", "stop
 _BAD_ENDS: Final = frozenset({"failed", "stopped"})
 
 
-def _configure_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-
-
 def _configure_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job_id", metavar="JOB")
 
@@ -90,7 +86,7 @@ def _configure_start(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--now", action="store_true", help="do not wait for the hours or for an idle machine")
     parser.add_argument("--follow", action="store_true", help="show how it does until it has ended")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_start(args: argparse.Namespace) -> int:
@@ -149,7 +145,7 @@ def _where(job: JobInfo) -> str:
 def _configure_stop(parser: argparse.ArgumentParser) -> None:
     _configure_job(parser)
     parser.add_argument("--reason", default="", help="kept in the job's log")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_stop(args: argparse.Namespace) -> int:
@@ -167,7 +163,7 @@ def _configure_resume(parser: argparse.ArgumentParser) -> None:
     _configure_job(parser)
     parser.add_argument("--now", action="store_true", help="do not wait for the hours or for an idle machine")
     parser.add_argument("--follow", action="store_true", help="show how it does until it has ended")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_resume(args: argparse.Namespace) -> int:
@@ -197,7 +193,7 @@ def _configure_status(parser: argparse.ArgumentParser) -> None:
     _configure_job(parser)
     parser.add_argument("--follow", action="store_true", help="live, with its curves, until it has ended; q leaves")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write its curves to a .png or .svg file")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_status(args: argparse.Namespace) -> int:
@@ -276,7 +272,7 @@ def _configure_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="only of this model")
     parser.add_argument("--state", help="only in this state")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="jobs at most (50)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_list(args: argparse.Namespace) -> int:
@@ -316,7 +312,7 @@ def _configure_log(parser: argparse.ArgumentParser) -> None:
     _configure_job(parser)
     parser.add_argument("--after", type=int, default=0, metavar="N", help="entries after this number")
     parser.add_argument("--limit", type=int, default=1_000, metavar="N", help="entries at most (1000)")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_log(args: argparse.Namespace) -> int:
@@ -342,7 +338,7 @@ def log_line(entry: LogEntry) -> str:
 def _configure_checkpoints(parser: argparse.ArgumentParser) -> None:
     _configure_job(parser)
     parser.add_argument("--delete", metavar="NAME", help="delete this one")
-    _configure_json(parser)
+    configure_json(parser)
 
 
 def _run_checkpoints(args: argparse.Namespace) -> int:
