@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -122,7 +123,8 @@ _MEMORY_READS = frozenset(
 )
 
 
-def _model(
+def _operation(
+    family: str,
     verb: str,
     request: type[Request],
     reply: type[Any],
@@ -134,15 +136,19 @@ def _model(
     partial: type[Any] | None = None,
 ) -> Operation:
     return Operation(
-        subject=f"model.{verb}",
+        subject=f"{family}.{verb}",
         request=request,
         reply=reply,
         partial=partial,
         http=http,
         summary=summary,
         is_idempotent=is_idempotent,
-        scope=f"model:{access}",
+        scope=f"{family}:{access}",
     )
+
+
+_model = partial(_operation, "model")
+_learning = partial(_operation, "learning")
 
 
 _MODELS: tuple[Operation, ...] = (
@@ -745,29 +751,6 @@ _HUB: tuple[Operation, ...] = (
         )
     ),
 )
-
-
-def _learning(
-    verb: str,
-    request: type[Request],
-    reply: type[Any],
-    http: str,
-    summary: str,
-    *,
-    access: str = "read",
-    is_idempotent: bool = True,
-    partial: type[Any] | None = None,
-) -> Operation:
-    return Operation(
-        subject=f"learning.{verb}",
-        request=request,
-        reply=reply,
-        partial=partial,
-        http=http,
-        summary=summary,
-        is_idempotent=is_idempotent,
-        scope=f"learning:{access}",
-    )
 
 
 _LEARNING: tuple[Operation, ...] = (
