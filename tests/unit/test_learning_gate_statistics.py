@@ -14,7 +14,7 @@ from workers.learning.gate.bounds import lower_bound, spread, upper_bound
 from workers.learning.gate.multiplicity import corrected_alpha
 from workers.learning.gate.pairs import Cluster, Pair, clustered, means
 from workers.learning.gate.permutation import p_of_gain
-from workers.learning.gate.power import detectable_gain, expected_error, independent_items, items_needed, power_of
+from workers.learning.gate.power import detectable_gain, expected_error, independent_items, power_of
 
 
 def singles(better: int, worse: int, same: int) -> list[Cluster]:
@@ -192,14 +192,6 @@ def test_power_is_what_simulations_showed() -> None:
     assert power_of(0.1, expected_error(300, 0.1), 0.05) == pytest.approx(0.97, abs=0.01)
     assert power_of(0.05, expected_error(600, 0.05), 0.05) == pytest.approx(0.87, abs=0.03)
     assert power_of(0.03, expected_error(1_200, 0.0), 0.05) == pytest.approx(0.84, abs=0.03)
-
-
-def test_the_items_needed_have_the_power_that_was_asked_for() -> None:
-    """One formula is the other's inverse, for a gain and for a margin."""
-    items = items_needed(0.1, 0.025, 0.8, gain=0.1)
-
-    assert power_of(0.1, expected_error(items, 0.1), 0.025) == pytest.approx(0.8, abs=0.005)
-    assert detectable_gain(items, 0.025, 0.8) == pytest.approx(0.1, abs=0.001)
 
 
 def test_clusters_are_worth_as_many_items_as_there_are_of_them() -> None:

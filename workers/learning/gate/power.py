@@ -60,9 +60,3 @@ def detectable_gain(items: float, alpha: float, power: float) -> float:
         else:
             low = middle
     return high
-
-
-def items_needed(effect: float, alpha: float, power: float, *, gain: float = 0.0) -> int:
-    """Independent items with which `effect` is seen with a chance of `power`, when the true gain is `gain`."""
-    quantiles = _NORMAL.inv_cdf(1 - alpha) + _NORMAL.inv_cdf(power)
-    return math.ceil((quantiles * expected_error(1, gain) / effect) ** 2)
