@@ -10,6 +10,7 @@ from typing import Final
 
 from broker.server import Broker
 from bus import transport
+from bus.keys import UnusableKey
 from bus.logs import configure_logging
 from bus.settings import Settings, leave_misconfigured, settings_of_process
 
@@ -44,7 +45,7 @@ def main() -> None:
     transport.install_fast_loop()
     try:
         asyncio.run(serve(settings))
-    except transport.AddressInUse as error:
+    except (transport.AddressInUse, UnusableKey) as error:
         leave_misconfigured(str(error))
     except (OSError, sqlite3.Error) as error:
         leave_misconfigured(f"the broker cannot use {settings.path('broker')} or its ports: {error}")

@@ -342,6 +342,8 @@ class Exchange:
 
     def _disconnect(self, effect: Disconnect) -> None:
         peer: Any = effect.peer
+        # An error of no request: whoever is sent away can say why.
+        peer.send(encode(Kind.ERROR, _NO_ID, body=BadRequest(effect.reason).body()))
         peer.close(effect.reason)
 
     def _bury(self, effect: Bury) -> None:

@@ -9,14 +9,16 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from broker.admission import Admission
 from broker.control import Control
 from broker.deadletters import DeadLetters
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
 from bus import transport, zmtp
 from bus.deadlines import SLOT_S
+from bus.keys import Keys
 from bus.settings import Settings
-from bus.transport import Connection
+from bus.transport import Connection, MakeCodec
 from schemas.envelope import Buffer
 
 log = logging.getLogger("olympus.broker")
@@ -24,6 +26,9 @@ log = logging.getLogger("olympus.broker")
 # How often idle connections are checked; a peer silent for two checks is dropped.
 _KEEP_ALIVE_S = 5.0
 
+
+# Of what a peer calls itself, which every event of it carries.
+_NAME_MAX_BYTES = 255
 
 # How long a broker that leaves waits for its workers to leave first.
 _BYE_S = 0.3
@@ -47,10 +52,11 @@ class Ports(NamedTuple):
 
 
 class _Port(abc.ABC):
-    """Peers of one port."""
+    """Peers of one port, whatever address they came to."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, admission: Admission) -> None:
         self.exchange = exchange
+        self.admission = admission
         self.connections: set[Connection] = set()
         self._changed = asyncio.Event()
 
@@ -63,7 +69,7 @@ class _Port(abc.ABC):
     def on_open(self, connection: Any) -> None:
         name = connection.codec.peer_properties.get(transport.NAME_PROPERTY.lower(), b"")
         if name:
-            connection.peer = name.decode("utf-8", "replace")
+            connection.peer = name[:_NAME_MAX_BYTES].decode("utf-8", "replace")
         self.connections.add(connection)
 
     @abc.abstractmethod
@@ -77,6 +83,16 @@ class _Port(abc.ABC):
             self.connections.discard(connection)
             self._changed.set()
             self.exchange.detach(connection, reason)
+        elif connection.codec.refused_key:
+            self.admission.on_refused(connection.codec.refused_key, connection.peer)
+
+    def drop_untrusted(self) -> None:
+        """End the connections of keys that are trusted no more."""
+        trusted: dict[bytes, bool] = {}
+        for connection in list(self.connections):
+            key = connection.codec.peer_key
+            if key and not trusted.setdefault(key, self.admission.admits(key)):
+                connection.abort("its key is trusted no more")
 
 
 class _RequestPort(_Port):
@@ -102,8 +118,8 @@ class _PublishPort(_Port):
 
 
 class _EventsPort(_Port):
-    def __init__(self, exchange: Exchange, *, is_sequenced: bool) -> None:
-        super().__init__(exchange)
+    def __init__(self, exchange: Exchange, admission: Admission, *, is_sequenced: bool) -> None:
+        super().__init__(exchange, admission)
         self._is_sequenced = is_sequenced
 
     def on_open(self, connection: Any) -> None:
@@ -129,7 +145,8 @@ class Broker:
     async def start(self) -> Ports:
         """Open the log, bind the ports, serve.
 
-        Raises transport.AddressInUse naming the settings key, and OSError where the state folder cannot be used.
+        Raises transport.AddressInUse naming the settings key, UnusableKey where encryption is wanted and this machine has
+        no good key, and OSError where the state folder cannot be used.
         """
         settings, folder = self.settings, self.settings.path("broker")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -193,17 +210,27 @@ class Broker:
 
     async def _listen(self) -> Ports:
         bus = self.settings.bus
+        admission = Admission(self.settings)
+        encrypted: MakeCodec = zmtp.Codec
+        if bus.listen or bus.server_key:
+            encrypted = Keys(self.settings).server_codec(admission.admits)
+        addresses = {bus.host: encrypted if bus.server_key else zmtp.Codec, **dict.fromkeys(bus.listen, encrypted)}
         bound = []
         for name, wanted, socket_type, handler in (
-            ("request_port", bus.request_port, b"ROUTER", _RequestPort(self.exchange)),
-            ("publish_port", bus.publish_port, b"XSUB", _PublishPort(self.exchange)),
-            ("subscribe_port", bus.subscribe_port, b"XPUB", _EventsPort(self.exchange, is_sequenced=False)),
-            ("sequenced_port", bus.sequenced_port, b"XPUB", _EventsPort(self.exchange, is_sequenced=True)),
+            ("request_port", bus.request_port, b"ROUTER", _RequestPort(self.exchange, admission)),
+            ("publish_port", bus.publish_port, b"XSUB", _PublishPort(self.exchange, admission)),
+            ("subscribe_port", bus.subscribe_port, b"XPUB", _EventsPort(self.exchange, admission, is_sequenced=False)),
+            ("sequenced_port", bus.sequenced_port, b"XPUB", _EventsPort(self.exchange, admission, is_sequenced=True)),
         ):
-            server, port = await transport.listen(
-                bus.host, wanted, socket_type, handler, key=f"bus.{name}", max_body_bytes=bus.max_body_bytes
-            )
-            self._servers.append(server)
+            port = wanted
+            for address, codec in addresses.items():
+                server, port = await transport.listen(
+                    *(address, port, socket_type, handler),
+                    key=f"bus.{name}",
+                    max_body_bytes=bus.max_body_bytes,
+                    codec=codec,
+                )
+                self._servers.append(server)
             self._ports.append(handler)
             bound.append(port)
         return Ports(*bound)
@@ -212,5 +239,6 @@ class Broker:
         while True:
             await asyncio.sleep(_KEEP_ALIVE_S)
             for port in self._ports:
+                port.drop_untrusted()
                 for connection in [one for one in port.connections if not one.keep_alive()]:
                     connection.abort("silent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Callable
 from typing import Final
@@ -14,6 +15,9 @@ from schemas.envelope import Buffer
 log = logging.getLogger("olympus.bus")
 
 _FIRST_RETRY_S: Final = 0.02
+
+# A connection that ends sooner was no success, seconds: who is sent away each time must not ask fifty times a second.
+_STEADY_S: Final = 0.5
 
 # How often an idle connection is checked; a peer silent for two checks is given up.
 _KEEP_ALIVE_S: Final = 5.0
@@ -27,7 +31,8 @@ OnMessages = Callable[[list[list[Buffer]]], None]
 class Channel:
     """One role of one client: dials, dials again with full jitter after a loss, and says when it is up.
 
-    `on_up` is called in the event loop each time the handshake is done; `on_down` with the reason each time it ends.
+    `on_up` is called in the event loop each time the handshake is done; `on_down` with the reason each time it ends, and
+    `on_failure` each time an attempt came to nothing.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Channel:
         on_messages: OnMessages,
         on_up: Callable[[Link], None] | None = None,
         on_down: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
         self.link: Link | None = None
         self.failure = "not connected yet"
@@ -48,6 +54,7 @@ class Channel:
         self._on_messages = on_messages
         self._on_up = on_up
         self._on_down = on_down
+        self._on_failure = on_failure
         self._up: asyncio.Event = asyncio.Event()
         self._down: asyncio.Event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -86,6 +93,7 @@ class Channel:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
         attempt = 0
         while not self._is_closing:
             self._down.clear()
@@ -93,12 +101,15 @@ class Channel:
             try:
                 self._dialled = await self._dial(self._role, self)
             except OSError as error:
-                self.failure = error.strerror or str(error)
+                self.failure = _in_words(error)
             else:
+                opened_at = loop.time()
                 await self._down.wait()
                 self._dialled = None
-                if self._was_up:
+                if self._was_up and loop.time() - opened_at >= _STEADY_S:
                     attempt = 0
+            if not self._was_up and not self._is_closing and self._on_failure is not None:
+                self._on_failure(self.failure)
             ceiling = min(_FIRST_RETRY_S * 2**attempt, self._reconnect_max_s)
             attempt = min(attempt + 1, 16)
             if not self._is_closing:
@@ -144,3 +155,9 @@ class Channel:
             self._schedule_keep_alive()
         else:
             link.abort("the broker is silent")
+
+
+def _in_words(error: OSError) -> str:
+    """`Connection refused`, whatever event loop says it; other errors, of names and keys, in their own words."""
+    is_system = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno or 0) if is_system else error.strerror or str(error)

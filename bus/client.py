@@ -21,7 +21,7 @@ from bus.subscription import Subscription
 from bus.tokens import token_source
 from bus.transport import Dial, Link, Role, dialer
 from schemas import catalog, subjects
-from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, encode_any, new_id
+from schemas.envelope import Buffer, Headers, Kind, Message, decode, encode, encode_any, encode_raw, new_id
 from schemas.errors import (
     BadRequest,
     BusError,
@@ -77,7 +77,22 @@ class _Replies:
             raise Internal(f"the reply does not fit its operation: {error}") from error
 
 
+class _JsonReplies(_Replies):
+    """Replies as JSON text, as they came."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(Any)
+
+    def of(self, message: Message) -> bytes:
+        if message.encoding == "json":
+            return bytes(message.body_bytes())
+        return msgspec.json.encode(super().of(message))
+
+
 _ANY: Final = _Replies(Any)
+_JSON: Final = _JsonReplies()
 _by_type: dict[Any, _Replies] = {}
 
 
@@ -88,16 +103,22 @@ def _replies(kind: Any) -> _Replies:
     return known
 
 
+class JsonText(bytes):
+    """A request's body that is JSON text already; the worker decodes it, and says what is wrong with it."""
+
+
 class _Called:
     """What the client must know of a subject: how to read its replies, and whether it may be asked twice."""
 
-    __slots__ = ("final", "is_idempotent", "partial", "untyped")
+    __slots__ = ("as_json", "final", "is_idempotent", "partial", "untyped")
 
     def __init__(self, final: _Replies, partial: _Replies, *, is_idempotent: bool) -> None:
         self.final = final
         self.partial = partial
         self.is_idempotent = is_idempotent
-        self.untyped = self if final is _ANY else _Called(_ANY, _ANY, is_idempotent=is_idempotent)
+        is_root = final is not _ANY and final is not _JSON
+        self.untyped = _Called(_ANY, _ANY, is_idempotent=is_idempotent) if is_root else self
+        self.as_json = _Called(_JSON, _JSON, is_idempotent=is_idempotent) if final is not _JSON else self
 
     def gathered(self, final: Any, partials: list[Message]) -> Any:
         """The final reply with what only its partial replies said."""
@@ -125,6 +146,8 @@ class _Outstanding(abc.ABC):
         headers = self.headers
         if self.attempt > 1:
             headers = {**(headers or {}), "attempt": self.attempt}
+        if type(self.body) is JsonText:
+            return encode_raw(Kind.REQUEST, self.id, self.subject, self.deadline_ms, headers, self.body)
         return encode(Kind.REQUEST, self.id, self.subject, self.deadline_ms, headers, self.body)
 
     @abc.abstractmethod
@@ -185,17 +208,20 @@ class _Streamed(_Outstanding):
 class Client:
     """Speaks to the bus. Connects when first used and again after a loss; requests in flight are sent again by id.
 
-    `name` is what events published here carry as their source. Every method belongs to one event loop.
+    `name` is what events published here carry as their source. `signs`: requests without a token are sent with that of
+    this process; an edge that speaks for strangers must not. Every method belongs to one event loop.
     """
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "client", dial: Dial | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, name: str = "client", dial: Dial | None = None, signs: bool = True
+    ) -> None:
         self.settings = settings or Settings()
         self.name = name
         self._max_body_bytes = self.settings.bus.max_body_bytes
         # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._dial = dial or dialer(self.settings.bus, name)
-        self._token = token_source(self.settings)
+        self._dial = dial or dialer(self.settings, name)
+        self._token = token_source(self.settings) if signs else None
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._called: dict[str, _Called] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
@@ -262,12 +288,38 @@ class Client:
         where the connection broke under it or its queue was full. Lost workers are the broker's to retry.
         """
         called = self._called.get(subject) or self._resolve(subject)
-        if raw:
-            called = called.untyped
-        if timeout_s is None:
-            timeout_s = self.settings.bus.timeout_s
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
+        return await self._request(subject, body, timeout_s, headers, called.untyped if raw else called, id)
+
+    async def request_json(
+        self,
+        subject: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        headers: Headers | None = None,
+        id: bytes | None = None,
+    ) -> bytes:
+        """As `request`, with the final reply as JSON text that nothing here decodes; `body` may be a `JsonText`."""
+        called = self._called.get(subject) or self._resolve(subject)
+        headers = {**(headers or {}), "encoding": "json", "gather": True}
+        if type(body) is not JsonText:
+            body = JsonText(msgspec.json.encode(body))
+        reply: bytes = await self._request(subject, body, timeout_s, headers, called.as_json, id)
+        return reply
+
+    async def _request(
+        self,
+        subject: str,
+        body: Any,
+        timeout_s: float | None,
+        headers: Headers | None,
+        called: _Called,
+        id: bytes | None,
+    ) -> Any:
+        if timeout_s is None:
+            timeout_s = self.settings.bus.timeout_s
         if self._token is not None:
             headers = self._signed(headers)
         if id is None:
@@ -359,6 +411,18 @@ class Client:
             headers = self._signed(headers)
         return Stream(self, subject, body, headers, timeout_s, called)
 
+    def stream_json(
+        self, subject: str, body: Any = None, *, timeout_s: float | None = None, headers: Headers | None = None
+    ) -> Stream:
+        """As `stream`, with every piece and the final reply as JSON text; `body` may be a `JsonText`."""
+        called = self._called.get(subject) or self._resolve(subject)
+        headers = {**(headers or {}), "encoding": "json"}
+        if type(body) is not JsonText:
+            body = JsonText(msgspec.json.encode(body))
+        if timeout_s is None:
+            timeout_s = self.settings.bus.timeout_s
+        return Stream(self, subject, body, self._signed(headers), timeout_s, called.as_json)
+
     def _signed(self, headers: Headers | None) -> Headers | None:
         """Headers with this process's token, unless they bring one."""
         if self._token is None or (headers and "token" in headers):
@@ -390,7 +454,7 @@ class Client:
             bus = self.settings.bus
             raise BrokerUnreachable(
                 f"no connection to the broker at {bus.host}:{bus.request_port} within {timeout_s:g} s"
-                f" ({channel.failure}); is it running?",
+                f" ({channel.failure}){'' if bus.server_key else '; is it running?'}",
                 host=bus.host,
                 port=bus.request_port,
             ) from None
@@ -528,6 +592,13 @@ class Stream:
         self._outstanding: _Streamed | None = None
         self._is_over = False
         self._final: Any = None
+
+    @property
+    def id(self) -> bytes:
+        """The request's id, 16 bytes; raises RuntimeError before the stream has begun."""
+        if self._outstanding is None:
+            raise RuntimeError("the stream has not begun: use it as `async with`")
+        return self._outstanding.id
 
     @property
     def final(self) -> Any:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn
 import msgspec
 from msgspec import Meta
 
+from bus import z85
 from bus.hours import parse_hours
 from bus.sizes import parse_size, parse_sizes
 from schemas.errors import BadRequest
@@ -39,6 +40,9 @@ DAY_S: Final = 86_400.0
 # Names that a size may be given to: of a device, of a service.
 DEVICE_NAME: Final = "cpu|gpu[0-9]{1,3}"
 SERVICE_NAME: Final = "[A-Za-z0-9_.-]{1,64}"
+
+# What a machine is called in the settings, in the keys folder and in messages.
+MACHINE_NAME: Final = "[a-z][a-z0-9-]{0,31}"
 
 
 class SettingsError(Exception):
@@ -59,9 +63,20 @@ class BusSettings(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="address the broker binds and everybody else connects to; past loopback see bus.insecure",
+            description="address everybody connects to, and the broker binds; past loopback it takes bus.server_key",
         ),
     ] = "127.0.0.1"
+    listen: Annotated[
+        tuple[str, ...],
+        Meta(description="addresses the broker binds beside bus.host for other machines, encrypted (olympus keys)"),
+    ] = ()
+    server_key: Annotated[
+        str,
+        Meta(
+            description="connect to bus.host encrypted, to the owner of this key alone: a name trusted with `olympus"
+            " keys`, or the key"
+        ),
+    ] = ""
     request_port: Annotated[Port, Meta(description="requests and replies; 0 takes any free port (tests)")] = 7000
     publish_port: Annotated[Port, Meta(description="events in: publishers connect here; 0 takes any free port")] = 7001
     subscribe_port: Annotated[Port, Meta(description="events out, two plain frames; 0 takes any free port")] = 7002
@@ -69,7 +84,7 @@ class BusSettings(Section, frozen=True, kw_only=True):
         Port, Meta(description="events out with sequence number, time, source and id; 0 takes any free port")
     ] = 7003
     insecure: Annotated[
-        bool, Meta(description="allow a host past loopback although nothing on the bus is encrypted or signed in yet")
+        bool, Meta(description="allow a host past loopback in clear: anybody in that network reads and writes it all")
     ] = False
     timeout_s: Annotated[
         float, Meta(gt=0, le=86_400, description="seconds a client waits for a reply when the call names no deadline")
@@ -549,6 +564,105 @@ class LearningSettings(Section, frozen=True, kw_only=True):
     ] = 14.0
 
 
+# Services that have an HTTP port of their own.
+REST_SERVICES: Final = ("memory", "models", "learning")
+
+
+class RestSettings(Section, frozen=True, kw_only=True):
+    """The HTTP edge: one port per service with its operations, the OpenAI shapes, health and metrics."""
+
+    host: Annotated[
+        str, Meta(min_length=1, description="address the HTTP ports are bound to; past loopback see rest.insecure")
+    ] = "127.0.0.1"
+    insecure: Annotated[
+        bool, Meta(description="allow a host past loopback although nobody has to sign in, or passwords pass in clear")
+    ] = False
+    services: Annotated[
+        tuple[str, ...], Meta(description="which ports are opened, of memory, models and learning; [] opens none")
+    ] = REST_SERVICES
+    memory_port: Annotated[Port, Meta(description="memory over HTTP; 0 takes any free port (tests)")] = 7010
+    models_port: Annotated[Port, Meta(description="models and /v1 over HTTP; 0 takes any free port")] = 7011
+    learning_port: Annotated[Port, Meta(description="learning over HTTP; 0 takes any free port")] = 7012
+    memory_health_port: Annotated[Port, Meta(description="health of memory, alone on a port; 0 takes any free one")] = (
+        7110
+    )
+    models_health_port: Annotated[Port, Meta(description="health of models, alone on a port; 0 takes any free one")] = (
+        7111
+    )
+    learning_health_port: Annotated[
+        Port, Meta(description="health of learning, alone on a port; 0 takes any free one")
+    ] = 7112
+    phase1: Annotated[
+        bool, Meta(description="also answer the paths and shapes of the first HTTP service (docs/rest-phase1.md)")
+    ] = True
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="web pages whose scripts may call, as https://HOST[:PORT]; * for any, [] for none"),
+    ] = ()
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=GIB, description="bytes of the largest request body")] = (
+        MAX_BODY_BYTES
+    )
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="connections open at once on all ports; more are refused")
+    ] = 4096
+    read_timeout_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="seconds a client may take to send the head, and each piece of a body")
+    ] = 15.0
+    idle_s: Annotated[
+        float, Meta(ge=0.1, le=DAY_S, description="seconds a connection may wait between two requests")
+    ] = 75.0
+
+
+class LegacySettings(Section, frozen=True, kw_only=True):
+    """The ports of the agents that Olympus replaces, in their own words (docs/legacy.md)."""
+
+    enabled: Annotated[bool, Meta(description="open the ports of the replaced agents")] = False
+    host: Annotated[
+        str, Meta(min_length=1, description="address their ports are bound to; past loopback see legacy.insecure")
+    ] = "127.0.0.1"
+    insecure: Annotated[
+        bool, Meta(description="allow a host past loopback although these ports know no encryption and no sign-in")
+    ] = False
+    agents: Annotated[
+        tuple[str, ...], Meta(description="names of the agents that are answered for; * for all (olympus ports)")
+    ] = ("*",)
+    ports: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="other numbers, as CacheManager=17102, CacheManager.health=off; several with +, 0 takes any free"
+        ),
+    ] = ()
+    announce: Annotated[
+        str, Meta(description="address that discovery tells for these agents; empty for the one the caller reached")
+    ] = ""
+    user: Annotated[
+        str,
+        Meta(description="account these ports act for; needed where auth.required, since their clients cannot sign in"),
+    ] = ""
+    opportunity_score: Annotated[
+        float, Meta(ge=0, le=1, description="score from which an interaction heard on port 5701 or 5702 is kept")
+    ] = 0.7
+
+
+class MachineSettings(Section, frozen=True, kw_only=True):
+    """Which machine this is, where the others are, and what runs here (docs/two-machines.md)."""
+
+    name: Annotated[
+        str, Meta(description="name of this machine; `olympus up` then starts Procfile.NAME; empty for Procfile")
+    ] = ""
+    addresses: Annotated[
+        tuple[str, ...],
+        Meta(description="addresses by machine, as mainpc=192.168.100.16; settings of a host may then hold the name"),
+    ] = ()
+    services: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="what `olympus up` starts, in this order, and what each waits for, as"
+            " learning=broker+memory@pc2; [] for the whole Procfile"
+        ),
+    ] = ()
+
+
 class SupervisorSettings(Section, frozen=True, kw_only=True):
     """When a dead process is started again, and how long a stop may take."""
 
@@ -597,6 +711,9 @@ class Settings(Section, frozen=True, kw_only=True):
     models: ModelSettings = ModelSettings()
     resources: ResourceSettings = ResourceSettings()
     learning: LearningSettings = LearningSettings()
+    rest: RestSettings = RestSettings()
+    legacy: LegacySettings = LegacySettings()
+    machine: MachineSettings = MachineSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
 
@@ -631,16 +748,20 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     Raises SettingsError for an unreadable file and for a key that is unknown, malformed, out of range or unsafe.
     """
     written = _written(path, overrides)
-    settings = _convert(written)
+    settings = _with_addresses(_convert(written), written)
     _check_ports(settings, written)
     _check_rates(settings, written)
     _check_shares(settings, written)
     _check_host(settings, written)
+    _check_rest(settings, written)
+    _check_curve(settings, written)
+    _check_machine(settings, written)
     _check_redis_url(settings, written)
     _check_provider(settings, written)
     _check_log_subjects(settings, written)
     _check_sizes(settings, written)
     _check_learning(settings, written)
+    _check_legacy(settings, written)
     return settings
 
 
@@ -932,14 +1053,150 @@ def is_loopback(host: str) -> bool:
 
 
 def _check_host(settings: Settings, written: Mapping[str, _Written]) -> None:
-    if settings.bus.insecure or is_loopback(settings.bus.host):
+    bus = settings.bus
+    if bus.insecure or bus.server_key or is_loopback(bus.host):
         return
-    entry = written["bus.host"]
     why = (
-        "it can be reached from other machines, and the bus is neither encrypted nor signed in yet: anybody who reaches"
-        " it may read and change everything. Keep it on 127.0.0.1, or say `bus.insecure: true` to accept that"
+        "it can be reached from other machines, and nothing there would be encrypted: anybody who reaches it may read"
+        " and change everything. For a broker on another machine name its key in bus.server_key; for one on this"
+        " machine keep bus.host on 127.0.0.1 and put the address into bus.listen, which is encrypted"
+        " (docs/two-machines.md). `bus.insecure: true` accepts a bus in clear"
     )
-    raise _refusal("bus.host", entry, why)
+    raise _refusal("bus.host", written["bus.host"], why)
+
+
+def _check_curve(settings: Settings, written: Mapping[str, _Written]) -> None:
+    bus = settings.bus
+    for address in bus.listen:
+        if address in ("", "*", "0.0.0.0", "::"):
+            why = f"{address!r} would take in loopback too, where the bus is plain; name the address of this machine"
+            raise _refusal("bus.listen", written["bus.listen"], why)
+        if address == bus.host or bus.listen.count(address) > 1:
+            raise _refusal("bus.listen", written["bus.listen"], f"{address!r} is bound already")
+    if bus.server_key and not re.fullmatch(MACHINE_NAME, bus.server_key):
+        try:
+            is_key = len(z85.decode(bus.server_key)) == 32
+        except ValueError:
+            is_key = False
+        if not is_key:
+            why = "allowed: a name trusted with `olympus keys trust`, a public key of 40 characters, or empty"
+            raise _refusal("bus.server_key", written["bus.server_key"], why)
+
+
+def _check_machine(settings: Settings, written: Mapping[str, _Written]) -> None:
+    machine = settings.machine
+    checks: dict[str, Callable[[], object]] = {
+        "name": lambda: machine.name and _parse_name(machine.name),
+        "services": lambda: parse_services(machine.services),
+    }
+    _check_each("machine", checks, written)
+
+
+def _with_addresses(settings: Settings, written: Mapping[str, _Written]) -> Settings:
+    """Settings with the addresses of machines where their names stood."""
+    machine = settings.machine
+    if not machine.addresses:
+        return settings
+    try:
+        known = _parse_addresses(machine.addresses)
+    except ValueError as error:
+        raise _refusal("machine.addresses", written["machine.addresses"], str(error)) from error
+    replace = msgspec.structs.replace
+    bus, rest, legacy = settings.bus, settings.rest, settings.legacy
+    return replace(
+        settings,
+        bus=replace(
+            bus,
+            host=known.get(bus.host, bus.host),
+            listen=tuple(known.get(address, address) for address in bus.listen),
+        ),
+        rest=replace(rest, host=known.get(rest.host, rest.host)),
+        legacy=replace(
+            legacy,
+            host=known.get(legacy.host, legacy.host),
+            announce=known.get(legacy.announce, legacy.announce),
+        ),
+    )
+
+
+def _parse_addresses(entries: Iterable[str]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for entry in entries:
+        name, _, address = (part.strip() for part in entry.partition("="))
+        if not address:
+            raise ValueError(f"{entry[:80]!r} is not NAME=ADDRESS, as in mainpc=192.168.100.16")
+        if known.setdefault(_parse_name(name), address) != address:
+            raise ValueError(f"{name!r} has two addresses, {known[name]} and {address}")
+    return known
+
+
+def _parse_name(name: str) -> str:
+    if not re.fullmatch(MACHINE_NAME, name):
+        raise ValueError(f"{name[:40]!r} is no name of a machine: lower-case letters, digits and -, a letter first")
+    return name
+
+
+class Need(NamedTuple):
+    """A service that another waits for, and the machine it runs on; "" for this one."""
+
+    service: str
+    machine: str
+
+
+def parse_services(entries: Iterable[str]) -> dict[str, tuple[Need, ...]]:
+    """What each service waits for, in the order of start, from NAME=NEED+NEED@MACHINE each. Raises ValueError."""
+    services: dict[str, tuple[Need, ...]] = {}
+    for entry in entries:
+        name, equals, needs = (part.strip() for part in entry.partition("="))
+        found = [_SERVICE_NEED.fullmatch(need.strip()) for need in needs.split("+")] if equals else []
+        if not _SERVICE_NEED.fullmatch(name) or "@" in name or None in found:
+            raise ValueError(f"{entry[:80]!r} is not NAME or NAME=NEED+NEED@MACHINE, as in learning=broker+memory@pc2")
+        if name in services:
+            raise ValueError(f"{name!r} stands there twice")
+        services[name] = tuple(Need(one[1], one[2] or "") for one in found if one is not None)
+    for name, needed in services.items():
+        missing = [need.service for need in needed if not need.machine and need.service not in services]
+        if missing:
+            raise ValueError(f"{name!r} waits for {missing[0]!r}, which does not run here; name its machine, as @pc2")
+    return services
+
+
+_SERVICE_NEED: Final = re.compile(f"([a-z][a-z0-9_]*)(?:@({MACHINE_NAME}))?")
+
+
+def _check_legacy(settings: Settings, written: Mapping[str, _Written]) -> None:
+    legacy = settings.legacy
+    if not legacy.enabled:
+        return
+    if not legacy.insecure and not is_loopback(legacy.host):
+        why = (
+            "it can be reached from other machines, and these ports know neither encryption nor sign-in: anybody who"
+            " reaches them may do what the agents could. Keep it on 127.0.0.1, or say `legacy.insecure: true`"
+        )
+        raise _refusal("legacy.host", written["legacy.host"], why)
+    if settings.auth.required and not legacy.user:
+        raise SettingsError(
+            f"{_origin('legacy.enabled', written)}: legacy.enabled = true needs legacy.user while auth.required is true:"
+            " the clients of these ports cannot sign in; name the account they act for (olympus auth add-user)"
+        )
+
+
+def _check_rest(settings: Settings, written: Mapping[str, _Written]) -> None:
+    rest = settings.rest
+    for service in rest.services:
+        if service not in REST_SERVICES:
+            raise _refusal("rest.services", written["rest.services"], f"allowed: {', '.join(REST_SERVICES)}")
+    for origin in rest.cors_origins:
+        if origin != "*" and not (_is_http_url(origin) and origin.rstrip("/").count("/") == 2):
+            why = f"{origin[:80]!r} is no origin; allowed: https://HOST[:PORT], http://..., or * for any"
+            raise _refusal("rest.cors_origins", written["rest.cors_origins"], why)
+    if rest.insecure or settings.auth.required or not rest.services or is_loopback(rest.host):
+        return
+    why = (
+        "it can be reached from other machines, and nobody has to sign in: anybody who reaches it may read and change"
+        " everything. Keep it on 127.0.0.1, set `auth.required: true`, or say `rest.insecure: true` to accept that"
+    )
+    raise _refusal("rest.host", written["rest.host"], why)
 
 
 def _check_redis_url(settings: Settings, written: Mapping[str, _Written]) -> None:

@@ -82,6 +82,10 @@ class SyncClient:
         if running is not None:
             running.end()
 
+    def connect(self, timeout_s: float | None = None) -> None:
+        """Wait for the broker; see `Client.connect`."""
+        self._call(lambda client: client.connect(timeout_s))
+
     def request(
         self,
         subject: str,

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Final, Protocol, cast
 
 from bus import pages, zmtp
-from bus.settings import BusSettings
+from bus.settings import Settings
 from schemas.envelope import Buffer
 from schemas.limits import MAX_BODY_BYTES
 
@@ -42,6 +42,10 @@ _EARLY_PARTS: Final = 64
 
 # A peer must finish greeting and READY within this many seconds.
 _HANDSHAKE_S: Final = 10.0
+
+# Peers of one address that have not finished, at most: then the one that has taken longest goes. A handshake takes
+# milliseconds, so that who floods a port with connections pushes out its own; each holds about 20 KiB.
+_HANDSHAKES_MAX: Final = 1024
 
 
 class Role(StrEnum):
@@ -103,6 +107,13 @@ class Handler(Protocol):
 Dial = Callable[[Role, Handler], Awaitable[Link]]
 
 
+class MakeCodec(Protocol):
+    """`zmtp.Codec`, or one of bus.curve with its keys given."""
+
+    def __call__(self, socket_type: bytes, *, properties: Mapping[str, bytes], max_body_bytes: int) -> zmtp.Codec:
+        """The codec of one connection."""
+
+
 class _PerThread(threading.local):
     view: memoryview | None = None
     release: asyncio.TimerHandle | None = None
@@ -130,14 +141,19 @@ def _release(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One ZMTP peer."""
+    """One ZMTP peer. `waiting`: those of the same address whose handshake is not done, oldest first."""
 
-    def __init__(self, codec: zmtp.Codec, handler: Handler) -> None:
+    def __init__(
+        self, codec: zmtp.Codec, handler: Handler, waiting: dict[Connection, None] | None = None
+    ) -> None:
         self.codec = codec
         self.peer = ""
+        self.local_host = ""
         self.is_open = False
         self.was_heard = True
         self._handler = handler
+        self._encode = codec.encode
+        self._is_secure = codec.is_secure
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._out: list[Buffer] = []
@@ -147,9 +163,10 @@ class Connection(asyncio.BufferedProtocol):
         self._is_closed = False
         # Nothing more is sent: it closes, or is closed.
         self._is_sealed = False
-        self._reason = "closed by the peer"
+        self._reason = ""
         self._read_view = _read_view()
         self._handshake: asyncio.TimerHandle | None = None
+        self._waiting = {} if waiting is None else waiting
         self._writable = asyncio.Event()
         self._writable.set()
         self._pongs: dict[bytes, asyncio.Future[None]] = {}
@@ -167,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_sealed:
             return
         out = self._out
-        size = zmtp.encode_message(frames, out)
+        size = self._encode(frames, out)
         self._out_bytes += size
         if size >= zmtp.LARGE_FRAME_BYTES:
             self._has_large = True
@@ -180,6 +197,10 @@ class Connection(asyncio.BufferedProtocol):
     def send_prepared(self, frames: list[Buffer], wire: bytes) -> None:
         """As `send`, for a message that goes to many: `wire` is what `zmtp.encode_message` made of `frames`."""
         if self._is_sealed:
+            return
+        if self._is_secure:
+            # Encrypted for each peer by itself.
+            self.send(frames)
             return
         self._out.append(wire)
         self._out_bytes += len(wire)
@@ -239,11 +260,11 @@ class Connection(asyncio.BufferedProtocol):
         """Wait for the peer's PONG: everything sent before has then been read. Raises ConnectionError when it is gone."""
         self.flush()
         if self._is_closed or self._transport is None:
-            raise ConnectionError(self._reason)
+            raise ConnectionError(self._reason or self.codec.when_closed())
         self._pings += 1
         context = self._pings.to_bytes(8, "big")
         pong = self._pongs[context] = self._loop.create_future()
-        self._transport.write(zmtp.ping(context))
+        self._transport.write(self.codec.ping(context))
         await pong
 
     def pause_reading(self) -> None:
@@ -261,7 +282,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.was_heard:
             self.was_heard = False
             if self.is_open and self.codec.peer_minor >= 1 and self._transport is not None:
-                self._transport.write(zmtp.ping())
+                self.flush()
+                self._transport.write(self.codec.ping())
             return True
         return self.is_open and self.codec.peer_minor == 0
 
@@ -295,11 +317,18 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
         name = transport.get_extra_info("peername")
         self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+        own = transport.get_extra_info("sockname")
+        self.local_host = str(own[0]) if isinstance(own, tuple) else ""
         raw: socket.socket | None = transport.get_extra_info("socket")
         self._fd = -1 if raw is None else raw.fileno()
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._handshake = self._loop.call_later(_HANDSHAKE_S, self.abort, "no ZMTP handshake in time")
+        self._waiting[self] = None
+        if len(self._waiting) > _HANDSHAKES_MAX:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.abort("too many handshakes at once")
         self._write_outgoing()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -324,8 +353,7 @@ class Connection(asyncio.BufferedProtocol):
             self._write_outgoing()
         if not self.is_open and codec.is_ready:
             self.is_open = True
-            if self._handshake is not None:
-                self._handshake.cancel()
+            self._end_handshake()
             self._handler.on_open(self)
         if codec.subscriptions:
             messages = self._as_messages(codec) + messages
@@ -356,10 +384,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_sealed = True
         self._fd = -1
         self.is_open = False
-        if self._handshake is not None:
-            self._handshake.cancel()
+        self._end_handshake()
         self._writable.set()
-        reason = self._reason if exc is None else str(exc) or type(exc).__name__
+        reason = self._reason or self.codec.when_closed() if exc is None else str(exc) or type(exc).__name__
         for pong in self._pongs.values():
             if not pong.done():
                 pong.set_exception(ConnectionError(reason))
@@ -367,8 +394,15 @@ class Connection(asyncio.BufferedProtocol):
         self._out.clear()
         self._handler.on_close(self, reason)
 
+    def _end_handshake(self) -> None:
+        self._waiting.pop(self, None)
+        if self._handshake is not None:
+            self._handshake.cancel()
+
     def _write_outgoing(self) -> None:
         if self.codec.outgoing and self._transport is not None:
+            # In the order of encoding: encrypted frames are numbered.
+            self.flush()
             data = bytes(self.codec.outgoing)
             self.codec.outgoing.clear()
             self._transport.write(data)
@@ -400,14 +434,17 @@ async def listen(
     key: str,
     properties: Mapping[str, bytes] = {},
     max_body_bytes: int = MAX_BODY_BYTES,
+    codec: MakeCodec = zmtp.Codec,
 ) -> tuple[asyncio.Server, int]:
     """Serve ZMTP peers on a port (0 takes any free one); returns the server and the port it got.
 
     Raises AddressInUse naming `key`, and OSError for an address this machine does not have.
     """
 
+    waiting: dict[Connection, None] = {}
+
     def accept() -> Connection:
-        return Connection(zmtp.Codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler)
+        return Connection(codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler, waiting)
 
     loop = asyncio.get_running_loop()
     try:
@@ -428,30 +465,43 @@ async def connect(
     *,
     properties: Mapping[str, bytes] = {},
     max_body_bytes: int = MAX_BODY_BYTES,
+    codec: MakeCodec = zmtp.Codec,
 ) -> Connection:
     """Open a TCP connection; `handler.on_open` tells when the handshake is done. Raises OSError."""
     loop = asyncio.get_running_loop()
 
     def make() -> Connection:
-        return Connection(zmtp.Codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler)
+        return Connection(codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler)
 
     _, connection = await loop.create_connection(make, host, port)
     return connection
 
 
-def dialer(settings: BusSettings, name: str) -> Dial:
-    """How clients and workers reach the broker over TCP; `name` is what the broker calls the source of their events."""
+def dialer(settings: Settings, name: str) -> Dial:
+    """How clients and workers reach the broker over TCP; `name` is what the broker calls the source of their events.
+
+    Encrypted where `bus.server_key` is set; the keys are read at each connection, since they may be traded meanwhile.
+    """
+    bus = settings.bus
     ports = {
-        Role.REQUEST: (settings.request_port, b"DEALER"),
-        Role.PUBLISH: (settings.publish_port, b"PUB"),
-        Role.EVENTS: (settings.sequenced_port, b"SUB"),
+        Role.REQUEST: (bus.request_port, b"DEALER"),
+        Role.PUBLISH: (bus.publish_port, b"PUB"),
+        Role.EVENTS: (bus.sequenced_port, b"SUB"),
     }
     properties = {NAME_PROPERTY: name.encode()[:255]}
 
     async def dial(role: Role, handler: Handler) -> Link:
         port, socket_type = ports[role]
+        codec: MakeCodec = zmtp.Codec
+        if bus.server_key:
+            from bus.keys import Keys
+
+            codec = Keys(settings).client_codec(bus.server_key)
         return await connect(
-            settings.host, port, socket_type, handler, properties=properties, max_body_bytes=settings.max_body_bytes
+            *(bus.host, port, socket_type, handler),
+            properties=properties,
+            max_body_bytes=bus.max_body_bytes,
+            codec=codec,
         )
 
     return dial

@@ -25,14 +25,16 @@ from bus.authorize import Authorizer, Caller, check_namespaces
 from bus.channel import Channel
 from bus.client import Client
 from bus.gather import gather
+from bus.needs import in_words, missing, needs_of
+from bus.reminder import Reminder
 from bus.settings import Settings
 from bus.transport import Dial, Link, Role, dialer
 from bus.version import VERSION
 from schemas import catalog, subjects
 from schemas.bodies.base import SecretRequest
-from schemas.bodies.control import ErrorReport, Heartbeat, Ready, Welcome
+from schemas.bodies.control import BusServices, ErrorReport, Heartbeat, Ready, ServiceList, Welcome
 from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
-from schemas.errors import BadRequest, BusError, Cancelled, Internal, NoWorker, TooLarge, WorkerLost
+from schemas.errors import BadRequest, BusError, Cancelled, ErrorBody, Internal, NoWorker, TooLarge, WorkerLost
 from schemas.limits import MAX_BODY_BYTES
 from schemas.values import as_json, check_values
 
@@ -40,6 +42,9 @@ log = logging.getLogger("olympus.worker")
 
 # The broker must be heard within this many heartbeats, or the connection is given up and made anew.
 _LEASE_BEATS: Final = 3
+
+# How often it is looked whether the services are there that this one waits for, seconds.
+_LOOK_EVERY_S: Final = 0.5
 
 # Of the time to leave, kept for saying so and closing.
 _LEAVE_S: Final = 0.3
@@ -215,10 +220,12 @@ class Worker:
         self.instance = instance or f"{socket.gethostname()}-{os.getpid()}"
         self.capacity = capacity
         name = f"{service}/{self.instance}"
-        self._dial = dial or dialer(self.settings.bus, name)
+        self._dial = dial or dialer(self.settings, name)
         self.client = Client(self.settings, name=name, dial=self._dial)
         self.authorizer = Authorizer(self.settings, self.client) if self.settings.auth.required else None
         self._listening: asyncio.Task[None] | None = None
+        self._awaiting: asyncio.Task[None] | None = None
+        self._reminder = Reminder()
         self._handlers: dict[str, _Served] = {}
         self._patterns: list[tuple[str, _Served]] = []
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -245,6 +252,7 @@ class Worker:
             on_messages=self._on_messages,
             on_up=self._register,
             on_down=self._on_down,
+            on_failure=self._on_unreachable,
         )
 
     # Registration
@@ -275,11 +283,17 @@ class Worker:
     # Life
 
     async def start(self, timeout_s: float | None = None) -> None:
-        """Connect and register; returns once the broker has welcomed this worker. Raises TimeoutError."""
+        """Connect and register; returns once the broker has welcomed this worker.
+
+        Raises TimeoutError, and BadRequest where there is nothing to serve.
+        """
+        if not self._handlers and not self._patterns:
+            raise BadRequest(f"the worker of {self.service!r} serves nothing: register a handler before it starts")
         self._loop = asyncio.get_running_loop()
         self._is_serving = True
         if self.authorizer is not None:
             self._listening = self._loop.create_task(self.authorizer.listen())
+        self._awaiting = self._loop.create_task(self._await_needs())
         self._channel.start()
         async with asyncio.timeout(timeout_s):
             await self._welcomed.wait()
@@ -293,6 +307,7 @@ class Worker:
         starting = asyncio.ensure_future(self.start())
         await asyncio.wait({waiting, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
+            starting.result()
             log.info("ready", extra={"action": "worker.ready", "service": self.service, "instance": self.instance})
             await waiting
         starting.cancel()
@@ -322,7 +337,7 @@ class Worker:
         abandoned = list(self._tasks.values())
         if abandoned:
             log.warning("left with requests in flight", extra={"action": "worker.abandoned", "count": len(abandoned)})
-        for task in (self._beating, self._listening):
+        for task in (self._beating, self._listening, self._awaiting):
             if task is not None:
                 task.cancel()
         with contextlib.suppress(TimeoutError):
@@ -376,6 +391,38 @@ class Worker:
         for frames in unsent.values():
             self._send(frames)
         self._welcomed.set()
+        if self._reminder.was_said:
+            log.info("the broker is there", extra={"action": "worker.connected", "service": self.service})
+        self._reminder.clear()
+
+    def _on_unreachable(self, reason: str) -> None:
+        bus = self.settings.bus
+        if self._reminder.is_due(reason, time.monotonic()):
+            where = f"{bus.host}:{bus.request_port}"
+            log.warning(
+                "waiting for the broker",
+                extra={"action": "worker.waiting", "service": self.service, "broker": where, "reason": reason},
+            )
+
+    async def _await_needs(self) -> None:
+        """Say which services this one waits for, until they are there; what takes them fails meanwhile."""
+        needs = needs_of(self.settings, self.service)
+        reminder = Reminder()
+        while needs:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                reply: ServiceList = await self.client.request("bus.services", BusServices())
+            except BusError:
+                # That the broker is away is said by `_on_unreachable`.
+                continue
+            absent = missing(needs, {service.service for service in reply.services if service.instances})
+            fields = {"service": self.service, "needs": in_words(absent or needs)}
+            if not absent:
+                if reminder.was_said:
+                    log.info("all that it waited for is there", extra={"action": "worker.needs_met", **fields})
+                return
+            if reminder.is_due(fields["needs"], time.monotonic()):
+                log.warning("waiting for other services", extra={"action": "worker.waiting", **fields})
 
     def _on_down(self, reason: str) -> None:
         self._welcomed.clear()
@@ -435,6 +482,13 @@ class Worker:
                 self._on_welcome(message)
             elif message.kind is Kind.BYE:
                 self._last_request_came.set()
+            elif message.kind is Kind.ERROR:
+                # Of no request: the broker sends this worker away, or could not read what it said.
+                refused = msgspec.msgpack.decode(message.body, type=ErrorBody)
+                log.warning(
+                    "refused by the broker",
+                    extra={"action": "worker.refused", "service": self.service, "reason": refused.message},
+                )
 
     def _accept(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
         if message.id not in self._tasks:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Final
+from typing import ClassVar, Final, NoReturn
 
 from bus.pages import room
 from schemas.envelope import Buffer
@@ -24,10 +24,10 @@ _LONG: Final = 2
 _COMMAND: Final = 4
 
 _GREETING_BYTES: Final = 64
-_GREETING: Final = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+_AS_SERVER_AT: Final = 32
 
 # Commands hold a name and a little metadata; anything larger is no command of this protocol.
-_MAX_COMMAND_BYTES: Final = 8 * 1024
+MAX_COMMAND_BYTES: Final = 8 * 1024
 
 # A frame from this size on is received straight into its own buffer instead of passing through the read buffer.
 LARGE_FRAME_BYTES: Final = 64 * 1024
@@ -48,6 +48,17 @@ _PEERS: Final[dict[bytes, frozenset[bytes]]] = {
     b"XPUB": frozenset({b"SUB", b"XSUB"}),
     b"PUB": frozenset({b"SUB", b"XSUB"}),
     b"SUB": frozenset({b"PUB", b"XPUB"}),
+}
+
+# A socket type of ours alone: it waits for what the peer is, and is the type that serves it.
+ANY: Final = b"*"
+_SERVES: Final[dict[bytes, bytes]] = {
+    b"REQ": b"ROUTER",
+    b"DEALER": b"ROUTER",
+    b"PUB": b"XSUB",
+    b"XPUB": b"XSUB",
+    b"SUB": b"XPUB",
+    b"XSUB": b"XPUB",
 }
 
 _unpack_long = Struct(">Q").unpack_from
@@ -84,16 +95,36 @@ def encode_message(frames: list[Buffer], out: list[Buffer]) -> int:
     return total
 
 
-def _command(name: bytes, data: bytes) -> bytes:
+def greeting(mechanism: bytes, *, as_server: bool) -> bytes:
+    """The first 64 bytes of a connection."""
+    head = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + mechanism.ljust(20, b"\0") + bytes((as_server,))
+    return head.ljust(_GREETING_BYTES, b"\0")
+
+
+def printable(said: bytes) -> str:
+    """What a stranger said, fit for a log and a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in said.decode("ascii", "replace"))
+
+
+def frame_head(size: int, flags: int = 0) -> bytes:
+    """What stands before `size` bytes of payload."""
+    return bytes((flags, size)) if size < 256 else _pack_long(flags | _LONG, size)
+
+
+def command(name: bytes, data: bytes) -> bytes:
+    """A command as it is sent in clear."""
     body = bytes((len(name),)) + name + data
-    if len(body) < 256:
-        return bytes((_COMMAND, len(body))) + body
-    return _pack_long(_COMMAND | _LONG, len(body)) + body
+    return frame_head(len(body), _COMMAND) + body
 
 
 def ping(context: bytes = b"") -> bytes:
     """A PING command; the peer answers PONG with the same context (at most 16 bytes)."""
-    return _command(b"PING", b"\0\0" + context)
+    return command(b"PING", ping_data(context))
+
+
+def ping_data(context: bytes = b"") -> bytes:
+    """What a PING says: no time to live, and the context that the PONG repeats."""
+    return b"\0\0" + context
 
 
 def subscription(prefix: bytes, *, is_cancel: bool = False) -> list[Buffer]:
@@ -107,7 +138,12 @@ class Codec:
     Feed received bytes to `feed`, or, while `large` is set, receive straight into it and call `large_filled`.
     Both return the complete messages, each a list of frames. Bytes the codec itself wants sent (greeting, READY, PONG)
     gather in `outgoing`. `oversize` holds (frames received before it, bytes claimed) for each message skipped for size.
+    This one speaks the NULL mechanism; bus.curve has those that encrypt, `is_secure`.
     """
+
+    mechanism: ClassVar[bytes] = b"NULL"
+    as_server: ClassVar[bool] = False
+    is_secure: ClassVar[bool] = False
 
     __slots__ = (
         "_discard",
@@ -122,14 +158,17 @@ class Codec:
         "_scan_limit",
         "_socket_type",
         "_tail",
+        "encode",
         "is_ready",
         "large",
         "outgoing",
         "oversize",
+        "peer_key",
         "peer_minor",
         "peer_properties",
         "peer_type",
         "pongs",
+        "refused_key",
         "subscriptions",
     )
 
@@ -149,9 +188,14 @@ class Codec:
         self._large_whole: memoryview | None = None
         self._large_is_last = True
         self.large: memoryview | None = None
-        self.outgoing = bytearray(_GREETING)
+        self.outgoing = bytearray(greeting(self.mechanism, as_server=self.as_server))
         self.oversize: list[tuple[list[Buffer], int]] = []
         self.is_ready = False
+        # Appends the wire form of one message to a list, in the order of sending; returns its size in bytes.
+        self.encode: Callable[[list[Buffer], list[Buffer]], int] = encode_message
+        # Long-term public keys, where the connection is encrypted: the peer's, or that of a peer that was not let in.
+        self.peer_key = b""
+        self.refused_key = b""
         self.peer_minor = 0
         self.peer_type = b""
         self.peer_properties: dict[str, bytes] = {}
@@ -200,8 +244,8 @@ class Codec:
             if flags > 7:
                 raise ProtocolError(f"reserved flag bits are set in frame flags {flags:#04x}")
             if flags & _COMMAND:
-                if flags & _MORE or size > _MAX_COMMAND_BYTES:
-                    raise ProtocolError(f"a command of {size} bytes; the limit is {_MAX_COMMAND_BYTES} in one frame")
+                if flags & _MORE or size > MAX_COMMAND_BYTES:
+                    raise ProtocolError(f"a command of {size} bytes; the limit is {MAX_COMMAND_BYTES} in one frame")
                 if start + size > end:
                     break
                 position = start + size
@@ -213,6 +257,10 @@ class Codec:
                 self._begin_discard(size, is_last=not flags & _MORE)
                 frames = self._frames
                 position = start
+                if self.is_secure:
+                    # What was skipped cannot be opened, and is accounted for before what comes after it.
+                    self._tail = data[start:]
+                    return messages
                 continue
             stop = start + size
             if stop > end:
@@ -281,20 +329,46 @@ class Codec:
         if data[:1] != b"\xff" or (len(data) >= 10 and data[9] & 0x7F != 0x7F) or (len(data) > 10 and data[10] < 3):
             raise ProtocolError("the peer does not greet in ZMTP 3")
 
-    def _greet(self, greeting: bytes) -> None:
-        self._check_signature(greeting)
-        mechanism = greeting[12:32].rstrip(b"\0")
-        if mechanism != b"NULL":
-            name = mechanism.decode("ascii", "replace")
-            raise ProtocolError(f"the peer wants the security mechanism {name!r}, only NULL is spoken on this port")
-        self.peer_minor = greeting[11] if greeting[10] == 3 else 1
+    def ping(self, context: bytes = b"") -> bytes:
+        """A PING as it is sent now; the peer answers PONG with the same context (at most 16 bytes)."""
+        return ping(context)
+
+    def when_closed(self) -> str:
+        """What it means that the peer closes the connection now."""
+        return "closed by the peer"
+
+    def _greet(self, data: bytes) -> None:
+        self._check_signature(data)
+        mechanism = data[12:_AS_SERVER_AT].rstrip(b"\0")
+        if mechanism != self.mechanism:
+            name, ours = mechanism.decode("ascii", "replace"), self.mechanism.decode()
+            raise ProtocolError(f"the peer wants the security mechanism {name!r}, only {ours} is spoken on this port")
+        self.peer_minor = data[11] if data[10] == 3 else 1
         self._greeted = True
+        self._begin_handshake()
+
+    def _begin_handshake(self) -> None:
+        if self._socket_type != ANY:
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        self._say(b"READY", self._metadata())
+
+    def _metadata(self) -> bytes:
         properties = {"Socket-Type": self._socket_type, "Identity": b"", **self._properties}
-        data = b"".join(
+        return b"".join(
             bytes((len(name),)) + name.encode("ascii") + len(value).to_bytes(4, "big") + value
             for name, value in properties.items()
         )
-        self.outgoing += _command(b"READY", data)
+
+    def _say(self, name: bytes, data: bytes) -> None:
+        """Send a command."""
+        self.outgoing += command(name, data)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        """Tell the peer why, and end."""
+        self._say(b"ERROR", bytes((len(reason),)) + reason.encode("ascii", "replace"))
+        raise ProtocolError(reason)
 
     def _on_command(self, body: bytes) -> None:
         name_end = 1 + body[0] if body else 0
@@ -302,11 +376,11 @@ class Codec:
         if name == b"READY" and not self.is_ready:
             self._on_ready(data)
         elif name == b"ERROR":
-            raise ProtocolError(f"the peer refused the connection: {data[1:].decode('ascii', 'replace')}")
+            raise ProtocolError(f"the peer refused the connection: {printable(data[1:])}")
         elif not self.is_ready:
             raise ProtocolError(f"command {name[:16]!r} before READY")
         elif name == b"PING":
-            self.outgoing += _command(b"PONG", data[2:18])
+            self._say(b"PONG", data[2:18])
         elif name == b"PONG":
             self.pongs.append(data)
         elif name in (b"SUBSCRIBE", b"CANCEL"):
@@ -326,10 +400,13 @@ class Codec:
             self.peer_properties[name] = data[value_start:value_end]
             position = value_end
         self.peer_type = self.peer_properties.get("socket-type", b"")
+        is_adapting = self._socket_type == ANY
+        if is_adapting:
+            self._socket_type = _SERVES.get(self.peer_type, b"ROUTER")
         if self.peer_type not in _PEERS[self._socket_type]:
             ours, theirs = self._socket_type.decode(), self.peer_type.decode("ascii", "replace")
             wanted = ", ".join(sorted(kind.decode() for kind in _PEERS[self._socket_type]))
-            reason = f"a {theirs[:64] or 'nameless'} socket cannot talk to this {ours} port, it serves {wanted}"
-            self.outgoing += _command(b"ERROR", bytes((len(reason),)) + reason.encode("ascii", "replace"))
-            raise ProtocolError(reason)
+            self._refuse(f"a {theirs[:64] or 'nameless'} socket cannot talk to this {ours} port, it serves {wanted}")
+        if is_adapting:
+            self._say_ready()
         self.is_ready = True

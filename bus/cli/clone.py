@@ -32,9 +32,14 @@ def requirements() -> dict[str, list[str]]:
     return {extra: _names(entries, declared, own) for extra, entries in declared.items()}
 
 
-def workers_of_procfile() -> list[str]:
-    """Names that the Procfile's `worker NAME` lines start; empty outside a clone."""
-    path = ROOT / "Procfile"
+def procfile(machine: str = "") -> Path:
+    """The Procfile of a machine, by `machine.name`."""
+    return ROOT / (f"Procfile.{machine}" if machine else "Procfile")
+
+
+def workers_of_procfile(machine: str = "") -> list[str]:
+    """Names that the `worker NAME` lines of a machine's Procfile start; empty outside a clone."""
+    path = procfile(machine)
     if not path.is_file():
         return []
     return re.findall(r"^[^#\n]*\bworker\s+([a-z][a-z0-9_-]*)", path.read_text(encoding="utf-8"), re.MULTILINE)

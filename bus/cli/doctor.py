@@ -10,7 +10,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,8 +21,10 @@ from bus.cli.arguments import settings_from
 from bus.cli.output import print_json, size, table, write_line
 from bus.cli.status import not_running
 from bus.client import Client
-from bus.settings import Settings, SettingsError
-from schemas.bodies.control import BusServices, Ping, Pong, ServiceList
+from bus.keys import Keys, UnusableKey
+from bus.needs import in_words, missing
+from bus.settings import Settings, SettingsError, parse_services
+from schemas.bodies.control import BusServices, Ping, Pong, ServiceInfo, ServiceList
 from schemas.errors import BusError
 
 HELP = "Check this machine and say how to get what is missing. Ends with 1 when something required is missing."
@@ -75,15 +77,19 @@ def run(args: argparse.Namespace) -> int:
 def examine(args: argparse.Namespace) -> Iterator[Check]:
     """All checks, those that others rest on first."""
     yield check_python()
-    yield from check_packages()
-    yield check_compiler()
+    problem: SettingsError | None = None
     try:
         settings = settings_from(args)
     except SettingsError as error:
-        yield Check("settings", "missing", str(error), "correct it; olympus config show prints what is in effect")
+        problem, settings = error, Settings()
+    yield from check_packages(settings.machine.name)
+    yield check_compiler()
+    if problem is not None:
+        yield Check("settings", "missing", str(problem), "correct it; olympus config show prints what is in effect")
     else:
         yield Check("settings", "ok", "valid")
         yield check_home(settings.home_path)
+        yield from check_keys(settings)
         yield from asyncio.run(check_bus(settings))
     yield check_program("redis-server", "the hot tier and a peer in olympus bench; memory runs on SQLite without it")
     yield check_program("nats-server", "only a peer in olympus bench")
@@ -110,12 +116,12 @@ def check_python() -> Check:
     return Check("python", "ok", platform.python_version())
 
 
-def check_packages() -> Iterator[Check]:
+def check_packages(machine: str = "") -> Iterator[Check]:
     """The packages of the base and of each extra, by their metadata alone.
 
-    An extra is required when the Procfile starts a worker of its name.
+    An extra is required when the machine's Procfile starts a worker of its name.
     """
-    required = {"", *clone.workers_of_procfile()}
+    required = {"", *clone.workers_of_procfile(machine)}
     for extra, names in clone.requirements().items():
         absent = [name for name in names if not is_installed(name)]
         label = f"extra {extra}" if extra else "packages"
@@ -165,8 +171,39 @@ def check_home(home: Path) -> Check:
     return Check("home", "ok", found)
 
 
+def check_keys(settings: Settings) -> Iterator[Check]:
+    """This machine's key and the broker's, where the bus is encrypted."""
+    bus, keys = settings.bus, Keys(settings)
+    if not bus.listen and not bus.server_key:
+        return
+    checks: list[tuple[str, Callable[[], object]]] = [("key", keys.own)]
+    if bus.server_key:
+        checks.append(("key of the broker", lambda: keys.of_server(bus.server_key)))
+    for name, check in checks:
+        try:
+            check()
+        except UnusableKey as error:
+            yield Check(name, "missing", str(error), "docs/two-machines.md")
+        else:
+            yield Check(name, "ok", f"below {keys.folder}")
+
+
+def check_needs(settings: Settings, services: list[ServiceInfo]) -> Iterator[Check]:
+    """What the services of this machine wait for (`machine.services`)."""
+    joined = {service.service for service in services if service.instances}
+    for name, needs in parse_services(settings.machine.services).items():
+        absent = missing(needs, joined)
+        if absent:
+            advice = "start it; what waits for it goes on by itself"
+            yield Check(f"needs of {name}", "absent", f"waits for {in_words(absent)}", advice)
+        elif needs:
+            yield Check(f"needs of {name}", "ok", in_words(needs))
+
+
 async def check_bus(settings: Settings) -> list[Check]:
     """Who holds the ports, and if it is our broker, what runs."""
+    if "broker" not in parse_services(settings.machine.services or ("broker",)):
+        return await check_bus_elsewhere(settings)
     ports = {key: getattr(settings.bus, key) for key in _PORTS}
     held = {key: is_held(settings.bus.host, port) for key, port in ports.items()}
     if not held["request_port"]:
@@ -185,7 +222,25 @@ async def check_bus(settings: Settings) -> list[Check]:
         services: ServiceList = await client.request("bus.services", BusServices(), timeout_s=_PING_S)
     return [
         *(check_port(key, port, is_taken=held[key], is_ours=True) for key, port in ports.items()),
+        *_running(settings, pong, services),
+    ]
+
+
+async def check_bus_elsewhere(settings: Settings) -> list[Check]:
+    """Whether the broker of another machine takes us in, and if so, what runs."""
+    async with Client(settings, name="doctor") as client:
+        try:
+            pong: Pong = await client.request("bus.ping", Ping(), timeout_s=_PING_S)
+            services: ServiceList = await client.request("bus.services", BusServices(), timeout_s=_PING_S)
+        except BusError as error:
+            return [Check("broker", "absent", error.message, "start it there; services here wait for it")]
+    return _running(settings, pong, services)
+
+
+def _running(settings: Settings, pong: Pong, services: ServiceList) -> list[Check]:
+    return [
         Check("broker", "ok", f"version {pong.version}, up {pong.uptime_s:.0f} s"),
+        *check_needs(settings, services.services),
         *(Check(f"service {each.service}", "ok", f"{each.instances} running") for each in services.services),
         *(
             Check(f"service {service}", "absent", "not running", "olympus up starts it; its log says why it ended")

@@ -13,33 +13,38 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Final
 
-from bus.cli import exits
+from bus.cli import clone, exits
 from bus.cli.arguments import overrides_from, settings_flags, settings_from
 from bus.cli.failures import UsageError, say
 from bus.cli.model_flags import add_model_flags
 from bus.client import Client
-from bus.settings import Settings, SettingsError, child_environment
+from bus.keys import Keys, UnusableKey
+from bus.needs import in_words, needs_of, service_of
+from bus.needs import missing as needed_and_missing
+from bus.reminder import Reminder
+from bus.settings import Need, Settings, SettingsError, child_environment, parse_services
 from bus.supervisor import STOP_SIGNALS, describe_status, die_with_parent
-from schemas.bodies.control import BusServices
+from schemas.bodies.control import BusWorkers, WorkerList
 from schemas.errors import BusError
 
 HELP = "start everything: the broker and every service"
 
 _EPILOG = """\
-Stops everything on Ctrl-C or SIGTERM, and leaves with 0 then. Settings given here reach every process.
+Stops everything on Ctrl-C or SIGTERM, and leaves with 0 then. Settings given here reach every process. With
+machine.name set it starts the lines of Procfile.NAME, and waits for what runs on other machines (docs/two-machines.md).
 
 examples:
   olympus up
   olympus up --only broker,memory
+  olympus --config config/pc2.yaml up
   olympus --set bus.request_port=7100 up
   olympus up --model olympus-demo --temperature 0.2
   OLYMPUS_HOME=/tmp/olympus olympus up
 """
-
-PROCFILE: Final = Path(__file__).resolve().parents[2] / "Procfile"
 
 # Seconds after which a service that is not ready is named; nothing is stopped then, it may still come.
 _PATIENCE_S: Final = 60.0
@@ -51,9 +56,6 @@ _HONCHO_START_S: Final = 1.0
 
 # honcho kills what is still there 5 s after the first process ended; past that honcho itself is stuck.
 _HONCHO_STOP_S: Final = 7.0
-
-# A line is named for its folder in workers/, a service for the first token of its subjects.
-_SERVICES: Final = {"models": "model", "resources": "resource"}
 
 # What a newcomer may ask a service first.
 _FIRST_WORDS: Final = {
@@ -72,17 +74,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start, say when everything is ready, and wait for the end."""
     settings = settings_from(args)
-    names = _chosen(args.only)
+    names = _chosen(settings, args.only)
     if "broker" in names:
         _check_ports(settings)
+    _check_key(settings, names)
     return asyncio.run(_Run(args, settings, names).run())
 
 
-def _chosen(only: str | None) -> list[str]:
-    """The Procfile's names, or those of them in `only`."""
+def _chosen(settings: Settings, only: str | None) -> list[str]:
+    """What to start: the Procfile's names, those of them that the settings list, or those in `only`."""
     from honcho.environ import parse_procfile
 
-    known = list(parse_procfile(PROCFILE.read_text(encoding="utf-8")).processes)
+    procfile = clone.procfile(settings.machine.name)
+    if not procfile.is_file():
+        raise SettingsError(f"machine.name is {settings.machine.name!r}, and there is no {procfile}")
+    known = list(parse_procfile(procfile.read_text(encoding="utf-8")).processes)
+    listed = list(parse_services(settings.machine.services)) or known
+    strange = [name for name in listed if name not in known]
+    if strange:
+        raise SettingsError(f"machine.services names {', '.join(strange)}, which {procfile.name} has no line for")
+    known = listed
     if only is None:
         return known
     wanted = [name.strip() for name in only.split(",") if name.strip()]
@@ -94,18 +105,33 @@ def _chosen(only: str | None) -> list[str]:
 
 def _check_ports(settings: Settings) -> None:
     """Raise SettingsError naming the key to change when a port of the broker cannot be had."""
-    for key in ("request_port", "publish_port", "subscribe_port", "sequenced_port"):
+    keys = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
+    for host, key in product((settings.bus.host, *settings.bus.listen), keys):
         port = getattr(settings.bus, key)
         try:
-            _try_to_bind(settings.bus.host, port)
+            _try_to_bind(host, port)
         except OSError as error:
-            where = f"port {port} of {settings.bus.host} (bus.{key})"
+            where = f"port {port} of {host} (bus.{key})"
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SettingsError(
+                    f"{host} is no address of this machine, and the broker shall listen there: correct bus.listen,"
+                    " bus.host or machine.addresses"
+                ) from error
             if error.errno == errno.EADDRINUSE:
                 raise SettingsError(
                     f"{where} is already taken, by another `olympus up` or by another program. Stop that one (`olympus"
                     f" status` says whether it is Olympus), or choose another port: olympus --set bus.{key}=PORT up"
                 ) from error
             raise SettingsError(f"{where} cannot be used: {error.strerror or error}") from error
+
+
+def _check_key(settings: Settings, names: Sequence[str]) -> None:
+    """Raise SettingsError when something here speaks encrypted and this machine has no good key."""
+    if settings.bus.server_key or (settings.bus.listen and "broker" in names):
+        try:
+            Keys(settings).own()
+        except UnusableKey as error:
+            raise SettingsError(str(error)) from error
 
 
 def _try_to_bind(host: str, port: int) -> None:
@@ -150,9 +176,10 @@ class _Run:
         """
         binaries = str(Path(sys.executable).parent)
         environment = child_environment(self._args.config, overrides_from(self._args))
+        procfile = clone.procfile(self._settings.machine.name)
         environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "honcho", "-f", str(PROCFILE), "-e", os.devnull, "start", *self._names),
+            *(sys.executable, "-P", "-m", "honcho", "-f", str(procfile), "-e", os.devnull, "start", *self._names),
             env=environment,
             process_group=0,
             preexec_fn=die_with_parent(signal.SIGTERM),
@@ -179,30 +206,49 @@ class _Run:
     # Readiness ---------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Say when every line is ready, and after `_PATIENCE_S` which ones are not."""
+        """Say when every line is ready: whom it waits for elsewhere ever more rarely, and after `_PATIENCE_S` who is late."""
         was_named = False
+        reminder = Reminder()
         async with Client(self._settings, name="up") as client:
-            while missing := await self._missing(client):
-                if not was_named and time.monotonic() - self._started_at > _PATIENCE_S:
+            while True:
+                missing, elsewhere = await self._look(client)
+                if not missing and not elsewhere:
+                    break
+                if elsewhere and reminder.is_due("\n".join(elsewhere), time.monotonic()):
+                    self._print("waiting for another machine; what runs here goes on by itself then:", elsewhere)
+                elif missing and not was_named and time.monotonic() - self._started_at > _PATIENCE_S:
                     was_named = True
                     self._print_missing(missing)
                 await asyncio.sleep(_LOOK_EVERY_S)
         self._print_ready()
 
-    async def _missing(self, client: Client) -> dict[str, str]:
-        """Names that are not ready, with the reason."""
+    async def _look(self, client: Client) -> tuple[dict[str, str], list[str]]:
+        """Names that are not ready, with the reason; and what is missing on other machines, in words."""
+        bus = self._settings.bus
         try:
-            reply = await client.request("bus.services", BusServices(), timeout_s=_ASK_S)
+            reply: WorkerList = await client.request("bus.workers", BusWorkers(), timeout_s=_ASK_S)
         except BusError as error:
-            where = f"{self._settings.bus.host}:{self._settings.bus.request_port}"
-            return dict.fromkeys(self._names, f"the broker at {where} does not answer ({error.code})")
-        joined = {"broker", *(service.service for service in reply.services if service.instances > 0)}
-        missing = [name for name in self._names if _SERVICES.get(name, name) not in joined]
-        return dict.fromkeys(missing, "has not joined the bus; its own lines above say why")
+            if "broker" not in self._names and bus.server_key:
+                return {}, [f"{', '.join(self._names)}: {error.message}"]
+            where = f"{bus.host}:{bus.request_port}"
+            return dict.fromkeys(self._names, f"the broker at {where} does not answer ({error.code})"), []
+        here = socket.gethostname()
+        joined = {worker.service for worker in reply.workers}
+        joined_here = {"broker", *(worker.service for worker in reply.workers if worker.host == here)}
+        missing = [name for name in self._names if service_of(name) not in joined_here]
+        elsewhere = [
+            f"{name} waits for {in_words(absent)}"
+            for name in self._names
+            if (absent := [need for need in self._absent_needs(name, joined) if need.machine])
+        ]
+        return dict.fromkeys(missing, "has not joined the bus; its own lines above say why"), elsewhere
+
+    def _absent_needs(self, name: str, joined: set[str]) -> list[Need]:
+        return needed_and_missing(needs_of(self._settings, service_of(name)), joined)
 
     def _print_missing(self, missing: dict[str, str]) -> None:
-        lines = "\n".join(f"  {name}: {why}" for name, why in missing.items())
-        self._print(f"not ready after {_PATIENCE_S:g} s, still waiting:\n{lines}")
+        late = [f"{name}: {why}" for name, why in missing.items()]
+        self._print(f"not ready after {_PATIENCE_S:g} s, still waiting:", late)
 
     def _print_ready(self) -> None:
         took_s = time.monotonic() - self._started_at
@@ -226,6 +272,7 @@ class _Run:
             name = str(script)
         return shlex.join([name, *settings_flags(self._args)])
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, lines: Sequence[str] = ()) -> None:
         """A block that stands out among the services' own lines."""
-        print(f"\n{text}\n", file=sys.stderr, flush=True)
+        below = "".join(f"\n  {line}" for line in lines)
+        print(f"\n{text}{below}\n", file=sys.stderr, flush=True)

@@ -174,10 +174,11 @@ class Ours(Peer):
 
     def start_broker(self) -> None:
         keys = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
-        self.settings = {f"bus.{key}": free_port() for key in keys}
-        environment = {f"OLYMPUS_{key.replace('.', '_').upper()}": str(port) for key, port in self.settings.items()}
+        ports = {f"bus.{key}": free_port() for key in keys}
+        self.settings: dict[str, int | str] = {**ports}
+        environment = {f"OLYMPUS_{key.replace('.', '_').upper()}": str(port) for key, port in ports.items()}
         self.broker = self.stage.start("ours broker", [sys.executable, "-m", "broker"], environment)
-        for port in self.settings.values():
+        for port in ports.values():
             self.broker.wait_for_port(port)
 
     def arguments(self, role: str) -> dict[str, object]:
@@ -186,7 +187,32 @@ class Ours(Peer):
         return settings if role == "subscriber" else settings | {"service": "bulk" if is_bulk else "bench"}
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, Proxy, Tuned, NatsPeer, RedisPeer)}
+class Encrypted(Ours):
+    """Ours with CURVE on every connection, as between two machines."""
+
+    name = "curve"
+    cases = frozenset({"rr", "latency", "stream", "echo16", "mixed", "pubsub"})
+    needs = ("uvloop", "msgspec", "nacl")
+
+    def start_broker(self) -> None:
+        from bus.keys import Keys
+        from bus.settings import load_settings
+
+        keys = ("request_port", "publish_port", "subscribe_port", "sequenced_port")
+        ports = {f"bus.{key}": free_port() for key in keys}
+        self.settings = {**ports, "home": str(self.stage.home / "curve"), "bus.server_key": "bench"}
+        machine = Keys(load_settings(overrides=self.settings))
+        machine.trust("bench", machine.make().public)
+        flags = [part for key, value in self.settings.items() for part in ("--set", f"{key}={value}")]
+        self.broker = self.stage.start("curve broker", [sys.executable, "-m", "broker", *flags])
+        for port in ports.values():
+            self.broker.wait_for_port(port)
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, Proxy, Tuned, NatsPeer, RedisPeer, Encrypted)}
+
+# Peers that are measured where nobody says which; ours encrypted is no peer of the others.
+USUAL: list[str] = [name for name in PEERS if name != Encrypted.name]
 
 
 def _beside_python(program: str) -> str:

@@ -48,7 +48,7 @@ def _body(size_bytes: int) -> dict[str, bytes]:
     return {"data": b"x" * (size_bytes - around)}
 
 
-def _settings(overrides: Mapping[str, int]) -> Settings:
+def _settings(overrides: Mapping[str, int | str]) -> Settings:
     return load_settings(overrides=overrides)
 
 
@@ -63,7 +63,7 @@ async def _stream(request: Stream, call: Call) -> Echo:
     return Echo(b"")
 
 
-async def worker(settings: Mapping[str, int], service: str) -> None:
+async def worker(settings: Mapping[str, int | str], service: str) -> None:
     """Serve SERVICE.echo and SERVICE.stream."""
     serving = Worker(service, _settings(settings), capacity=256)
     serving.handle(f"{service}.echo", _echo, request_type=Echo)
@@ -116,7 +116,7 @@ class Cases:
         return {"operations": events, "began_at": began_at, "elapsed_s": time.monotonic() - began_at}
 
 
-async def client(settings: Mapping[str, int], service: str) -> None:
+async def client(settings: Mapping[str, int | str], service: str) -> None:
     """Carry out the bench's commands."""
     async with Client(_settings(settings), name=f"{service}-client") as bus:
         await bus.connect()
@@ -124,7 +124,7 @@ async def client(settings: Mapping[str, int], service: str) -> None:
         await obey(rr=cases.rr, latency=cases.latency, stream=cases.stream, publish=cases.publish)
 
 
-async def subscriber(settings: Mapping[str, int]) -> None:
+async def subscriber(settings: Mapping[str, int | str]) -> None:
     """Count events between `arm` and `collect`."""
     arrivals = load.Arrivals()
     async with Client(_settings(settings), name="subscriber") as bus, bus.subscribe(TOPIC) as events:
@@ -138,7 +138,7 @@ async def subscriber(settings: Mapping[str, int]) -> None:
         listening.cancel()
 
 
-async def swarm(settings: Mapping[str, int], instances: int) -> None:
+async def swarm(settings: Mapping[str, int | str], instances: int) -> None:
     """Register `instances` workers of one service that answer nothing until their time is up."""
     common = _settings(settings)
     joining = asyncio.Semaphore(_JOINING)
@@ -157,7 +157,7 @@ async def swarm(settings: Mapping[str, int], instances: int) -> None:
     await until_told_to_end()
 
 
-async def flood(settings: Mapping[str, int], requests: int) -> None:
+async def flood(settings: Mapping[str, int | str], requests: int) -> None:
     """Have `requests` outstanding at the swarm, more than it takes, until told to end."""
     body = _body(256)
     async with Client(_settings(settings), name="flood") as bus:

@@ -155,7 +155,7 @@ def test_random_commands_raise_only_protocol_errors(body: bytes) -> None:
     for name in (b"READY", b"ERROR", b"PING", b"PONG", b"SUBSCRIBE", b"\xff\xfe"):
         for codec in (ready_codec(), Codec(b"XPUB")):
             with contextlib.suppress(ProtocolError):
-                codec.feed((b"" if codec.is_ready else GREETING) + zmtp._command(name, body))
+                codec.feed((b"" if codec.is_ready else GREETING) + zmtp.command(name, body))
 
 
 def test_socket_type_of_any_length_is_refused_in_so_many_words() -> None:
@@ -164,7 +164,7 @@ def test_socket_type_of_any_length_is_refused_in_so_many_words() -> None:
     data = b"\x0bSocket-Type" + len(value).to_bytes(4, "big") + value
     codec = Codec(b"ROUTER")
     with pytest.raises(ProtocolError, match="cannot talk to this ROUTER port"):
-        codec.feed(GREETING + zmtp._command(b"READY", data))
+        codec.feed(GREETING + zmtp.command(b"READY", data))
 
     assert b"\x05ERROR" in bytes(codec.outgoing)
 
@@ -179,11 +179,11 @@ def test_socket_type_of_any_length_is_refused_in_so_many_words() -> None:
         (GREETING + b"\x00\x01a", "before the READY"),
         (GREETING + zmtp.ping(), "before READY"),
         (GREETING + READY + b"\x08\x00", "reserved flag"),
-        (GREETING + READY + zmtp._command(b"DANCE", b""), "unknown command"),
+        (GREETING + READY + zmtp.command(b"DANCE", b""), "unknown command"),
         (GREETING + READY + b"\x06\x00\x00\x00\x00\x00\xff\xff\xff", "a command of"),
         (GREETING + READY + b"\x02\xff\xff\xff\xff\xff\xff\xff\xff", "a frame of"),
-        (GREETING + zmtp._command(b"READY", b"\x0bSocket-Type\xff\xff\xff\xff"), "cut short"),
-        (GREETING + zmtp._command(b"ERROR", b"\x03no!"), "refused the connection: no!"),
+        (GREETING + zmtp.command(b"READY", b"\x0bSocket-Type\xff\xff\xff\xff"), "cut short"),
+        (GREETING + zmtp.command(b"ERROR", b"\x03no!"), "refused the connection: no!"),
     ],
 )
 def test_what_breaks_the_protocol_is_named(scanner: str, stream: bytes, what: str) -> None:
@@ -235,8 +235,8 @@ def test_socket_types_meet_as_in_libzmq(ours: bytes, theirs: bytes, fits: bool) 
     data = b"\x0bSocket-Type" + len(theirs).to_bytes(4, "big") + theirs
     codec = Codec(ours)
     if fits:
-        codec.feed(GREETING + zmtp._command(b"READY", data))
+        codec.feed(GREETING + zmtp.command(b"READY", data))
         assert codec.peer_type == theirs
     else:
         with pytest.raises(ProtocolError, match="it serves SUB, XSUB"):
-            codec.feed(GREETING + zmtp._command(b"READY", data))
+            codec.feed(GREETING + zmtp.command(b"READY", data))
