@@ -17,6 +17,7 @@ from schemas import subjects
 from schemas.bodies import (
     accounts,
     control,
+    gateway,
     items,
     learning,
     learning_data,
@@ -38,7 +39,8 @@ from schemas.bodies.base import Request, SecretReply, SecretRequest
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One operation: a subject, what it asks and answers, and how it may be treated.
 
-    http: its REST route, "METHOD /path", on the port of its service; several are separated by ", ".
+    http: its REST route, "METHOD /path", on the port of its service; several are separated by ", ". `{name}` in it is the
+    request's field of that name; of a field that holds a list it is the one item.
     is_idempotent: running it twice under one id equals running it once, so it may be re-dispatched.
     partial: type of the streamed partial replies, for operations that stream.
     scope: what a signed-in caller needs; empty for none.
@@ -155,7 +157,7 @@ _MODELS: tuple[Operation, ...] = (
     _model(
         "list", model.ModelList, model.Models, "GET /models", "List the models of the catalogue and what is loaded."
     ),
-    _model("show", model.ModelShow, model.ModelInfo, "GET /models/{id}", "Show one model."),
+    _model("show", model.ModelShow, model.ModelInfo, "GET /models/{model}", "Show one model."),
     _model(
         "rescan",
         model_files.ModelRescan,
@@ -194,7 +196,7 @@ _MODELS: tuple[Operation, ...] = (
         "delete",
         model_files.ModelDelete,
         model_files.ModelDeleted,
-        "DELETE /models/{id}",
+        "DELETE /models/{model}",
         "Delete a model's files; refused while it is loaded.",
         access="admin",
     ),
@@ -202,7 +204,7 @@ _MODELS: tuple[Operation, ...] = (
         "verify",
         model_files.ModelVerify,
         model_files.ModelVerified,
-        "POST /models/{id}/verify",
+        "POST /models/{model}/verify",
         "Hash a model's files again and compare.",
         access="write",
         partial=model_files.FileProgress,
@@ -211,7 +213,7 @@ _MODELS: tuple[Operation, ...] = (
         "load",
         model.ModelLoad,
         model.ModelState,
-        "POST /models/{id}/load",
+        "POST /models/{model}/load",
         "Load a model into a runner and wait until it serves.",
         access="write",
     ),
@@ -219,7 +221,7 @@ _MODELS: tuple[Operation, ...] = (
         "unload",
         model.ModelUnload,
         model.ModelState,
-        "POST /models/{id}/unload",
+        "POST /models/{model}/unload",
         "Let a model finish what it answers, then end its runner.",
         access="write",
     ),
@@ -227,7 +229,7 @@ _MODELS: tuple[Operation, ...] = (
         "preload",
         model.ModelPreload,
         model.Preloadings,
-        "POST /models/{id}/preload",
+        "POST /models/{models}/preload",
         "Load models ahead of need, into memory that is free or idle.",
         access="write",
     ),
@@ -235,7 +237,7 @@ _MODELS: tuple[Operation, ...] = (
         "keep",
         model.ModelKeep,
         model.ModelKept,
-        "POST /models/{id}/keep",
+        "POST /models/{model}/keep",
         "Pin a model, or set its priority and how long it stays idle.",
         access="write",
     ),
@@ -243,14 +245,14 @@ _MODELS: tuple[Operation, ...] = (
         "tokenize",
         model.ModelTokenize,
         model.TokenCounts,
-        "POST /models/{id}/tokenize",
+        "POST /models/{model}/tokenize",
         "Count the tokens of texts without loading the model.",
     ),
     _model(
         "generate",
         model.Generate,
         model.Generation,
-        "POST /predict/{model_id}, POST /v1/completions",
+        "POST /predict/{model}, POST /v1/completions",
         "Continue a prompt, streaming text and token ids.",
         access="use",
         is_idempotent=False,
@@ -267,7 +269,7 @@ _MODELS: tuple[Operation, ...] = (
         partial=model.GenerationPart,
     ),
     _model("embed", model.Embed, model.Embeddings, "POST /v1/embeddings", "Make vectors of texts.", access="use"),
-    _model("score", model.Score, model.Scores, "POST /models/{id}/score", "Log-probability of texts.", access="use"),
+    _model("score", model.Score, model.Scores, "POST /models/{model}/score", "Log-probability of texts.", access="use"),
     _model(
         "conversation.clear",
         model.ConversationClear,
@@ -280,7 +282,7 @@ _MODELS: tuple[Operation, ...] = (
         "stats",
         model.ModelStats,
         model.ModelStatsReply,
-        "GET /models/{id}/stats",
+        "GET /models/{model}/stats",
         "Loads, evictions, tokens, latencies and preloading of models.",
     ),
     _model(
@@ -298,7 +300,7 @@ _MODELS: tuple[Operation, ...] = (
         "limits",
         model_trials.ModelLimits,
         model_trials.Limits,
-        "GET /models/{id}/limits",
+        "GET /models/{model}/limits",
         "Context window, output cap and capabilities of a model, known or guessed.",
     ),
     _model(
@@ -330,7 +332,7 @@ _MODELS: tuple[Operation, ...] = (
         "evaluate",
         model_trials.Evaluate,
         model_trials.Evaluation,
-        "POST /evaluate/{model_id}",
+        "POST /evaluate/{model}",
         "Run an evaluation suite on a model.",
         access="admin",
         is_idempotent=False,
@@ -377,7 +379,7 @@ _MODELS: tuple[Operation, ...] = (
         "benchmark",
         model_trials.Benchmark,
         model_trials.Benchmarked,
-        "POST /benchmark/{model_id}",
+        "POST /benchmark/{model}",
         "Measure throughput and latency of a model.",
         access="admin",
         is_idempotent=False,
@@ -427,14 +429,14 @@ _MODELS: tuple[Operation, ...] = (
         "adapter.list",
         model_files.AdapterList,
         model_files.Adapters,
-        "GET /models/{id}/adapters",
+        "GET /models/{model}/adapters",
         "LoRA adapters of a model.",
     ),
     _model(
         "adapter.attach",
         model_files.AdapterAttach,
         model_files.AdapterInfo,
-        "POST /models/{id}/adapters/{adapter}/attach",
+        "POST /models/{model}/adapters/{adapter}/attach",
         "Make an adapter usable in requests to its model.",
         access="admin",
     ),
@@ -442,7 +444,7 @@ _MODELS: tuple[Operation, ...] = (
         "adapter.detach",
         model_files.AdapterDetach,
         model_files.AdapterInfo,
-        "POST /models/{id}/adapters/{adapter}/detach",
+        "POST /models/{model}/adapters/{adapter}/detach",
         "Take an adapter out of use.",
         access="admin",
     ),
@@ -450,7 +452,7 @@ _MODELS: tuple[Operation, ...] = (
         "adapter.promote",
         model_files.AdapterPromote,
         model_files.AdapterState,
-        "POST /models/{id}/adapters/{adapter}/promote",
+        "POST /models/{model}/adapters/{adapter}/promote",
         "Let requests that name no adapter use this one.",
         access="admin",
     ),
@@ -458,7 +460,7 @@ _MODELS: tuple[Operation, ...] = (
         "adapter.rollback",
         model_files.AdapterRollback,
         model_files.AdapterState,
-        "POST /models/{id}/adapters/rollback",
+        "POST /models/{model}/adapters/rollback",
         "Go back to the champion before.",
         access="admin",
         is_idempotent=False,
@@ -467,7 +469,7 @@ _MODELS: tuple[Operation, ...] = (
         "quantize",
         model_files.ModelQuantize,
         model_files.ModelConverted,
-        "POST /models/{id}/quantize",
+        "POST /models/{model}/quantize",
         "Make a smaller copy of a model.",
         access="admin",
         is_idempotent=False,
@@ -477,7 +479,7 @@ _MODELS: tuple[Operation, ...] = (
         "export",
         model_files.ModelExport,
         model_files.ModelConverted,
-        "POST /models/{id}/export",
+        "POST /models/{model}/export",
         "Write a safetensors model as GGUF.",
         access="admin",
         is_idempotent=False,
@@ -541,7 +543,7 @@ _HUB: tuple[Operation, ...] = (
     _memory("get_many", items.MemoryGetMany, items.Memories, "POST /memory/get", "Read several memories."),
     _memory("update", items.MemoryUpdate, items.Memory, "PATCH /memory/{id}", "Change fields of a memory."),
     _memory("delete", items.MemoryDelete, items.MemoryDeleted, "DELETE /memory/{id}", "Delete a memory."),
-    _memory("list", items.MemoryList, items.Memories, "GET /memory", "List memories in the order they were added."),
+    _memory("list", items.MemoryList, items.Memories, "GET /memory", "List memories, by filters, in several orders."),
     _memory(
         "children", items.MemoryChildren, items.Memories, "GET /memory/{id}/children", "List what lies under a memory."
     ),
@@ -790,6 +792,21 @@ _LEARNING: tuple[Operation, ...] = (
         learning.Opportunity,
         "POST /opportunities",
         "Tell of something worth learning.",
+        access="write",
+    ),
+    _learning(
+        "opportunity.get",
+        learning.OpportunityGet,
+        learning.Opportunity,
+        "GET /opportunities/{opportunity_id}",
+        "Show an opportunity, also one that is off the list.",
+    ),
+    _learning(
+        "opportunity.close",
+        learning.OpportunityClose,
+        learning.Opportunity,
+        "POST /opportunities/{opportunity_id}/close",
+        "Say that somebody dealt with an opportunity elsewhere.",
         access="write",
     ),
     _learning(
@@ -1255,6 +1272,15 @@ _DECLARED: tuple[Operation, ...] = (
         summary="Delete dead letters.",
         is_idempotent=True,
         scope="bus:write",
+    ),
+    Operation(
+        subject="gateway.ports",
+        request=gateway.GatewayPorts,
+        reply=gateway.PortList,
+        http="GET /ports",
+        summary="Which ports the edges hold, and which they could not have.",
+        is_idempotent=True,
+        scope="bus:read",
     ),
 )
 

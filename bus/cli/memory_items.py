@@ -186,13 +186,24 @@ def _configure_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tier", choices=("short", "medium", "long"), help="only of this tier")
     parser.add_argument("--tag", help="only with this tag")
     parser.add_argument("--parent", metavar="ID", help="only those under this memory")
+    parser.add_argument("--contains", metavar="TEXT", help="only with this text in the content, in any case")
+    parser.add_argument(
+        "--sort", choices=("added", "newest", "importance"), default="added", help="in which order (added)"
+    )
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="how many (50)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _run_list(args: argparse.Namespace) -> int:
     request = MemoryList(
-        ns=args.ns, type=args.type, tier=args.tier, tag=args.tag, parent_id=args.parent, limit=args.limit
+        ns=args.ns,
+        type=args.type,
+        tier=args.tier,
+        tag=args.tag,
+        parent_id=args.parent,
+        contains=args.contains,
+        sort=args.sort,
+        limit=args.limit,
     )
 
     async def ask(client: Client) -> int:

@@ -103,13 +103,21 @@ class MemoryDelete(Request, frozen=True, kw_only=True):
 
 
 class MemoryList(Request, frozen=True, kw_only=True):
-    """Memories in the order they were added, page by page, with filters."""
+    """Memories that fulfil all filters, page by page.
+
+    `contains`: as it stands in the content, in any case of the letters a to z. `metadata`: it has these values. `sort`:
+    in the order they were added, the other way round, or the most important first, then the last accessed. `after` is
+    the `next_after` of the page before.
+    """
 
     ns: Namespace = "memory"
     type: MemoryType | None = None
     tier: Tier | None = None
     tag: Tag | None = None
     parent_id: Key | None = None
+    contains: Annotated[str, Meta(min_length=1, max_length=8192)] | None = None
+    metadata: Annotated[dict[str, Any], Meta(max_length=32)] = {}
+    sort: Literal["added", "newest", "importance"] = "added"
     limit: PageSize = 100
     after: Whole | None = None
 

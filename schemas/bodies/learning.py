@@ -114,7 +114,10 @@ class ExchangeList(Request, frozen=True, kw_only=True):
 
 
 class Exchanges(Reply, frozen=True, kw_only=True):
+    """total: all that match and are still kept."""
+
     exchanges: list[Exchange]
+    total: int
 
 
 class ExchangeDelete(Request, frozen=True, kw_only=True):
@@ -227,6 +230,19 @@ class OpportunityAdd(Request, frozen=True, kw_only=True):
     examples: Annotated[list[Example], Meta(max_length=1_000)] = []
     evidence: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=1_000)] = []
     opportunity_id: LearningId | None = None
+
+
+class OpportunityGet(Request, frozen=True, kw_only=True):
+    """By its id, or by one it was told of under."""
+
+    opportunity_id: LearningId
+
+
+class OpportunityClose(Request, frozen=True, kw_only=True):
+    """Somebody dealt with an opportunity elsewhere: it counts as learned, and what resembles it opens a new one."""
+
+    opportunity_id: LearningId
+    reason: Annotated[str, Meta(max_length=1_024)] = ""
 
 
 class OpportunityDismiss(Request, frozen=True, kw_only=True):

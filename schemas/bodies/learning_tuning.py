@@ -13,6 +13,7 @@ from schemas.bodies.model import ModelName
 MetricName = Annotated[str, Meta(min_length=1, max_length=128)]
 ParameterName = Annotated[str, Meta(min_length=1, max_length=256)]
 Phase = Literal["initialization", "active_learning", "evaluation", "optimization", "consolidation", "idle"]
+ParameterKind = Literal["learning_rate", "batch_size", "optimizer", "regularization", "custom"]
 Trend = Literal["improving", "stable", "declining", "insufficient_data"]
 
 
@@ -118,7 +119,7 @@ class ParameterRegister(Request, frozen=True, kw_only=True):
     """A number of the user's system that may be tuned. A known name is registered anew."""
 
     name: ParameterName
-    kind: Literal["learning_rate", "batch_size", "optimizer", "regularization", "custom"] = "custom"
+    kind: ParameterKind = "custom"
     min_value: float
     max_value: float
     current_value: float
@@ -188,7 +189,10 @@ class Adjustments(Reply, frozen=True, kw_only=True):
 
 
 class SessionEvent(Reply, frozen=True, kw_only=True):
-    """Events `learning.session.*`: started, measured, converged, stagnated, declined, phase, ended."""
+    """Events `learning.session.*`: started, measured, converged, stagnated, declined, phase, ended.
+
+    parameters: of one that started. took_s, values (how many were told) and trends: of one that ended.
+    """
 
     session_id: str
     model: str
@@ -200,3 +204,7 @@ class SessionEvent(Reply, frozen=True, kw_only=True):
     old_phase: str = ""
     status: str = ""
     advice: list[Advice] = []
+    parameters: dict[str, Any] = {}
+    took_s: float | None = None
+    values: int = 0
+    trends: list[MetricTrend] = []

@@ -32,7 +32,9 @@ from schemas.bodies.learning import (
     Opportunities,
     Opportunity,
     OpportunityAdd,
+    OpportunityClose,
     OpportunityDismiss,
+    OpportunityGet,
     OpportunityList,
 )
 from schemas.bodies.model import Chat, ChatMessage, Generation, ModelUnload, Timings, Usage
@@ -387,6 +389,43 @@ async def test_a_dismissed_opportunity_is_not_brought_up_again(serve_broker: Ser
             assert (await at.ask("feedback", Feedback(reply_id="r3", rating=0.0))).opportunity_id
             (shown,) = await at.opportunities(state="dismissed")
             assert shown.opportunity_id == first.opportunity_id
+
+
+async def test_what_somebody_dealt_with_counts_as_learned_and_its_like_opens_a_new_one(serve_broker: Serve) -> None:
+    """Unlike what was dismissed; it is still shown by its id and by a name it was told of under."""
+    async with serve_broker() as settings, house(settings) as at:
+        told = OpportunityAdd(title="Codes of stations", model=MODEL, opportunity_id="told-1")
+        await at.ask("opportunity.add", told)
+        await at.ask("opportunity.add", msgspec.structs.replace(told, opportunity_id="told-2"))
+
+        closed = await at.ask(
+            "opportunity.close", OpportunityClose(opportunity_id="told-2", reason="in the prompt now")
+        )
+        shown = await at.ask("opportunity.get", OpportunityGet(opportunity_id="told-2"))
+        again = await at.ask("opportunity.add", msgspec.structs.replace(told, opportunity_id="told-3"))
+
+        assert (closed.opportunity_id, closed.state, closed.reason) == ("told-1", "learned", "in the prompt now")
+        assert shown == closed
+        assert (again.opportunity_id, again.state) == ("told-3", "open")
+        for name in ("opportunity.get", "opportunity.close"):
+            with pytest.raises(NotFound, match="nobody"):
+                await at.ask(name, {"opportunity_id": "nobody"})
+        await at.detection.opportunities.mark(["told-3"], "training", job_id="job-1")
+        with pytest.raises(Conflict, match="job-1"):
+            await at.ask("opportunity.close", OpportunityClose(opportunity_id="told-3"))
+
+
+async def test_exchanges_are_counted_past_what_is_shown(serve_broker: Serve) -> None:
+    """Of those that match."""
+    async with serve_broker() as settings, house(settings) as at:
+        for number in range(3):
+            await at.tell(f"r{number}", "How tall is the tower?")
+
+        page = await at.ask("exchange.list", ExchangeList(model=MODEL, limit=1))
+        others = await at.ask("exchange.list", ExchangeList(model="another"))
+
+        assert (len(page.exchanges), page.total) == (1, 3)
+        assert (others.exchanges, others.total) == ([], 0)
 
 
 async def test_what_is_told_by_hand_joins_its_like_and_keeps_its_name(serve_broker: Serve) -> None:

@@ -68,16 +68,16 @@ def test_services_of_the_catalogue_that_nobody_serves_are_not_running() -> None:
     """The broker's own services are never listed so."""
     services = [service("memory")]
 
-    assert status.not_running(services) == ["model", "resource", "learning"]
+    assert status.not_running(services) == ["model", "resource", "learning", "gateway"]
     names = [line.split("  ")[0] for line in status.service_lines(services)[1:]]
-    assert names == ["memory", "model", "resource", "learning"]
+    assert names == ["memory", "model", "resource", "learning", "gateway"]
     assert "not running" in status.service_lines(services)[2]
 
 
 def test_a_service_that_serves_only_a_part_is_told() -> None:
     """A missing operation is named; the service counts as running."""
     partly = service("model", subjects=["model.list", "model.c*", "model.chat@demo"])
-    services = [service("memory"), partly, service("resource"), service("learning")]
+    services = [service("memory"), partly, service("resource"), service("learning"), service("gateway")]
 
     found = status.problems(services, [], stats())
 
@@ -90,7 +90,7 @@ def test_a_service_that_serves_only_a_part_is_told() -> None:
 def test_one_look_names_everything_that_is_wrong() -> None:
     """Backlog, stalled loop, slow subscriber, failed log and dead letters each get a sentence."""
     slow = SubscriberStats(peer="1.2.3.4:5", patterns=["memory.>"], delivered=1, dropped=3, pending_bytes=0)
-    others = [service("model"), service("resource"), service("learning")]
+    others = [service("model"), service("resource"), service("learning"), service("gateway")]
     services = [service("memory", queued=9, in_flight=256), *others]
 
     found = status.problems(

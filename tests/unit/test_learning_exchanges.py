@@ -43,7 +43,7 @@ def outcomes(connection: sqlite3.Connection) -> list[tuple[str, float, str]]:
 def test_an_answer_is_kept_once(connection: sqlite3.Connection) -> None:
     """The same event again, or another one under its id, changes nothing."""
     assert take(connection, answer("a", "Who?"), answer("a", "Who else?")) == 1
-    (found,) = kept.listed(connection, ExchangeList())
+    ((found,), _) = kept.listed(connection, ExchangeList())
     assert (found.messages[0].content, found.text, found.outcome) == ("Who?", "an answer", None)
 
 
@@ -67,7 +67,7 @@ def test_after_a_pause_the_same_question_is_a_new_one(connection: sqlite3.Connec
     take(connection, answer("a", "the capital of Peru", caller="ann", at=1_000))
     take(connection, answer("b", "capital of Peru please", caller="ann", at=5_000))
     assert outcomes(connection) == []
-    first, second = kept.listed(connection, ExchangeList())
+    (first, second), _ = kept.listed(connection, ExchangeList())
     assert first.session_id != second.session_id
 
 
@@ -80,7 +80,7 @@ def test_a_conversation_is_one_session_even_where_nobody_signs_in(connection: sq
         ChatMessage(role="user", content="No, that's wrong"),
     ]
     take(connection, answer("a", messages=begun, text="The North Sea."), answer("b", messages=then, at=1_005))
-    second, first = kept.listed(connection, ExchangeList())
+    (second, first), _ = kept.listed(connection, ExchangeList())
     assert first.session_id == second.session_id == "reply:a"
     assert first.signals["explicit_correction"] == pytest.approx(0.6)
 
@@ -107,7 +107,7 @@ def test_an_error_is_an_outcome_of_the_adapter_that_was_to_answer(connection: sq
     )
     found = kept.outcomes(connection, "number > ? ORDER BY number", (0,), 10)
     assert [(one.reply_id, one.adapter, one.outcome) for one in found] == [("a", "tone:1", 0.0), ("b", "", 0.0)]
-    listed = kept.listed(connection, ExchangeList(signal="error"))
+    listed, _ = kept.listed(connection, ExchangeList(signal="error"))
     assert len(listed) == 4 and {one.outcome for one in listed} == {0.0}
 
 
@@ -127,7 +127,7 @@ def test_an_outcome_outlives_its_exchange_and_its_number_is_never_used_again(con
     take(connection, *(answer(f"r{number}", at=float(number)) for number in range(10)))
     kept.settle_silent(connection, 100, 100, 100)
     assert kept.prune(connection, before=2.0, keep=5, outcomes_before=0.0) == 5
-    assert [one.reply_id for one in kept.listed(connection, ExchangeList())] == ["r9", "r8", "r7", "r6", "r5"]
+    assert [one.reply_id for one in kept.listed(connection, ExchangeList())[0]] == ["r9", "r8", "r7", "r6", "r5"]
     assert len(outcomes(connection)) == 10
     kept.delete(connection, ["r9"])
     take(connection, answer("new", at=50))

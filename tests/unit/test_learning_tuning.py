@@ -231,6 +231,26 @@ async def test_a_session_keeps_measurements_trends_and_its_rate(tmp_path: Path) 
     assert listed.total == 1
     assert listed.sessions[0].history == []
     assert told.subjects() == ["started", *["measured"] * 4, "declined"]
+    assert told.events[0][1].parameters == {"learning_rate": 0.02}
+
+
+async def test_the_end_of_a_session_is_told_with_what_it_came_to(tmp_path: Path) -> None:
+    """The phase before, how long it took, how much was told, and where each metric went."""
+    told = Told()
+    async with opened(tmp_path) as records:
+        sessions = Sessions(records, told)
+        await sessions.create(SessionCreate(model="m", session_id="s"))
+        for loss in (3.0, 2.0):
+            await sessions.update(SessionUpdate(session_id="s", metrics={"loss": loss, "accuracy": 0.9}))
+        await sessions.end(SessionEnd(session_id="s"))
+
+    ended = told.events[-1][1]
+    assert (ended.status, ended.old_phase, ended.phase, ended.values) == ("completed", "evaluation", "idle", 4)
+    assert [(trend.metric, trend.initial, trend.latest) for trend in ended.trends] == [
+        ("loss", 3.0, 2.0),
+        ("accuracy", 0.9, 0.9),
+    ]
+    assert ended.took_s >= 0.0
 
 
 async def test_a_loss_worse_than_the_last_sessions_slows_the_next(tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ def register(worker: Worker, detection: Detection) -> None:
     async def add(request: bodies.OpportunityAdd, call: Call) -> bodies.Opportunity:
         return await detection.add_opportunity(request)
 
+    @worker.handles("learning.opportunity.get")
+    async def get(request: bodies.OpportunityGet, call: Call) -> bodies.Opportunity:
+        return await detection.opportunities.get(request.opportunity_id)
+
+    @worker.handles("learning.opportunity.close")
+    async def close(request: bodies.OpportunityClose, call: Call) -> bodies.Opportunity:
+        return await detection.opportunities.close(request)
+
     @worker.handles("learning.opportunity.dismiss")
     async def dismiss(request: bodies.OpportunityDismiss, call: Call) -> bodies.Opportunity:
         return await detection.opportunities.dismiss(request)

@@ -129,13 +129,20 @@ class Opportunities:
 
     async def dismiss(self, request: bodies.OpportunityDismiss) -> Opportunity:
         """Take an opportunity off the list for good. Raises NotFound, Conflict for one in training."""
+        return await self._settle(request.opportunity_id, "dismissed", request.reason)
+
+    async def close(self, request: bodies.OpportunityClose) -> Opportunity:
+        """Note that it was dealt with elsewhere. Raises NotFound, Conflict for one in training."""
+        return await self._settle(request.opportunity_id, "learned", request.reason)
+
+    async def _settle(self, name: str, state: Literal["dismissed", "learned"], reason: str) -> Opportunity:
         async with self._changing:
-            row = await self._row(request.opportunity_id)
+            row = await self._row(name)
             if row.state == "training":
                 raise Conflict(
                     f"{row.opportunity_id} is being trained by {row.job_id}; stop that first", job_id=row.job_id
                 )
-            row.state, row.reason = "dismissed", request.reason
+            row.state, row.reason = state, reason
             await self._put(row)
         return await self.get(row.opportunity_id)
 

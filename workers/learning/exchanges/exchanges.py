@@ -94,7 +94,8 @@ class Exchanges:
     async def list_all(self, request: ExchangeList) -> ExchangePage:
         """What is kept, the newest first."""
         await self.flush()
-        return ExchangePage(exchanges=await self._records.run(lambda c: kept.listed(c, request)))
+        found, total = await self._records.run(lambda c: kept.listed(c, request))
+        return ExchangePage(exchanges=found, total=total)
 
     async def matching(self, request: ExchangeDelete) -> list[str]:
         """Ids of the exchanges that a request to delete means."""

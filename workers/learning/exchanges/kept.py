@@ -278,8 +278,8 @@ def find(connection: sqlite3.Connection, reply_id: str) -> Exchange | None:
     return exchange_of(row) if row else None
 
 
-def listed(connection: sqlite3.Connection, request: ExchangeList) -> list[Exchange]:
-    """The newest first."""
+def listed(connection: sqlite3.Connection, request: ExchangeList) -> tuple[list[Exchange], int]:
+    """The newest first, and how many match."""
     where, values = ["1"], list[object]()
     for field in ("model", "user", "session_id"):
         value = getattr(request, field)
@@ -289,11 +289,12 @@ def listed(connection: sqlite3.Connection, request: ExchangeList) -> list[Exchan
     if request.signal is not None:
         where.append("EXISTS (SELECT 1 FROM json_each(signals) WHERE key = ?)")
         values.append(request.signal)
+    matching = f"FROM exchanges WHERE {' AND '.join(where)}"
+    (total,) = connection.execute(f"SELECT count(*) {matching}", values).fetchone()
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM exchanges WHERE {' AND '.join(where)} ORDER BY at DESC, reply_id LIMIT ?",
-        (*values, request.limit),
+        f"SELECT {_COLUMNS} {matching} ORDER BY at DESC, reply_id LIMIT ?", (*values, request.limit)
     )
-    return [exchange_of(row) for row in rows]
+    return [exchange_of(row) for row in rows], total
 
 
 def good(connection: sqlite3.Connection, model: str, limit: int) -> list[Exchange]:

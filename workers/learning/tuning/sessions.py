@@ -75,7 +75,7 @@ class Sessions:
         session_id = request.session_id or f"session-{uuid.uuid4().hex[:12]}"
         now = time.time()
         session = await self._records.run(lambda connection: _create(connection, session_id, request, now))
-        await self._tell("started", session)
+        await self._tell("started", session, parameters=session.parameters)
         return session
 
     async def update(self, request: SessionUpdate) -> LearningSession:
@@ -108,17 +108,24 @@ class Sessions:
         """End a session; its last measurements stay. Raises NotFound."""
         now = time.time()
 
-        def write(connection: sqlite3.Connection) -> LearningSession:
-            _find(connection, request.session_id)
+        def write(connection: sqlite3.Connection) -> tuple[str, LearningSession]:
+            before = _find(connection, request.session_id)
             connection.execute(
                 "UPDATE learning_sessions SET ended_at = coalesce(ended_at, ?), status = ?, phase = 'idle'"
                 " WHERE session_id = ?",
                 (now, request.status, request.session_id),
             )
-            return _session(connection, _find(connection, request.session_id))
+            return before.phase, _session(connection, _find(connection, request.session_id))
 
-        session = await self._records.run(write)
-        await self._tell("ended", session)
+        before, session = await self._records.run(write)
+        await self._tell(
+            "ended",
+            session,
+            old_phase=before,
+            took_s=(session.ended_at or now) - session.created_at,
+            values=sum(len(measured.metrics) for measured in session.history),
+            trends=session.trends,
+        )
         return session
 
     async def list(self, request: SessionsList) -> LearningSessions:
@@ -157,6 +164,7 @@ class Sessions:
         trend: MetricTrend | None = None,
         old_phase: str = "",
         advice: Sequence[Advice] = (),
+        **more: Any,
     ) -> None:
         event = SessionEvent(
             session_id=session.session_id,
@@ -169,6 +177,7 @@ class Sessions:
             old_phase=old_phase,
             status=session.status,
             advice=[*advice],
+            **more,
         )
         await self._publish(f"learning.session.{what}", event)
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from itertools import islice
 from typing import Any, Final
 
 from schemas.bodies.items import Memories, Memory, MemoryChildren, MemoryGetMany, MemoryList
+from workers.memory import metadata_filter
 from workers.memory.items import rows
 from workers.memory.items.removal import descendants
 
 # The most that a listing without a limit of its own answers at once.
 _NO_LIMIT: Final = 1_000_000
+
+# Memories with a tag up to which they are looked up one by one, 2 to 3 us each; walking 100,000 takes 30 ms.
+_RARE_TAG: Final = 1_000
+
+# What LIKE does not take as it stands.
+_LIKE_WORDS: Final = re.compile(r"[%_\\]")
+_ESCAPED: Final = r"\\\g<0>"
+
+_LISTED: Final = {
+    "added": "sequence",
+    "newest": "sequence DESC",
+    "importance": "importance DESC, last_accessed_at DESC, sequence",
+}
+_BEYOND: Final = {"added": ">", "newest": "<"}
 
 _ORDER: Final = {
     "added": "sequence",
@@ -43,7 +59,40 @@ def get_many(connection: sqlite3.Connection, request: MemoryGetMany, now: float,
 
 
 def list_memories(connection: sqlite3.Connection, request: MemoryList, now: float, page_bytes: int) -> Memories:
-    """A page in the order of adding."""
+    """A page of what fulfils the filters."""
+    where, values = _asked(request, now)
+    metadata_filter.prepare(connection, request.metadata)
+    skipped = 0
+    if request.after is not None and request.sort == "importance":
+        skipped = request.after
+    elif request.after is not None:
+        where.append(f"memories.sequence {_BEYOND[request.sort]} ?")
+        values.append(request.after)
+    found = connection.execute(
+        f"SELECT sequence FROM {_tables(connection, request)} WHERE {' AND '.join(where)}"
+        f" ORDER BY {_LISTED[request.sort]} LIMIT ? OFFSET ?",
+        (*values, request.limit + 1, skipped),
+    )
+    sequences = [sequence for (sequence,) in found]
+    page = rows.by_sequence(connection, sequences, page_bytes, request.limit)
+    is_cut = len(page.items) < len(sequences)
+    if request.sort == "importance":
+        return Memories(memories=page.items, next_after=skipped + len(page.items) if is_cut else None)
+    return Memories(memories=page.items, next_after=page.items[-1].sequence if is_cut else None)
+
+
+def _tables(connection: sqlite3.Connection, request: MemoryList) -> str:
+    """What is read, the first table first: the memories of a rare tag are looked up, those of a common one soon met."""
+    if request.tag is None:
+        return "memories"
+    (tagged,) = connection.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM memory_tags WHERE ns = ? AND tag = ? LIMIT ?)",
+        (request.ns, request.tag, _RARE_TAG + 1),
+    ).fetchone()
+    return "memory_tags CROSS JOIN memories" if tagged <= _RARE_TAG else "memories CROSS JOIN memory_tags"
+
+
+def _asked(request: MemoryList, now: float) -> tuple[list[str], list[Any]]:
     where = ["memories.ns = ?", rows.IS_LIVE]
     values: list[Any] = [request.ns, now]
     for field in ("type", "tier", "parent_id"):
@@ -52,19 +101,15 @@ def list_memories(connection: sqlite3.Connection, request: MemoryList, now: floa
             where.append(f"memories.{field} = ?")
             values.append(wanted)
     if request.tag is not None:
-        where.append("memories.id IN (SELECT id FROM memory_tags WHERE memory_tags.ns = ? AND memory_tags.tag = ?)")
+        where.append("memory_tags.ns = ? AND memory_tags.tag = ? AND memory_tags.id = memories.id")
         values += [request.ns, request.tag]
-    if request.after is not None:
-        where.append("memories.sequence > ?")
-        values.append(request.after)
-    found = connection.execute(
-        f"SELECT sequence FROM memories WHERE {' AND '.join(where)} ORDER BY sequence LIMIT ?",
-        (*values, request.limit + 1),
-    )
-    sequences = [sequence for (sequence,) in found]
-    page = rows.by_sequence(connection, sequences, page_bytes, request.limit)
-    is_cut = len(page.items) < len(sequences)
-    return Memories(memories=page.items, next_after=page.items[-1].sequence if is_cut else None)
+    if request.contains is not None:
+        # LIKE knows the case of a to z alone. It reads 100,000 memories of 100 characters in 30 to 40 ms.
+        where.append("memories.content LIKE ? ESCAPE '\\'")
+        values.append(f"%{_LIKE_WORDS.sub(_ESCAPED, request.contains)}%")
+    if request.metadata:
+        where.append("has_metadata(memories.metadata)")
+    return where, values
 
 
 def children(connection: sqlite3.Connection, request: MemoryChildren, now: float, page_bytes: int) -> Memories:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from schemas.bodies.search import Filters
+from workers.memory import metadata_filter
 from workers.memory.search.ranking import Neighbours, Row
 from workers.memory.search.times import Span
-from workers.memory.values import unpack
 
 # Chunks that one piece of evidence alone (a time, the tags, the speakers) brings in, at most, the newest first: beside
 # words and meaning, and where there is nothing else.
@@ -91,17 +91,7 @@ def condition(ns: str, filters: Filters, now: float) -> Condition:
 
 def prepare(connection: sqlite3.Connection, filters: Filters) -> None:
     """Give the connection the function that `condition` asks metadata with."""
-    if not filters.metadata:
-        return
-    wanted = filters.metadata
-
-    def has_metadata(packed: bytes | None) -> bool:
-        metadata = unpack(packed) if packed else None
-        return isinstance(metadata, dict) and all(
-            key in metadata and metadata[key] == value for key, value in wanted.items()
-        )
-
-    connection.create_function("has_metadata", 1, has_metadata)
+    metadata_filter.prepare(connection, filters.metadata)
 
 
 def allowed(connection: sqlite3.Connection, asked: Condition) -> frozenset[int] | None:

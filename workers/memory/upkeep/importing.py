@@ -57,7 +57,7 @@ async def import_records(records: Records, request: MemoryImport, request_id: by
 
     Raises BadRequest and Conflict; their details name the `record`, counted from 0, and the `field`.
     """
-    prepared = [_prepare(number, record, records.max_body_bytes) for number, record in enumerate(request.records)]
+    prepared = [prepare(number, record, records.max_body_bytes) for number, record in enumerate(request.records)]
 
     def write(connection: sqlite3.Connection, now: float) -> Outcome:
         events = [event for record in prepared for event in _write(connection, record, request.on_conflict, now)]
@@ -69,7 +69,8 @@ async def import_records(records: Records, request: MemoryImport, request_id: by
 # Checking ---------------------------------------------------------------------------------------------------------
 
 
-def _prepare(number: int, record: NewRecord, max_bytes: int) -> _Prepared:
+def prepare(number: int, record: NewRecord, max_bytes: int) -> _Prepared:
+    """Check the fields of a record, the `number`-th of its request. Raises BadRequest and TooLarge."""
     kind = KINDS[record.kind]
     fields = dict(record.data)
     try:
