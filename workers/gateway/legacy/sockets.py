@@ -1,0 +1,181 @@
+"""The ZeroMQ ports of the replaced agents: requests answered one task each, events published, errors taken in.
+
+One port serves whatever type of socket comes (`bus.zmtp.ANY`): REQ and DEALER are answered, SUB hears what is published,
+PUB is listened to. It knows nothing of agents; what a message means is the owner's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Final
+
+from bus import zmtp
+from bus.transport import Connection, Link, listen
+from schemas.envelope import Buffer
+
+log = logging.getLogger("olympus.legacy")
+
+# Requests of one connection that are answered at once. REQ has one; a DEALER that sends more waits its turn.
+_AT_ONCE: Final = 64
+
+# A subscriber that takes nothing loses what comes after this many bytes wait for it.
+_SUBSCRIBER_BYTES: Final = 8 * 1024 * 1024
+
+# Nobody ever sent these agents more in one message than a few megabytes of audio.
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+
+# The address a request came in on, for answers that tell where something is.
+REACHED: Final[ContextVar[str]] = ContextVar("REACHED", default="")
+
+Answer = Callable[[list[bytes]], Awaitable[bytes]]
+Take = Callable[[list[bytes]], Awaitable[None]]
+
+_REQUESTERS: Final = frozenset({b"REQ", b"DEALER"})
+_SUBSCRIBERS: Final = frozenset({b"SUB", b"XSUB"})
+
+
+class Port:
+    """One bound port. `answer` gives the reply to a request, `take` gets what publishers send; None refuses such peers."""
+
+    def __init__(self, *, answer: Answer | None = None, take: Take | None = None) -> None:
+        self._answer = answer
+        self._take = take
+        self._server: asyncio.Server | None = None
+        self._peers: dict[Link, _Peer] = {}
+        self.port = 0
+
+    async def open(self, host: str, port: int, *, key: str) -> None:
+        """Bind. Raises AddressInUse naming `key`, OSError."""
+        self._server, self.port = await listen(host, port, zmtp.ANY, self, key=key, max_body_bytes=MAX_MESSAGE_BYTES)
+
+    async def close(self) -> None:
+        """Take no new peers, finish nothing: clients ask again."""
+        if self._server is not None:
+            self._server.close()
+        for connection, peer in list(self._peers.items()):
+            peer.cancel()
+            connection.abort("the port is closed")
+
+    def publish(self, frames: list[bytes]) -> None:
+        """Send an event to those who subscribed to the start of its first frame."""
+        out: list[Buffer] = list(frames)
+        wire: list[Buffer] = []
+        zmtp.encode_message(out, wire)
+        joined = b"".join(wire)
+        for connection, peer in self._peers.items():
+            if peer.wants(frames[0]) and isinstance(connection, Connection):
+                if connection.pending_bytes < _SUBSCRIBER_BYTES:
+                    connection.send_prepared(out, joined)
+                else:
+                    peer.lost += 1
+
+    # bus.transport.Handler
+
+    def on_open(self, connection: Link) -> None:
+        assert isinstance(connection, Connection)
+        kind = connection.codec.peer_type
+        is_served = self._answer is not None if kind in _REQUESTERS else kind in _SUBSCRIBERS or self._take is not None
+        if not is_served:
+            connection.abort(f"a {kind.decode('ascii', 'replace')} socket has nothing to do here")
+            return
+        self._peers[connection] = _Peer(connection, kind, self._answer, self._take)
+        if kind not in _REQUESTERS and kind not in _SUBSCRIBERS:
+            connection.send(zmtp.subscription(b""))
+
+    def on_messages(self, connection: Link, messages: list[list[Buffer]]) -> None:
+        peer = self._peers.get(connection)
+        if peer is not None:
+            for frames in messages:
+                peer.on_message([bytes(frame) for frame in frames])
+
+    def on_oversize(self, connection: Link, frames: list[Buffer], size_bytes: int) -> None:
+        peer = self._peers.get(connection)
+        if peer is not None:
+            # As its bytes were no JSON: the peer waits for a reply.
+            peer.on_message([*(bytes(frame) for frame in frames), b"\xff"])
+
+    def on_close(self, connection: Link, reason: str) -> None:
+        peer = self._peers.pop(connection, None)
+        if peer is not None and peer.lost:
+            log.warning("subscriber was slow", extra={"action": "legacy.slow", "port": self.port, "lost": peer.lost})
+
+
+class _Peer:
+    """One connection, by the type of its socket."""
+
+    def __init__(self, connection: Link, kind: bytes, answer: Answer | None, take: Take | None) -> None:
+        self._connection = connection
+        self._kind = kind
+        self._answer = answer
+        self._take = take
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._taking: asyncio.Queue[list[bytes]] | None = None
+        self._prefixes: dict[bytes, int] = {}
+        self.lost = 0
+
+    def wants(self, topic: bytes) -> bool:
+        return any(topic.startswith(prefix) for prefix in self._prefixes)
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def on_message(self, frames: list[bytes]) -> None:
+        if self._kind in _REQUESTERS:
+            self._begin(self._reply(frames))
+            if len(self._tasks) >= _AT_ONCE:
+                self._connection.pause_reading()
+        elif self._kind in _SUBSCRIBERS:
+            self._subscribe(frames[0])
+        elif self._take is not None:
+            self._queue(frames)
+
+    def _subscribe(self, frame: bytes) -> None:
+        prefix = frame[1:]
+        if frame[:1] == b"\1":
+            self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
+        elif frame[:1] == b"\0" and (count := self._prefixes.get(prefix, 0)):
+            if count == 1:
+                del self._prefixes[prefix]
+            else:
+                self._prefixes[prefix] = count - 1
+
+    def _queue(self, frames: list[bytes]) -> None:
+        """In order, one after the other; a publisher faster than that is slowed by TCP."""
+        if self._taking is None:
+            self._taking = asyncio.Queue()
+            self._begin(self._take_each(self._taking))
+        self._taking.put_nowait(frames)
+        if self._taking.qsize() >= _AT_ONCE:
+            self._connection.pause_reading()
+
+    async def _take_each(self, queue: asyncio.Queue[list[bytes]]) -> None:
+        assert self._take is not None
+        while True:
+            await self._take(await queue.get())
+            if queue.qsize() < _AT_ONCE // 2:
+                self._connection.resume_reading()
+
+    async def _reply(self, frames: list[bytes]) -> None:
+        assert self._answer is not None
+        if isinstance(self._connection, Connection):
+            REACHED.set(self._connection.local_host)
+        # REQ puts an empty frame before its message, and with ZMQ_REQ_CORRELATE a number before that; both come back.
+        start = frames.index(b"") + 1 if b"" in frames[:-1] else 0
+        reply = await self._answer(frames[start:])
+        self._connection.send([*frames[:start], reply])
+
+    def _begin(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if len(self._tasks) == _AT_ONCE - 1:
+            self._connection.resume_reading()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("message of a legacy peer failed", exc_info=error, extra={"action": "legacy.failed"})

@@ -1,0 +1,143 @@
+"""Whether a service can do its work, dependency by dependency, told within a second whatever is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal
+
+import msgspec
+
+from bus.client import Client
+from bus.settings import Settings
+from bus.tokens import token_source
+from bus.version import VERSION
+from schemas.bodies.control import BusServices, ServiceList
+from schemas.bodies.upkeep import MemoryStats, StatsReply
+from schemas.envelope import Headers
+from schemas.errors import BusError
+
+State = Literal["ok", "degraded", "failing"]
+
+# Seconds until a health request is answered, whether or not the bus answers.
+_WITHIN_S: Final = 0.9
+
+# Seconds an answer is given again: many may ask, and none of them should load the bus.
+_KEPT_S: Final = 0.5
+
+# Services on the bus that a port stands for, and whether it is nothing without them.
+_NEEDS: Final[dict[str, dict[str, bool]]] = {
+    "memory": {"memory": True},
+    "models": {"model": True, "resource": False},
+    "learning": {"learning": True, "model": False, "memory": False},
+}
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing a service needs; reason is empty where it is ok."""
+
+    status: State
+    reason: str = ""
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The worst of the dependencies counts: `failing` where the service cannot do its work at all."""
+
+    status: State
+    service: str
+    dependencies: dict[str, Dependency]
+    version: str = VERSION
+    uptime_s: float
+    at: float
+
+
+class Health:
+    """Asks the bus, for itself and not for whoever asked: an answer names no content."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._client = client
+        self._token = token_source(settings)
+        self._began_at = time.monotonic()
+        self._asking: dict[str, asyncio.Task[HealthReport]] = {}
+        self._known: dict[str, tuple[float, HealthReport]] = {}
+
+    async def report(self, service: str) -> HealthReport:
+        """How a service is now, or was half a second ago."""
+        known = self._known.get(service)
+        if known is not None and time.monotonic() - known[0] < _KEPT_S:
+            return known[1]
+        asking = self._asking.get(service)
+        if asking is None or asking.done():
+            asking = self._asking[service] = asyncio.ensure_future(self._look(service))
+        # Somebody who hangs up does not take the answer from the others.
+        return await asyncio.shield(asking)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        for asking in self._asking.values():
+            asking.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    async def _look(self, service: str) -> HealthReport:
+        found: dict[str, Dependency] = {}
+        looks: list[Callable[[], Awaitable[None]]] = [lambda: self._look_at_services(service, found)]
+        if service == "memory":
+            looks.append(lambda: self._look_at_memory(found))
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                await asyncio.gather(*(look() for look in looks))
+        except TimeoutError:
+            found.setdefault("broker", Dependency(status="failing", reason=f"no answer within {_WITHIN_S:g} s"))
+        report = HealthReport(
+            status=worst(found),
+            service=service,
+            dependencies=found,
+            uptime_s=round(time.monotonic() - self._began_at, 3),
+            at=time.time(),
+        )
+        self._known[service] = (time.monotonic(), report)
+        return report
+
+    async def _look_at_services(self, service: str, found: dict[str, Dependency]) -> None:
+        try:
+            known: ServiceList = await self._client.request("bus.services", BusServices(), timeout_s=_WITHIN_S)
+        except BusError as error:
+            found["broker"] = Dependency(status="failing", reason=error.message)
+            return
+        found["broker"] = Dependency(status="ok")
+        instances = {each.service: each.instances for each in known.services}
+        for needed, is_vital in _NEEDS[service].items():
+            if instances.get(needed):
+                found.setdefault(needed, Dependency(status="ok"))
+            else:
+                found[needed] = Dependency(
+                    status="failing" if is_vital else "degraded",
+                    reason=f"no worker of the service {needed!r} has joined",
+                )
+
+    async def _look_at_memory(self, found: dict[str, Dependency]) -> None:
+        token = self._token() if self._token is not None else ""
+        headers: Headers | None = {"token": token} if token else None
+        try:
+            stats: StatsReply = await self._client.request(
+                "memory.stats", MemoryStats(), timeout_s=_WITHIN_S, headers=headers
+            )
+        except BusError as error:
+            found.setdefault(
+                "memory", Dependency(status="degraded", reason=f"it does not say how it is: {error.message}")
+            )
+            return
+        if stats.degraded:
+            found["memory"] = Dependency(status="degraded", reason="; ".join(stats.degraded))
+
+
+def worst(found: dict[str, Dependency]) -> State:
+    """The state of the whole."""
+    states = {each.status for each in found.values()}
+    return "failing" if "failing" in states else "degraded" if "degraded" in states else "ok"
+
+
+def status_of(report: HealthReport) -> int:
+    """The HTTP status: a degraded service still answers."""
+    return 503 if report.status == "failing" else 200

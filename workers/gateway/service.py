@@ -1,0 +1,137 @@
+"""The gateway: opens the edges that the settings ask for, tells what it has bound, and closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from typing import Final
+
+import msgspec
+
+from bus.client import Client
+from bus.settings import Settings
+from bus.worker import Call, Worker
+from schemas.bodies.gateway import GatewayPorts, PortInfo, PortList
+from workers.gateway.agents_http import serve_agents
+from workers.gateway.caller import StandIn
+from workers.gateway.legacy.agent import Agent
+from workers.gateway.legacy.agents.roster import roster
+from workers.gateway.legacy.chores import Chores
+from workers.gateway.legacy.edge import LegacyEdge
+from workers.gateway.legacy.house import House
+from workers.gateway.openai.routes import openai_routes
+from workers.gateway.phase1.agents import RAW
+from workers.gateway.phase1.routes import phase1_routes
+from workers.gateway.ports import chosen, move_health
+from workers.gateway.rest.edge import RestEdge
+
+log = logging.getLogger("olympus.gateway")
+
+# Of the time to leave, kept for leaving the bus.
+_LEAVE_S: Final = 0.5
+
+
+class Gateway:
+    """The edges and the worker `gateway`, which tells of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.worker = Worker("gateway", settings)
+        self.worker.handle("gateway.ports", self._ports)
+        # Requests of strangers must not travel with this home's own token.
+        self._client = Client(settings, name="gateway", signs=False)
+        agents = roster()
+        sign = None
+        if settings.auth.required and settings.legacy.user:
+            sign = StandIn(self.worker.client, settings.legacy.user).headers
+        self.house = House(settings, self._client, agents, sign=sign)
+        self._legacy: LegacyEdge | None = None
+        moved: dict[str, str] = {}
+        rest = settings.rest
+        if settings.legacy.enabled:
+            mine = chosen(agents, settings.legacy.agents)
+            self._legacy = LegacyEdge(self.house, mine)
+            rest, moved = move_health(settings, mine)
+        self._moved = moved
+        self._rest = RestEdge(msgspec.structs.replace(settings, rest=rest), self._client)
+        self._rest.add_routes("models", openai_routes())
+        self._chores = Chores(self.house)
+        self._at_work: list[Agent] = []
+        if settings.rest.phase1:
+            for service, routes in phase1_routes(self.house).items():
+                self._rest.add_routes(service, routes)
+            asked = set(RAW.values())
+            bound = () if self._legacy is None else self._legacy.agents
+            self._at_work = [agent for agent in agents if agent.name in asked and agent not in bound]
+        self.table: list[PortInfo] = []
+
+    async def start(self) -> None:
+        """Open the ports, then join the bus. Raises SettingsError; a port in use is told of and left out."""
+        if self._legacy is not None:
+            self.table += await self._legacy.start()
+        self.table += [self._with_move(info) for info in await self._rest.start()]
+        if self._legacy is not None:
+            self.table += await serve_agents(self._legacy.http, self.house, self._rest)
+        self._chores.start(self._at_work)
+        self._tell()
+        # What stays for good is not looked through again and again: that took 6 % of the time of an HTTP request.
+        gc.collect()
+        gc.freeze()
+        await self.worker.start()
+
+    async def stop(self) -> None:
+        """Close the ports within `supervisor.stop_s`, then leave the bus."""
+        if self._legacy is not None:
+            await self._legacy.stop()
+        await self._chores.stop()
+        await self._rest.stop(max(self._settings.supervisor.stop_s - 2 * _LEAVE_S, 0.0))
+        await self._client.close()
+        await self.worker.stop(_LEAVE_S)
+
+    def _with_move(self, info: PortInfo) -> PortInfo:
+        note = self._moved.get(info.owner) if info.purpose == "health" else None
+        return msgspec.structs.replace(info, note=f"{note}. {info.note}".rstrip(" .")) if note else info
+
+    def _tell(self) -> None:
+        """The start-up table: one line a port."""
+        for info in self.table:
+            level = logging.WARNING if info.state == "taken" else logging.INFO
+            log.log(
+                level,
+                f"port {info.state}",
+                extra={
+                    "action": f"port.{info.state}",
+                    "owner": info.owner,
+                    "purpose": info.purpose,
+                    "protocol": info.protocol,
+                    "address": f"{info.host}:{info.port}",
+                    **({"note": info.note} if info.note else {}),
+                },
+            )
+
+    async def _ports(self, request: GatewayPorts, call: Call) -> PortList:
+        return PortList(ports=self.table)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SettingsError."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    gateway = Gateway(settings)
+    starting = asyncio.ensure_future(gateway.start())
+    waiting = asyncio.ensure_future(told.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if starting.done():
+            starting.result()
+            log.info("ready", extra={"action": "worker.ready", "service": "gateway"})
+            await waiting
+    finally:
+        starting.cancel()
+        waiting.cancel()
+        await asyncio.gather(starting, waiting, return_exceptions=True)
+        await gateway.stop()
