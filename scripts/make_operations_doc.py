@@ -27,8 +27,8 @@ so that a repeated request is harmless and a lost worker's request is given to a
 before the final one. Every operation may also answer an error, `{code, message, details}`.
 Fields ending in `_s` are seconds, in `_at` Unix epoch seconds, in `_bytes` bytes.
 
-The REST routes are declared here so that an edge can be built from them; nothing listens on them yet. Scopes are checked
-where `auth.required` is on ([auth.md](auth.md))."""
+The routes are those of the HTTP edge ([rest.md](rest.md)). Scopes are checked where `auth.required` is on
+([auth.md](auth.md))."""
 
 
 def main() -> int:
