@@ -164,7 +164,7 @@ class Ours(Peer):
     name = "ours"
     module = "role_ours"
     cases = frozenset({"rr", "latency", "stream", "echo16", "mixed", "pubsub", "idle", "scale"})
-    needs = ("uvloop", "msgspec")
+    needs: tuple[str, ...] = ("uvloop", "msgspec")
 
     @classmethod
     def missing(cls) -> str:
