@@ -8,17 +8,23 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zmq
 
+from bus.client import Client
 from bus.settings import SettingsError, load_settings
+from bus.transport import Link
 from schemas.bodies.accounts import UserAdd
 from schemas.errors import NotFound
 from tests.legacy_house import LegacyHouse
+from workers.gateway.legacy import sockets
 from workers.gateway.legacy.agent import Action, Agent, Fields, Refused
+from workers.gateway.legacy.agents.roster import roster
+from workers.gateway.legacy.edge import LegacyEdge
 from workers.gateway.legacy.house import House
+from workers.gateway.ports import chosen
 from workers.gateway.service import Gateway
 
 
@@ -173,6 +179,137 @@ def test_a_dealer_may_send_many_at_once_and_a_req_may_number_its_requests(house:
     numbered.connect(f"tcp://127.0.0.1:{house.port('First')}")
     numbered.send_json({"action": "echo", "x": 5})
     assert numbered.recv_json()["x"] == 5  # type: ignore[index, call-overload]
+
+
+def test_one_socket_is_answered_in_the_order_it_asked(house: LegacyHouse) -> None:
+    """Replies name no request, so a DEALER tells them by their order; clients behind a proxy do not wait in one line."""
+    dealer = house.socket(zmq.DEALER, "First")
+    dealer.send_multipart([b"", b'{"action": "slow"}'])
+    dealer.send_multipart([b"", b'{"action": "echo", "x": 1}'])
+    assert [json.loads(dealer.recv_multipart()[1]).get("x") for _ in range(2)] == [None, 1]
+    dealer.send_multipart([b"one", b"", b'{"action": "slow"}'])
+    dealer.send_multipart([b"two", b"", b'{"action": "echo", "x": 2}'])
+    assert [dealer.recv_multipart()[0] for _ in range(2)] == [b"two", b"one"]
+
+
+def test_a_publisher_is_heard_on_after_a_message_that_fails_and_to_its_last_one(tmp_path: Path) -> None:
+    """A defect costs one message, and what came before the publisher went away is not dropped with it."""
+    heard: list[bytes] = []
+
+    async def take(frames: list[bytes], house: House) -> None:
+        await asyncio.sleep(0.05)
+        if frames[0] == b"bad":
+            raise ZeroDivisionError("a defect")
+        heard.append(frames[0])
+
+    listener = Agent(name="Listener", service="memory", intake_ports=(4,), intake=take)
+    with LegacyHouse(tmp_path, [listener], services=()) as house:
+        publisher = house.socket(zmq.PUB, "Listener", "errors")
+        publisher.setsockopt(zmq.LINGER, 5_000)
+        deadline = time.monotonic() + 10
+        while not heard and time.monotonic() < deadline:
+            publisher.send(b"hello")
+            time.sleep(0.02)
+        for message in (b"bad", b"good", b"last"):
+            publisher.send(message)
+        publisher.close()
+        while b"last" not in heard and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert heard[-2:] == [b"good", b"last"]
+
+
+class _Link:
+    """A connection that only notes what is done with it."""
+
+    is_open = True
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def send(self, frames: list[Any]) -> None:
+        """A reply."""
+        self.done.append("send")
+
+    def pause_reading(self) -> None:
+        """Enough for now."""
+        self.done.append("pause")
+
+    def resume_reading(self) -> None:
+        """Go on."""
+        self.done.append("resume")
+
+    def abort(self, reason: str) -> None:
+        """Away with it."""
+        self.done.append("abort")
+
+
+async def test_one_connection_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read while large requests of it wait, and not kept when it subscribes to everything one by one."""
+    monkeypatch.setattr(sockets, "_AT_ONCE_BYTES", 1_000)
+    go_on = asyncio.Event()
+
+    async def answer(frames: list[bytes]) -> bytes:
+        await go_on.wait()
+        return b"{}"
+
+    link = _Link()
+    asker = sockets._Peer(cast(Link, link), b"DEALER", answer, None)
+    for number in range(3):
+        asker.on_message([b"%d" % number, b"", b"x" * 600])
+    assert link.done == ["pause"]
+    go_on.set()
+    async with asyncio.timeout(10):
+        while "resume" not in link.done:
+            await asyncio.sleep(0)
+        await asyncio.gather(*asker._tasks)
+    assert link.done.count("send") == 3 and link.done.count("pause") == link.done.count("resume") == 1
+
+    for subscription in (b"\1" + b"x" * 2_000, None):
+        link = _Link()
+        hearer = sockets._Peer(cast(Link, link), b"SUB", answer, None)
+        for frame in [subscription] if subscription else [b"\1%d" % number for number in range(1_001)]:
+            hearer.on_message([frame])
+        assert link.done == ["abort"]
+
+
+def test_health_that_fails_and_a_reply_nobody_can_write_are_answered(tmp_path: Path) -> None:
+    """A REQ socket that gets no reply is of no use any more."""
+
+    async def away(house: House) -> dict[str, Any]:
+        raise NotFound("it is away")
+
+    unwell = Agent(name="Unwell", service="memory", ports=(5,), health_ports=(6,), echoes=("echo",), health=away)
+    with LegacyHouse(tmp_path, [unwell], services=()) as house:
+        assert json.loads(house.raw("Unwell", [b"{}"], "health")[0])["message"] == "it is away"
+        nested = b'{"echo": ' + b"[" * 950 + b"]" * 950 + b"}"
+        assert json.loads(house.raw("Unwell", [nested])[0])["status"] == "error"
+        assert json.loads(house.raw("Unwell", [b"{}"])[0])["status"] == "error"
+
+
+def test_an_address_that_is_not_here_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    """192.0.2.1 belongs to nobody (RFC 5737)."""
+    settings = load_settings(
+        "/dev/null",
+        {
+            "home": str(tmp_path),
+            "legacy.enabled": "true",
+            "legacy.insecure": "true",
+            "legacy.host": "192.0.2.1",
+            "legacy.agents": "CacheManager",
+        },
+    )
+
+    async def start() -> list[Any]:
+        async with Client(settings, name="edge", signs=False) as client:
+            house = House(settings, client, roster())
+            edge = LegacyEdge(house, chosen(roster(), ("CacheManager",)))
+            try:
+                return await edge.start()
+            finally:
+                await edge.stop()
+
+    table = asyncio.run(start())
+    assert {info.state for info in table} == {"taken"} and "legacy.host" in table[0].note
 
 
 def test_idle_connections_and_strangers_cost_nobody_anything(house: LegacyHouse) -> None:

@@ -67,6 +67,34 @@ def subscribed(house: LegacyHouse) -> zmq.Socket[bytes]:
     raise AssertionError("the subscriber heard nothing")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"agent": "Odd", "message": "half \ud83d"}',
+        rb'{"agent": "Odd\udc80", "message": "m", "context": {"a": "\udc80"}}',
+        b'{"agent": "Odd", "message": "m", "context": {"a": 1180591620717411303424}}',
+    ],
+)
+def test_a_report_that_the_bus_cannot_hold_as_it_is_costs_neither_itself_nor_the_next(
+    house: LegacyHouse, body: bytes
+) -> None:
+    """Python's encoder writes half characters and numbers past 64 bits; the publisher is heard on."""
+    heard = subscribed(house)
+    publisher = house.socket(zmq.PUB, "ErrorBus", "errors")
+    after = {"agent": "Odd", "message": "after"}
+    messages: list[str] = []
+    deadline = time.monotonic() + 20
+    while messages.count("after") < 2 and time.monotonic() < deadline:
+        # A publisher knows only after a moment that somebody listens.
+        publisher.send_multipart([b"ERROR:", body])
+        publisher.send_multipart([b"ERROR:", json.dumps(after).encode()])
+        while heard.poll(100):
+            messages.append(json.loads(heard.recv_multipart()[1])["message"])
+    assert messages.count("after") >= 2
+    assert set(messages) - {"after"} <= {"half ?", "m"}
+    assert len(set(messages)) == 2
+
+
 def test_one_port_takes_publishers_subscribers_and_askers(house: LegacyHouse) -> None:
     """A PUB that connects is heard, SUBs get two frames, and a REQ on the same number is answered."""
     subscriber = subscribed(house)
@@ -148,12 +176,31 @@ def test_the_agents_of_this_edge_are_found_where_they_are_bound(house: LegacyHou
     assert found["health_check_port"] == house.port("ResourceManager", "health")
 
 
+def test_the_error_bus_is_found_under_both_its_names(house: LegacyHouse) -> None:
+    """Discovery tells where others publish to it, which is where it is asked, too."""
+    named = house.ask("ServiceRegistry", {"action": "list_agents"})["agents"]
+    for name in ("ErrorBus", "ErrorBusService"):
+        found = house.ask("ServiceRegistry", {"action": "get_agent_endpoint", "agent_name": name})
+        assert (name in named, found["port"]) == (True, house.port("ErrorBus", "errors"))
+
+
 def test_a_flat_registration_without_a_type_is_taken(house: LegacyHouse) -> None:
     """The discovery client of old sends none and was refused."""
     flat = {"action": "register_agent", "agent_id": "Flat", "host": "h", "port": 1}
     assert house.ask("ServiceRegistry", flat) == {"status": "success"}
     missing = house.ask("ServiceRegistry", {"action": "register_agent", "host": "h"})
     assert missing["error"] == "Missing required field: agent_id"
+
+
+@pytest.mark.parametrize("lacking", ["agent_id", "host", "port"])
+def test_a_registration_that_nobody_could_reach_is_refused(house: LegacyHouse, lacking: str) -> None:
+    """By either discovery agent, and what was registered before stays."""
+    told = {"agent_id": "Unreachable", "host": "h", "port": 1}
+    told.pop(lacking)
+    for name in ("ServiceRegistry", "SystemDigitalTwin"):
+        reply = house.ask(name, {"action": "register_agent", "agent_name": "ChitChat", "registration_data": told})
+        if name == "ServiceRegistry" or lacking != "agent_id":  # the twin takes `agent_name` for the id
+            assert (reply["status"], reply["error"]) == ("error", f"Missing required field: {lacking}")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +288,7 @@ def test_resources_are_given_out_once_and_taken_back(house: LegacyHouse) -> None
     assert ask(action="release_resources", resource_id="a")["status"] == "success"
     assert ask(action="release_resources", resource_id="a")["message"] == "Resource a not found"
     assert ask(action="allocate_resources", resource_id="b")["message"] == "Missing required field: resource_type"
-    assert "above 0, at most 100" in ask(action="set_thresholds", cpu_threshold=0)["message"]
+    assert "0 to 100" in ask(action="set_thresholds", cpu_threshold=101)["message"]
     assert {"cpu_percent", "memory_percent", "memory_total", "disk_usage"} <= set(ask(action="get_stats")["stats"])
     assert ask(action="nope")["message"] == "Unknown action: nope"
     assert ask(action="health_check")["status"] == "ok"

@@ -545,6 +545,32 @@ def test_the_managers_table_row_by_row(house: LegacyHouse) -> None:
     ask(action="delete_session", session_id="s 2")
 
 
+def test_a_session_takes_what_it_can_of_an_update(house: LegacyHouse) -> None:
+    """One measurement that is no number does not cost the others, nor does progress in percent."""
+    house.ask(MANAGER, {"action": "create_session", "model_id": "m", "session_id": "odd"})
+    metrics = {
+        "odd accuracy": 1,
+        "stage": "warm-up",
+        "flag": True,
+        "none": None,
+        "": 1,
+        "far": float("inf"),
+        "x" * 200: 2,
+    }
+    reply = house.ask(
+        MANAGER,
+        {"action": "update_session", "session_id": "odd", "metrics": metrics, "progress": "45", "status": "s" * 99},
+    )
+    session = house.ask(MANAGER, {"action": "get_session", "session_id": "odd"})["session"]
+    assert (reply["status"], reply["ignored"]) == ("success", ["stage", "flag", "none", "", "far"])
+    assert "learning_rate" in reply
+    assert (session["metrics"], session["progress"]) == ({"odd accuracy": 1.0, "x" * 128: 2.0}, 0.45)
+    assert session["status"] == "s" * 64
+    house.ask(MANAGER, {"action": "update_session", "session_id": "odd", "progress": -3})
+    assert house.ask(MANAGER, {"action": "get_session", "session_id": "odd"})["session"]["progress"] == 0
+    house.ask(MANAGER, {"action": "delete_session", "session_id": "odd"})
+
+
 def test_a_session_without_a_name_is_named_after_the_time(house: LegacyHouse) -> None:
     """As text; and a name that is taken begins anew."""
     name = house.ask(MANAGER, {"action": "create_session", "model_id": "m"})["session_id"]
@@ -984,14 +1010,26 @@ def test_a_program_that_trains_itself_runs_as_it_did(house: LegacyHouse) -> None
 
 def test_what_runs_and_what_was_learned_outlives_a_restart(tmp_path: Path, publisher: int) -> None:
     """Cycles with their resources, jobs, the manager's sessions with the rate, and training cycles."""
-    with LegacyHouse(tmp_path, agents(publisher), services=("memory", "learning")) as first:
+    with LegacyHouse(tmp_path, agents(publisher), services=("memory", "models", "learning")) as first:
+        first.bus("learning.schedule.set", ScheduleSet(is_paused=True))
         cycle_id = new_cycle(first, resources={"memory": 10})
         first.ask(STO, {"action": "start_cycle", "cycle_id": cycle_id})
         job_id = new_job(first)
         first.ask(MANAGER, {"action": "create_session", "model_id": "m", "session_id": "s"})
         told = first.ask(LOS, {"opportunity_id": str(uuid.uuid4()), "score": 0.8, "category": "c"})
+        waiting = new_job(first, "olympus-demo")
+        assert "waits" in first.ask(LFT, {"action": "start_job", "job_id": waiting})["message"]
+        examples = [{"prompt": f"What is {number} of {number * 7}?", "answer": f"{number}."} for number in range(100)]
+        first.bus("learning.opportunity.add", {"title": "n", "model": "olympus-demo", "examples": examples})
 
-    with LegacyHouse(tmp_path, agents(publisher), services=("memory", "learning")) as second:
+    with LegacyHouse(tmp_path, agents(publisher), services=("memory", "models", "learning")) as second:
+        until(lambda: second.ask(STO, {"action": "health_check"})["active_cycles"] == 1, "the cycle that still runs")
+        # Nobody asks for it again.
+        until(
+            lambda: [one.job_id for one in second.bus("learning.training.list").jobs] == [waiting],
+            "the job that waited",
+        )
+        second.bus("learning.training.stop", TrainingStop(job_id=waiting))
         assert cycle(second, cycle_id)["status"] == "running"
         other = new_cycle(second, resources={"memory": 10})
         refused = second.ask(STO, {"action": "start_cycle", "cycle_id": other})

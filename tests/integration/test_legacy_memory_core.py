@@ -650,7 +650,7 @@ def test_the_key_value_words(house: LegacyHouse) -> None:
 
     assert kept["found"] is True
     assert kept["item"].items() >= {**item, "key": "user:1", "memory_type": "conversation", "metadata": {}}.items()
-    assert {"timestamp", "updated_at"} <= set(kept["item"])
+    assert {"timestamp", "updated_at", "source_agent", "expiry_timestamp"} <= set(kept["item"])
     assert ask("get", key="user:2")["item"] == {"session_id": "s", "anything": 1, "key": "user:2"}
     assert ask("exists", key="user:1") == {"exists": True}
     assert ask("exists", key="user:9") == {"exists": False}

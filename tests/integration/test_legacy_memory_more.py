@@ -195,6 +195,7 @@ MISSING = [
     (UMRA, "add_error_pattern", {"pattern": "p"}, "Missing required fields"),
     (UMRA, "get_error_solution", {}, "Missing error_message"),
     (UMRA, "nonsense", {}, "Unknown action"),
+    (UMRA, None, {}, "Unknown action"),
     (CONTEXT, "nonsense", {}, "Unknown action: nonsense"),
     (TRACKER, "nonsense", {}, "Unknown action: nonsense"),
     (CACHE, "get", {"cache_type": "t"}, "Missing required parameters"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -454,6 +456,31 @@ def test_loader_health(house: LegacyHouse) -> None:
         assert (health["status"], health["agent"]) == ("HEALTHY", LOADER)
         assert isinstance(health["uptime"], float)
         time.strptime(health["timestamp"], "%Y-%m-%d %H:%M:%S")
+
+
+@pytest.mark.parametrize(("agent", "action"), [(GGUF, "generate_text"), (MMA, "generate"), (SUITE, "generate")])
+def test_an_answer_nobody_waits_for_is_not_worked_out(
+    house: LegacyHouse, monkeypatch: pytest.MonkeyPatch, agent: str, action: str
+) -> None:
+    """A client that gave up asks again; the model works for that request alone."""
+    began, ended = threading.Event(), threading.Event()
+    ask = house.edge.house.ask
+
+    async def slow(subject: str, body: Any = None, **more: Any) -> Any:
+        if subject != "model.chat":
+            return await ask(subject, body, **more)
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(house.edge.house, "ask", slow)
+    client = house.socket(zmq.REQ, agent)
+    client.send_json({"action": action, "model_id": DEMO, "prompt": "What is 7 + 5?"})
+    assert began.wait(20) and not ended.is_set()
+    client.close(0)
+    assert ended.wait(20)
 
 
 # ModelEvaluationFramework -------------------------------------------------------------------------------------------

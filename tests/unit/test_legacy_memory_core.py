@@ -18,6 +18,7 @@ from workers.gateway.legacy.agents.memories import (
     KEPT,
     KEYS,
     from_legacy,
+    mode_of,
     moment,
     needs_before,
     time_in,
@@ -203,6 +204,8 @@ def test_items_of_the_default_kind_get_every_field() -> None:
         "memory_type": "conversation",
         "metadata": {},
         "tags": ["t"],
+        "source_agent": None,
+        "expiry_timestamp": None,
         "timestamp": "1970-01-01T00:00:00",
         "updated_at": "1970-01-01T00:00:00",
     }
@@ -240,3 +243,19 @@ def test_what_is_declared(agent: Agent, ports: tuple[int, ...], health_ports: tu
     """The ports and words under which their clients know them."""
     assert (agent.ports, agent.health_ports) == (ports, health_ports)
     assert sorted(agent.actions) == sorted(actions.split())
+
+
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [
+        ("where do the bees live", "hybrid"),
+        ("covid19 in 2023 on iphone15, a decade of facades", "hybrid"),
+        ("unknown_topic_e720e8b5", "text"),
+        ("zz 0f94836e4e0d41c69c687e51cb0899c8", "text"),
+        ("550e8400-e29b-41d4-a716-446655440000", "text"),
+        ("job 1732243200", "text"),
+    ],
+)
+def test_codes_are_not_looked_for_by_meaning(query: str, mode: str) -> None:
+    """Vectors of two hashes are near each other, so an unknown one would find a fact about any other."""
+    assert mode_of(query) == mode

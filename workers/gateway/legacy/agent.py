@@ -181,15 +181,20 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
     async def answer(self, request: object, house: House) -> Reply:
         """The reply to a decoded request, whatever it is; raises nothing but CancelledError."""
-        reply = await self._guarded(request, house)
+        reply = await self._guarded(self._answer(request, house), house)
         if self.echoes and isinstance(reply, dict):
             asked = request if isinstance(request, dict) else {}
             return {**reply, **{key: asked.get(key, "") for key in self.echoes}}
         return reply
 
-    async def _guarded(self, request: object, house: House) -> Reply:
+    async def healthy(self, message: object, house: House) -> Reply:
+        """The reply of its health ports to any message; raises nothing but CancelledError."""
+        socket = self.health_socket
+        return await self._guarded(house.health_of(self) if socket is None else socket(message, house), house)
+
+    async def _guarded(self, answering: Awaitable[Reply], house: House) -> Reply:
         try:
-            return await self._answer(request, house)
+            return await answering
         except Refused as refused:
             return self.failure(refused.text, **refused.extra)
         except BusError as error:
@@ -272,6 +277,9 @@ def encode(reply: Reply) -> bytes:
         return msgspec.json.encode(reply)
     except (TypeError, ValueError, OverflowError):
         return json.dumps(reply, default=str).encode()
+    except RecursionError:
+        # What came is repeated, and Python's decoder reads what neither encoder writes.
+        return b'{"status":"error","message":"the reply is nested too deeply","error":"the reply is nested too deeply"}'
 
 
 def _kind(value: object) -> str:

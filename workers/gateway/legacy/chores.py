@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
+from bus.reminder import Reminder
 from workers.gateway.legacy.agent import Agent
 from workers.gateway.legacy.house import House
 
 # Seconds after which a chore that failed is begun again.
 _AGAIN_S: Final = 5.0
+
+# Seconds after which a chore had begun well, so that its next failure is news.
+_STEADY_S: Final = 60.0
 
 
 class Chores:
@@ -34,10 +39,16 @@ class Chores:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _keep_running(self, agent: Agent, task: Callable[[House], Awaitable[None]]) -> None:
+        reminder = Reminder()
         while True:
+            began_at = time.monotonic()
             try:
                 await task(self._house)
                 return
             except Exception as error:  # noqa: BLE001 - one agent's broadcast must not end the edge
-                self._house.on_chore_failure(agent, error)
+                now = time.monotonic()
+                if now - began_at > _STEADY_S:
+                    reminder.clear()
+                if reminder.is_due(str(error), now):
+                    self._house.on_chore_failure(agent, error)
                 await asyncio.sleep(_AGAIN_S)

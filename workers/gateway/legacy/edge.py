@@ -66,6 +66,11 @@ class LegacyEdge:
             return self._info(
                 one, "taken", f"another program has it; legacy.ports: {_override(one)}=PORT gives another"
             )
+        except OSError as error:
+            # An address this machine does not have, a number that is not ours to take.
+            return self._info(
+                one, "taken", f"{error.strerror or error}; legacy.host and legacy.ports: {_override(one)}=PORT"
+            )
         self._ports.append(port)
         if one.purpose in ("events", "errors"):
             self.house.add_publisher(one.agent, port.publish)
@@ -97,9 +102,7 @@ class LegacyEdge:
         if len(frames) == 1:
             with contextlib.suppress(UnicodeDecodeError, ValueError):
                 message = decode(frames[0])
-        if agent.health_socket is not None:
-            return encode(await agent.health_socket(message, self.house))
-        return encode(await self.house.health_of(agent))
+        return encode(await agent.healthy(message, self.house))
 
     def _announce(self, table: list[PortInfo]) -> None:
         """What discovery tells: the first port of each agent that is bound, or is shared with another agent."""

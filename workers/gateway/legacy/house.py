@@ -26,6 +26,12 @@ log = logging.getLogger("olympus.legacy")
 _SERVICES_S: Final = 1.0
 _ASK_SERVICES_S: Final = 1.0
 
+# Seconds for the broker to be there before a request fails: the agents' clients give up after 5.
+_BROKER_S: Final = 4.0
+
+# Seconds an agent's own part of its health may take: pollers wait no longer than 5 for the whole.
+_HEALTH_S: Final = 2.0
+
 _S = TypeVar("_S")
 
 Sign = Callable[[], Awaitable[Headers | None]]
@@ -79,10 +85,12 @@ class House:
 
     async def ask(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         """The reply of an operation, as its Struct. Raises schemas.errors.BusError."""
+        await self.client.connect(_BROKER_S)
         return await self.client.request(subject, body, timeout_s=timeout_s, headers=await self.headers())
 
     async def stream(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Stream:
-        """Its reply piece by piece: `async with await house.stream(...) as parts`."""
+        """Its reply piece by piece: `async with await house.stream(...) as parts`. Raises BusError without a broker."""
+        await self.client.connect(_BROKER_S)
         return self.client.stream(subject, body, timeout_s=timeout_s, headers=await self.headers())
 
     async def headers(self) -> Headers | None:
@@ -165,7 +173,11 @@ class House:
         }
         if agent.health is None:
             return common
-        return {**common, **await agent.health(self)}
+        try:
+            async with asyncio.timeout(_HEALTH_S):
+                return {**common, **await agent.health(self)}
+        except TimeoutError:
+            return {**common, "status": "degraded", "message": f"{common['message']}; it answers too slowly"}
 
     def count(self, name: str) -> None:
         """A request came for an agent."""

@@ -18,8 +18,15 @@ from schemas.envelope import Buffer
 
 log = logging.getLogger("olympus.legacy")
 
-# Requests of one connection that are answered at once. REQ has one; a DEALER that sends more waits its turn.
+# Requests of one connection that are taken in before the first is answered. REQ has one; a DEALER may have more.
 _AT_ONCE: Final = 64
+
+# Bytes of them, from which on the peer is not read either: each may have MAX_MESSAGE_BYTES.
+_AT_ONCE_BYTES: Final = 64 * 1024 * 1024
+
+# Prefixes of one subscriber, and bytes of one; the agents' clients have a handful of words.
+_PREFIXES: Final = 1000
+_PREFIX_BYTES: Final = 1024
 
 # A subscriber that takes nothing loses what comes after this many bytes wait for it.
 _SUBSCRIBER_BYTES: Final = 8 * 1024 * 1024
@@ -29,6 +36,9 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 # The address a request came in on, for answers that tell where something is.
 REACHED: Final[ContextVar[str]] = ContextVar("REACHED", default="")
+
+# Set once the connection a request came in on is closed, for work that is worth nothing without somebody to hear of it.
+GONE: Final[ContextVar[asyncio.Event | None]] = ContextVar("GONE", default=None)
 
 Answer = Callable[[list[bytes]], Awaitable[bytes]]
 Take = Callable[[list[bytes]], Awaitable[None]]
@@ -99,7 +109,10 @@ class Port:
 
     def on_close(self, connection: Link, reason: str) -> None:
         peer = self._peers.pop(connection, None)
-        if peer is not None and peer.lost:
+        if peer is None:
+            return
+        peer.end()
+        if peer.lost:
             log.warning("subscriber was slow", extra={"action": "legacy.slow", "port": self.port, "lost": peer.lost})
 
 
@@ -112,8 +125,14 @@ class _Peer:
         self._answer = answer
         self._take = take
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking: asyncio.Queue[list[bytes]] | None = None
+        # Of messages that are not dealt with yet.
+        self._held_bytes = 0
+        self._is_paused = False
+        # The newest request of each envelope that is not answered yet.
+        self._latest: dict[tuple[bytes, ...], asyncio.Task[None]] = {}
+        self._taking: asyncio.Queue[list[bytes] | None] | None = None
         self._prefixes: dict[bytes, int] = {}
+        self._gone = asyncio.Event()
         self.lost = 0
 
     def wants(self, topic: bytes) -> bool:
@@ -123,19 +142,55 @@ class _Peer:
         for task in self._tasks:
             task.cancel()
 
+    def end(self) -> None:
+        """The peer is gone. What it sent is still taken in, what it asked for still done, save what looks at `GONE`."""
+        self._gone.set()
+        if self._taking is not None:
+            self._taking.put_nowait(None)
+
     def on_message(self, frames: list[bytes]) -> None:
         if self._kind in _REQUESTERS:
-            self._begin(self._reply(frames))
-            if len(self._tasks) >= _AT_ONCE:
-                self._connection.pause_reading()
+            self._queue_request(frames)
+            self._pause_or_resume(len(self._tasks))
         elif self._kind in _SUBSCRIBERS:
             self._subscribe(frames[0])
         elif self._take is not None:
             self._queue(frames)
 
+    def _queue_request(self, frames: list[bytes]) -> None:
+        """Those of one envelope one after the other: without ids in replies, a DEALER tells them by their order alone.
+
+        Envelopes tell clients behind a proxy apart; none of them waits for another.
+        """
+        # REQ puts an empty frame before its message, and with ZMQ_REQ_CORRELATE a number before that; both come back.
+        start = frames.index(b"") + 1 if b"" in frames[:-1] else 0
+        envelope = tuple(frames[:start])
+        size = _size(frames)
+        self._held_bytes += size
+        task = self._begin(self._reply(frames, start, self._latest.get(envelope)))
+        self._latest[envelope] = task
+        task.add_done_callback(lambda done: self._forget(envelope, done, size))
+
+    def _forget(self, envelope: tuple[bytes, ...], task: asyncio.Task[None], size: int) -> None:
+        self._held_bytes -= size
+        self._pause_or_resume(len(self._tasks))
+        if self._latest.get(envelope) is task:
+            del self._latest[envelope]
+
+    def _pause_or_resume(self, waiting: int) -> None:
+        is_full = waiting >= _AT_ONCE or self._held_bytes >= _AT_ONCE_BYTES
+        if is_full and not self._is_paused:
+            self._connection.pause_reading()
+        elif self._is_paused and not is_full:
+            self._connection.resume_reading()
+        self._is_paused = is_full
+
     def _subscribe(self, frame: bytes) -> None:
         prefix = frame[1:]
         if frame[:1] == b"\1":
+            if len(prefix) > _PREFIX_BYTES or len(self._prefixes) >= _PREFIXES:
+                self._connection.abort("it subscribes to more than any client of these agents")
+                return
             self._prefixes[prefix] = self._prefixes.get(prefix, 0) + 1
         elif frame[:1] == b"\0" and (count := self._prefixes.get(prefix, 0)):
             if count == 1:
@@ -149,33 +204,43 @@ class _Peer:
             self._taking = asyncio.Queue()
             self._begin(self._take_each(self._taking))
         self._taking.put_nowait(frames)
-        if self._taking.qsize() >= _AT_ONCE:
-            self._connection.pause_reading()
+        self._held_bytes += _size(frames)
+        self._pause_or_resume(self._taking.qsize())
 
-    async def _take_each(self, queue: asyncio.Queue[list[bytes]]) -> None:
+    async def _take_each(self, queue: asyncio.Queue[list[bytes] | None]) -> None:
         assert self._take is not None
-        while True:
-            await self._take(await queue.get())
-            if queue.qsize() < _AT_ONCE // 2:
-                self._connection.resume_reading()
+        while (frames := await queue.get()) is not None:
+            try:
+                await self._take(frames)
+            except Exception as error:  # noqa: BLE001 - one message of a publisher must not end those that follow
+                self._told(error)
+            self._held_bytes -= _size(frames)
+            self._pause_or_resume(queue.qsize())
 
-    async def _reply(self, frames: list[bytes]) -> None:
+    async def _reply(self, frames: list[bytes], start: int, before: asyncio.Task[None] | None) -> None:
         assert self._answer is not None
+        if before is not None:
+            await asyncio.wait((before,))
         if isinstance(self._connection, Connection):
             REACHED.set(self._connection.local_host)
-        # REQ puts an empty frame before its message, and with ZMQ_REQ_CORRELATE a number before that; both come back.
-        start = frames.index(b"") + 1 if b"" in frames[:-1] else 0
+        GONE.set(self._gone)
         reply = await self._answer(frames[start:])
         self._connection.send([*frames[:start], reply])
 
-    def _begin(self, work: Awaitable[None]) -> None:
+    def _begin(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._end)
+        return task
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if len(self._tasks) == _AT_ONCE - 1:
-            self._connection.resume_reading()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("message of a legacy peer failed", exc_info=error, extra={"action": "legacy.failed"})
+            self._told(error)
+
+    def _told(self, error: BaseException) -> None:
+        log.error("message of a legacy peer failed", exc_info=error, extra={"action": "legacy.failed"})
+
+
+def _size(frames: list[bytes]) -> int:
+    return sum(map(len, frames))

@@ -45,6 +45,9 @@ class Answers:
         text = JsonText(route.request(params, query, body))
         operation = route.operation
         headers: dict[str, Any] = request.bus_headers()
+        if operation.subject.startswith("auth.") and request.client_host:
+            # Who guesses passwords there does not slow down those who sign in from elsewhere.
+            headers["source"] = f"http {request.client_host}"
         timeout_s = request.timeout_s or self._patience_s(route)
         if operation.is_streaming:
             # Rather than wait long for a broker that is not there.

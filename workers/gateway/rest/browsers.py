@@ -1,17 +1,19 @@
 """What web pages may do here: pure rules over the headers that browsers send.
 
-A page of another site can make a browser on this machine call a loopback address. So a port on loopback answers to its own
-names alone (a foreign name that was pointed here is not one: DNS rebinding), and what another site's script starts is
-refused unless `rest.cors_origins` names that site. Programs send no such headers and notice nothing.
+A page of another site can make a browser call a loopback address, or one of the browser's network. So a port that needs no
+token answers to its own names alone (a foreign name that was pointed here is not one: DNS rebinding), and what another
+site's script starts is refused unless `rest.cors_origins` names that site. Programs send no such headers and notice nothing.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Mapping, Set
 from typing import Final
+from urllib.parse import urlsplit
 
-from bus.settings import is_loopback
+from bus.settings import Settings, is_loopback
 from schemas.errors import BadRequest, Forbidden
 from workers.gateway.rest.response import HeaderPairs, WrongHost
 
@@ -28,12 +30,28 @@ _PREFLIGHT_S: Final = 600
 _REMEMBERED: Final = 64
 
 
-class Browsers:
-    """The rules of one port. host: the address it is bound to. origins: sites whose scripts may call; `*` for any."""
+# Names that no public name server answers for, so that no stranger can point one here: RFC 6762 and RFC 8375, the rest as
+# home and office networks have them. The same is true of a name without a dot, and of an address.
+_LOCAL_SUFFIXES: Final = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 
-    def __init__(self, host: str, origins: Iterable[str]) -> None:
+
+def names_of_house(settings: Settings) -> Set[str]:
+    """Names by which machines of other networks may call this one: its own, those of the settings, and those of origins."""
+    told = [entry.partition("=")[2].strip() for entry in settings.machine.addresses]
+    origins = [urlsplit(origin).hostname or "" for origin in settings.rest.cors_origins]
+    return {name.lower() for name in (socket.gethostname(), *told, *origins) if name}
+
+
+class Browsers:
+    """The rules of one port. host: the address it is bound to. origins: sites whose scripts may call; `*` for any.
+
+    names: of this machine, beside those that no stranger can own; None where any name will do, for a token is asked for.
+    """
+
+    def __init__(self, host: str, origins: Iterable[str], names: Set[str] | None = frozenset()) -> None:
         self._bound = host.lower()
         self._is_local = is_loopback(host)
+        self._names = names
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
         self._good_hosts: set[bytes] = set()
 
@@ -64,11 +82,12 @@ class Browsers:
             if version == "1.1":
                 raise BadRequest("the header Host is missing (RFC 9112, section 3.2)", field="Host")
             return
-        if self._is_local and not self._is_ours(host):
+        if self._names is not None and not self._is_ours(host):
             said = host.decode("latin-1")[:200]
-            raise WrongHost(
-                f"this server is not {said!r}; it answers to localhost and to its own address alone", host=said
-            )
+            ours = "localhost and to its own address alone"
+            if not self._is_local:
+                ours = "addresses, to names of this network, and to those in machine.addresses and rest.cors_origins"
+            raise WrongHost(f"this server is not {said!r}; it answers to {ours}", host=said)
         if len(self._good_hosts) < _REMEMBERED:
             self._good_hosts.add(host)
 
@@ -78,7 +97,9 @@ class Browsers:
         if not name or not port.isdigit():
             name = text
         name = name.removeprefix("[").removesuffix("]")
-        return name == self._bound or name == "localhost" or _is_loopback_address(name)
+        if name in (self._bound, "localhost") or _is_loopback_address(name):
+            return True
+        return not self._is_local and (name in (self._names or ()) or _is_nobodys(name))
 
     def allows(self, origin: bytes) -> bool:
         """True for a site whose scripts may call and read."""
@@ -108,6 +129,15 @@ class Browsers:
 
 def _is_same(origin: bytes, host: bytes | None) -> bool:
     return host is not None and origin.lower() in (b"http://" + host.lower(), b"https://" + host.lower())
+
+
+def _is_nobodys(name: str) -> bool:
+    """True for an address, and for a name that no public name server gives out."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name != "" and ":" not in name and ("." not in name or name.endswith(_LOCAL_SUFFIXES))
+    return True
 
 
 def _is_loopback_address(name: str) -> bool:

@@ -5,6 +5,7 @@ Made here rather than by a bundle of scripts: it is a few kilobytes, needs no ne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from html import escape
 from typing import Any, Final
@@ -71,7 +72,7 @@ def _rows(operation: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(name: str, where: str, schema: dict[str, Any], *, is_required: bool) -> str:
-    note = "required" if is_required else f"default {schema['default']!r}" if "default" in schema else ""
+    note = "required" if is_required else f"default {json.dumps(schema['default'])}" if "default" in schema else ""
     return f"<tr><td><code>{escape(name)}</code><td>{where}<td>{escape(_type(schema))}<td>{escape(note)}</tr>"
 
 
@@ -97,6 +98,16 @@ def _curl(method: str, path: str, operation: dict[str, Any], address: str) -> st
     where = f"http://{address}{path}"
     if "requestBody" not in operation:
         return f"curl '{where}'" if method == "get" else f"curl -X {method.upper()} '{where}'"
-    fields = operation["requestBody"]["content"]["application/json"]["schema"].get("required", [])
-    body = "{" + ", ".join(f'"{name}": ...' for name in fields) + "}"
-    return f"curl -X {method.upper()} '{where}' -H 'content-type: application/json' -d '{body}'"
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    body = {name: _sample(schema["properties"].get(name, {})) for name in schema.get("required", [])}
+    return f"curl -X {method.upper()} '{where}' -H 'content-type: application/json' -d '{json.dumps(body)}'"
+
+
+def _sample(schema: dict[str, Any]) -> Any:
+    """A value of the right kind, to be replaced by whoever copies the command."""
+    if "anyOf" in schema:
+        return _sample(schema["anyOf"][0])
+    if "enum" in schema:
+        return schema["enum"][0]
+    kinds = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
+    return {} if "$ref" in schema else kinds.get(str(schema.get("type")), "...")

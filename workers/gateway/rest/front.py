@@ -20,7 +20,7 @@ from workers.gateway.rest.answers import Answers
 from workers.gateway.rest.browsers import Browsers
 from workers.gateway.rest.metrics import UNKNOWN, Metrics
 from workers.gateway.rest.operations import OperationRoute
-from workers.gateway.rest.request import Receive, RestRequest, Scope
+from workers.gateway.rest.request import BodyRoom, Receive, RestRequest, Scope
 from workers.gateway.rest.response import MethodNotAllowed, Pieces, Response, problem_response
 from workers.gateway.rest.routes import Route, Table, is_more_literal, nearest, segments
 
@@ -37,7 +37,10 @@ _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"),)
 
 
 class Front:
-    """One port. service: its name in metrics and health. pages: the application that answers for `page_paths`."""
+    """One port. service: its name in metrics and health. pages: the application that answers for `page_paths`.
+
+    elsewhere: of a service and a path that its port does not know, the number of the port that does, or None.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,8 @@ class Front:
         browsers: Browsers,
         metrics: Metrics,
         max_body_bytes: int,
+        room: BodyRoom,
+        elsewhere: Callable[[str, str], int | None],
         pages: Application | None = None,
         page_paths: Iterable[str] = (),
     ) -> None:
@@ -57,6 +62,8 @@ class Front:
         self._browsers = browsers
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._room = room
+        self._elsewhere = elsewhere
         self._pages = pages
         self._page_paths = frozenset(page_paths)
         self._native: Table[OperationRoute] = Table()
@@ -76,13 +83,22 @@ class Front:
             self._added.add(route.method, route.template, route)
             self.added_routes.append(route)
 
+    def knows(self, path: str) -> bool:
+        """True where some method of a path is answered here. Raises BadRequest for a path that is not UTF-8."""
+        parts = segments(path)
+        return path in self._page_paths or bool(self._native.methods(parts) or self._added.methods(parts))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises only what pieces of a body raise while they are sent."""
         began_at = time.perf_counter()
         metrics = self._metrics
         metrics.in_flight += 1
         request = RestRequest(
-            scope, receive, service=self.service, client=self._client, max_body_bytes=self._max_body_bytes
+            *(scope, receive),
+            service=self.service,
+            client=self._client,
+            max_body_bytes=self._max_body_bytes,
+            room=self._room,
         )
         try:
             response = await self._response(request, scope, send)
@@ -94,6 +110,7 @@ class Front:
             # The caller hung up, or the edge stops: nobody is left to be told.
             metrics.abandoned(self.service)
         finally:
+            request.end()
             metrics.in_flight -= 1
 
     async def _response(self, request: RestRequest, scope: Scope, send: Send) -> Response | int:
@@ -160,8 +177,11 @@ class Front:
     def _unserved(self, request: RestRequest, path: list[str], is_page: bool) -> Response:
         methods = {*self._added.methods(path), *self._native.methods(path), *(("GET",) if is_page else ())}
         if not methods:
+            elsewhere = self._elsewhere(self.service, request.path)
             near = nearest(request.path, (*self._added.templates(), *self._native.templates(), *self._page_paths))
             hint = f"; is it {' or '.join(near)}?" if near else ""
+            if elsewhere is not None:
+                hint = f"; port {elsewhere} has it"
             raise NotFound(
                 f"no route {request.method} {request.path[:200]} on the port of {self.service}{hint}"
                 " (a slash within a name is written %2F)",

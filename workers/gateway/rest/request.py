@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from bus.client import Client
-from schemas.errors import BadRequest, Cancelled, TooLarge, Unauthenticated
+from schemas.errors import BadRequest, Cancelled, Overloaded, TooLarge, Unauthenticated
 from workers.gateway.rest.response import Response, UnsupportedMediaType
 
 Scope = MutableMapping[str, Any]
@@ -32,6 +32,32 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 _ID: Final = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
+# A body of up to so many bytes always has room: those of all connections together are no more than a few large ones.
+_SMALL_BODY_BYTES: Final = 64 * 1024
+
+
+class BodyRoom:
+    """Bytes of large request bodies that are held at once, for everybody together: nobody has signed in yet."""
+
+    __slots__ = ("held_bytes", "limit_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Raises Overloaded where there is no room."""
+        if self.held_bytes + size_bytes > self.limit_bytes:
+            raise Overloaded(
+                f"{self.held_bytes} bytes of large bodies are held, the limit is {self.limit_bytes}", retry_after_s=1.0
+            )
+        self.held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """They are held no more."""
+        self.held_bytes -= size_bytes
+
+
 class AnswersNatively(Protocol):
     """What a route of the catalogue answers to a request, with its own body or another."""
 
@@ -46,8 +72,10 @@ class RestRequest:
 
     __slots__ = (
         "_body",
+        "_held_bytes",
         "_native",
         "_receive",
+        "_room",
         "_scope",
         "client",
         "headers",
@@ -59,8 +87,12 @@ class RestRequest:
         "template",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, *, service: str, client: Client, max_body_bytes: int) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, *, service: str, client: Client, max_body_bytes: int, room: BodyRoom
+    ) -> None:
         self._scope = scope
+        self._room = room
+        self._held_bytes = 0
         self._receive = receive
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._body: bytes | None = None
@@ -207,9 +239,17 @@ class RestRequest:
             size += len(piece)
             if size > limit:
                 raise _too_large(size, limit)
+            if size > _SMALL_BODY_BYTES:
+                self._room.take(size - self._held_bytes)
+                self._held_bytes = size
             pieces.append(piece)
             if not message.get("more_body", False):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def end(self) -> None:
+        """The request is answered: its body is held no more."""
+        self._room.give_back(self._held_bytes)
+        self._held_bytes = 0
 
     async def json_text(self) -> bytes:
         """The body of a request that has none or JSON. Raises UnsupportedMediaType for what says that it is another."""

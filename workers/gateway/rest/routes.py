@@ -144,4 +144,4 @@ _NEAREST: Final = 3
 
 def nearest(path: str, templates: Iterable[str]) -> list[str]:
     """Templates that look like a path."""
-    return difflib.get_close_matches(path[:200], list(templates), n=_NEAREST, cutoff=0.5)
+    return difflib.get_close_matches(path[:200], list(dict.fromkeys(templates)), n=_NEAREST, cutoff=0.5)

@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from bus.settings import RestSettings
+from bus.settings import RestSettings, is_loopback
 from schemas.errors import BadRequest, BusError
 from workers.gateway.rest.front import Application
 from workers.gateway.rest.response import PROBLEM, HeadTooLarge, SlowCaller, TooManyConnections, problem_body
@@ -33,6 +33,15 @@ _MAX_HEADERS: Final = 128
 # come in one piece. A connection that is not read does not tell that its caller has gone, so it is not the first one.
 _PAUSED_AHEAD: Final = 16
 _MAX_AHEAD: Final = 1000
+
+# Headers of which a second one is read differently by whoever stands between: RFC 9112, section 3.2, for Host.
+_SINGLE: Final = frozenset({b"host", b"authorization", b"origin"})
+
+# Bytes on the wire for each byte of a body, at most: chunks of one byte take six, extensions of chunks take any number.
+_CHUNKING: Final = 16
+
+# Bytes of a body a second, at least, once `rest.read_timeout_s` have gone by: a modem is faster.
+_SLOWEST: Final = 1024
 
 # Seconds between two rounds over the connections, and so how late a limit may be kept.
 _ROUND_S: Final = 1.0
@@ -106,11 +115,16 @@ class Cycle(RequestResponseCycle):
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. Times are of the monotonic clock, 0 where the state they began with is over."""
+    """One connection. Times are of the monotonic clock, 0 where the state they began with is over.
 
-    def __init__(self, config: Config, state: ServerState, limits: RestSettings) -> None:
+    by_caller: open connections of each address.
+    """
+
+    def __init__(self, config: Config, state: ServerState, limits: RestSettings, by_caller: dict[str, int]) -> None:
         super().__init__(config, state, {})
         self._limits = limits
+        self._by_caller = by_caller
+        self._caller = ""
         self._state = state
         self._task: asyncio.Task[None] | None = None
         # What the task answers; `cycle` is the last one that came, which may have to wait for its turn.
@@ -118,6 +132,10 @@ class Connection(HttpToolsProtocol):
         self._refusal: BusError | None = None
         self._head_bytes = 0
         self._came_bytes = 0
+        # Of the body that comes now: since when, its bytes on the wire and without its chunks. 0: none comes.
+        self._body_since = 0.0
+        self._body_came = 0
+        self._body_bytes = 0
         self._head_since = 0.0
         self._heard_at = 0.0
         self._idle_since = 0.0
@@ -136,12 +154,21 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._idle_since = time.monotonic()
         most = self._limits.max_connections
+        self._caller = self.client[0] if self.client else ""
+        from_there = self._by_caller[self._caller] = self._by_caller.get(self._caller, 0) + 1
         if len(self.connections) > most:
             self._refuse(TooManyConnections(f"{most} connections are open, as many as may be", limit=most))
+        elif from_there > max(most // 2, 1) and not is_loopback(self._caller):
+            # Others want in as well; programs of this machine, a proxy among them, speak for many.
+            half = max(most // 2, 1)
+            self._refuse(TooManyConnections(f"{half} connections of {self._caller} are open", limit=half))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Takes back what the caller no longer waits for."""
         super().connection_lost(exc)
+        left = self._by_caller.pop(self._caller, 0) - 1
+        if left > 0:
+            self._by_caller[self._caller] = left
         self.pipeline.clear()
         self.abandon()
 
@@ -161,6 +188,8 @@ class Connection(HttpToolsProtocol):
         if self._head_since:
             # What came together with the first byte of the head is not counted, for it may be of the request before.
             self._head_bytes += len(data)
+        elif self._body_since:
+            self._body_came += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -170,6 +199,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(self._refusal or BadRequest(f"this is not HTTP/1.1: {_reason(error)}", field="head"))
         if self._head_since and (size := self._head_bytes + len(self.url)) > MAX_HEAD_BYTES:
             self._refuse(_head_too_large(size))
+        elif self._body_since and self._body_came > MAX_HEAD_BYTES + _CHUNKING * self._body_bytes:
+            self._refuse(BadRequest("the body has far more bytes of chunks and trailers than of content", field="body"))
 
     def pause_writing(self) -> None:
         """The caller does not read."""
@@ -189,9 +220,31 @@ class Connection(HttpToolsProtocol):
         self._head_since = self._heard_at
         self._head_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what comes after the body is none (RFC 9110, section 6.5.1: a trailer may be left out)."""
+        if self._head_since:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._body_since = 0.0
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
         """The head is whole."""
         self._head_since = 0.0
+        self._body_since = self._heard_at
+        self._body_came = self._body_bytes = 0
+        single = [name for name, _ in self.headers if name in _SINGLE]
+        if len(single) != len(set(single)):
+            twice = next(name.decode() for name in single if single.count(name) > 1)
+            self._refusal = BadRequest(f"the header {twice} is given twice", field=twice)
+            raise _Refused
         if len(self.headers) > _MAX_HEADERS:
             self._refusal = HeadTooLarge(
                 f"{len(self.headers)} headers, the limit is {_MAX_HEADERS}",
@@ -272,8 +325,11 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif self._is_answering:
             is_awaited = self.cycle.more_body and not self.flow.read_paused
+            late_s = now - self._body_since - limits.read_timeout_s
             if is_awaited and now - self._heard_at > limits.read_timeout_s:
                 self._refuse(SlowCaller(f"no more of the body came for {limits.read_timeout_s:g} s"))
+            elif is_awaited and self._body_since and self._body_bytes < late_s * _SLOWEST:
+                self._refuse(SlowCaller(f"the body comes with less than {_SLOWEST} bytes a second"))
         elif self._head_since:
             if now - max(self._head_since, self._idle_since) > limits.read_timeout_s:
                 self._refuse(SlowCaller(f"the head was not whole after {limits.read_timeout_s:g} s"))
@@ -317,6 +373,7 @@ class HttpServer:
     def __init__(self, limits: RestSettings) -> None:
         self._limits = limits
         self._state = ServerState()
+        self._by_caller: dict[str, int] = {}
         self._listening: list[asyncio.Server] = []
         self._rounds: asyncio.Task[None] | None = None
 
@@ -336,7 +393,7 @@ class HttpServer:
         )  # fmt: skip
         config.load()
         bound = await _bound(host, port)
-        make: Callable[[], Connection] = lambda: Connection(config, self._state, self._limits)  # noqa: E731
+        make: Callable[[], Connection] = lambda: Connection(config, self._state, self._limits, self._by_caller)  # noqa: E731
         try:
             self._listening.append(await loop.create_server(make, sock=bound, backlog=_BACKLOG))
         except BaseException:

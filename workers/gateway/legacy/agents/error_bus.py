@@ -107,7 +107,10 @@ async def take(frames: list[bytes], house: House) -> None:
 
 async def report_error(report: ErrorReport, house: House) -> None:
     """Publish an error on the bus, from where it comes back to subscribers. Raises BusError."""
-    await house.client.publish(framings.subject_of(report), report)
+    try:
+        await house.client.publish(framings.subject_of(report), report)
+    except (UnicodeEncodeError, OverflowError):
+        await house.client.publish(framings.subject_of(report), framings.plain(report))
 
 
 async def follow(house: House) -> None:

@@ -116,8 +116,10 @@ def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     async def look(house: House) -> None:
         while True:
             await asyncio.sleep(look_s)
+            if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
+                continue
             try:
-                await _look(house.state(NAME, _Desk), house)
+                await _look(await _desk(house), house)
             except BusError as error:
                 log.warning("jobs wait", extra={"action": "legacy.jobs", "error": str(error)})
 
@@ -134,6 +136,8 @@ async def _look(desk: _Desk, house: House) -> None:
         if record is None or record["status"] != "pending":
             desk.queued.pop(job_id, None)
         else:
+            # Also where the learning service or the models are away.
+            desk.queued[job_id] = time.monotonic() + _AGAIN_S
             await _begin(record, house)
 
 
@@ -148,13 +152,16 @@ async def _create(model_id: str, config: dict[str, Any], house: House) -> str:
 
 
 async def _desk(house: House) -> _Desk:
-    """With the jobs that ran when this process was started."""
+    """With the jobs that ran when this process was started, and those begun that waited for something to train on."""
     desk = house.state(NAME, _Desk)
     if not desk.is_read:
         async with desk.changing:
             async for job_id, record in house.kept("fine_tuner").each():
                 if record.get("training") and record["status"] in _OPEN:
                     desk.running.add(job_id)
+                elif record["status"] == "pending" and record.get("error"):
+                    desk.queued[job_id] = time.monotonic()
+                    desk.has_begun = True
             desk.is_read = True
     return desk
 

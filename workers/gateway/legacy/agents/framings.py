@@ -92,6 +92,22 @@ def to_legacy(report: ErrorReport) -> dict[str, Any]:
     }
 
 
+def plain(report: ErrorReport) -> ErrorReport:
+    """A report without what JSON can hold and the bus cannot: half characters, and numbers past 64 bits."""
+    return msgspec.structs.replace(
+        report,
+        service=_whole(report.service),
+        kind=_whole(report.kind),
+        message=_whole(report.message),
+        traceback=_whole(report.traceback),
+        context={"json": json.dumps(report.context, default=str)} if report.context else {},
+    )
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 def subject_of(report: ErrorReport) -> str:
     """The event it becomes: `error.{service}.{severity}`, the name brought into one token."""
     token = "".join(char if (char.isalnum() and char.isascii()) or char in "-_" else "-" for char in report.service)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final, NamedTuple
 
 from schemas.bodies.model import Chat, ChatMessage, Generate, Generation, ModelInfo, ModelList, Models
@@ -18,6 +18,7 @@ from schemas.errors import NotFound, Rejected
 from workers.gateway.legacy.agent import Fields, Refused
 from workers.gateway.legacy.agents.model_entries import LOOK_S, is_model_name
 from workers.gateway.legacy.house import House
+from workers.gateway.legacy.sockets import GONE
 
 # Seconds for a load and an answer: what the old clients of generations waited at most.
 GENERATE_S: Final = 120.0
@@ -68,12 +69,12 @@ async def generated(
     shared: dict[str, Any] = {"model": name, **options._asdict()}
     if is_rendered(prompt) or (model is not None and "chat" not in model.capabilities):
         text = joined(system, prompt, is_labelled=is_labelled)
-        reply = await house.ask("model.generate", Generate(prompt=text, **shared), timeout_s=GENERATE_S)
+        reply = await _while_heard(house.ask("model.generate", Generate(prompt=text, **shared), timeout_s=GENERATE_S))
     else:
         messages = [ChatMessage(role="user", content=prompt)]
         if system:
             messages.insert(0, ChatMessage(role="system", content=system))
-        reply = await house.ask("model.chat", Chat(messages=messages, **shared), timeout_s=GENERATE_S)
+        reply = await _while_heard(house.ask("model.chat", Chat(messages=messages, **shared), timeout_s=GENERATE_S))
     assert isinstance(reply, Generation)
     return reply
 
@@ -130,6 +131,25 @@ async def preferred(house: House, preferences: Sequence[str]) -> dict[str, str]:
 
     models = await asyncio.gather(*(one(preference) for preference in preferences))
     return {preference: model for preference, model in zip(preferences, models, strict=True) if model is not None}
+
+
+async def _while_heard(answer: Coroutine[Any, Any, Any]) -> Any:
+    """The answer, unless the client leaves before: one that gave up asks again, and a model should not work for both.
+
+    Raises Refused where it left, BusError.
+    """
+    gone = GONE.get()
+    if gone is None:
+        return await answer
+    working, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(gone.wait())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        raise Refused("the client left")
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 async def _meant(house: House, names: Sequence[str]) -> tuple[str | None, ModelInfo | None]:

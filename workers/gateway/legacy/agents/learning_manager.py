@@ -17,7 +17,7 @@ import msgspec
 from schemas.bodies.learning_tuning import LearningSession, SessionCreate, SessionEnd, SessionGet, SessionUpdate
 from schemas.errors import BusError, NotFound
 from workers.gateway.legacy.agent import Action, Agent, Fields, Reply, encode
-from workers.gateway.legacy.agents.asked import learning_id
+from workers.gateway.legacy.agents.asked import is_number, learning_id
 from workers.gateway.legacy.house import House
 
 NAME: Final = "LearningManager"
@@ -33,6 +33,10 @@ SLOWER: Final = 0.9
 _BROADCAST_S: Final = 5.0
 
 _DAY_S: Final = 86_400.0
+
+# Characters of the name of a metric, and of a status (schemas.bodies.learning_tuning).
+_NAME_MAX: Final = 128
+_STATUS_MAX: Final = 64
 
 # The one record of the namespace.
 _KEY: Final = "manager"
@@ -91,24 +95,31 @@ async def update_session(ask: Fields, house: House) -> Reply:
     """Take in measurements."""
     if await _find(ask, house) is None:
         return {"status": "error"}
-    metrics = ask.mapping("metrics")
+    told = ask.mapping("metrics")
+    metrics = {name[:_NAME_MAX]: float(value) for name, value in told.items() if name and is_number(value)}
     body = SessionUpdate(
         session_id=learning_id(ask.text("session_id")),
-        status=ask.text("status") or None,
-        progress=ask.number("progress", 0.0) if ask.get("progress") is not None else None,
+        status=ask.text("status")[:_STATUS_MAX] or None,
+        progress=share_of(ask.number("progress", 0.0)) if ask.get("progress") is not None else None,
         metrics=metrics,
     )
     desk = await _desk(house)
     async with desk.changing:
         await house.ask("learning.session.update", body)
-        if not metrics:
+        if not told:
             return {"status": "success"}
         manager = _manager(desk)
         before = manager.learning_rate
         manager.measured(metrics)
         if manager.learning_rate != before:
             await _keep(desk, house)
-    return {"status": "success", "learning_rate": manager.learning_rate}
+    ignored = {"ignored": names} if (names := [name for name in told if not (name and is_number(told[name]))]) else {}
+    return {"status": "success", "learning_rate": manager.learning_rate, **ignored}
+
+
+def share_of(progress: float) -> float:
+    """A progress as a share, 0 to 1: these clients may tell anything, and what is above 1 tells percent."""
+    return max(0.0, min(1.0, progress if progress <= 1 else progress / 100))
 
 
 async def get_session(ask: Fields, house: House) -> Reply:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from schemas.bodies.items import Memories, Memory, MemoryAdd, MemoryGetMany, MemoryList, MemoryUpdate
-from schemas.bodies.search import Filters, Search, SearchReply
+from schemas.bodies.search import Filters, Mode, Search, SearchReply
 from workers.gateway.legacy.agent import Refused
 from workers.gateway.legacy.house import House
 
@@ -56,6 +57,9 @@ _PAGE_MAX: Final = 1_000
 _TIERS: Final = ("short", "medium", "long")
 
 Sort = Literal["added", "newest", "importance"]
+
+# A hash, an id, a time in digits: to a vector all of them are alike, so one would bring any other.
+_CODE: Final = re.compile(r"(?<![a-z0-9])(?=[a-z]*\d)[0-9a-f]{6,}(?![a-z0-9])", re.IGNORECASE)
 
 
 def to_legacy(memory: Memory) -> dict[str, Any]:
@@ -251,6 +255,11 @@ async def listed(
     return found
 
 
+def mode_of(query: str) -> Mode:
+    """How `memory.search` is asked: a query with a code in it by words alone."""
+    return "text" if _CODE.search(query) else "hybrid"
+
+
 async def found_by_meaning(
     house: House,
     query: str,
@@ -262,14 +271,21 @@ async def found_by_meaning(
 ) -> list[Memory]:
     """Memories that hold `query` as it stands, the most important first, then those near it in words or meaning.
 
-    The floors under which nothing is near are those of `memory.search` (`search.text_floor`, `search.dense_floor`).
+    The floors under which nothing is near are those of `memory.search` (`search.text_floor`, `search.dense_floor`);
+    a query with a code in it is looked for by its words alone.
     """
     if limit < 1:
         return []
     filters = Filters(kinds=["memory"], type=type, parent_id=parent_id, metadata=dict(metadata or {}))
     search = house.ask(
         "memory.search",
-        Search(query=query[:8_192], ns=NS, k=min(limit, _PAGE_MAX), filters=filters),
+        Search(
+            query=query[:8_192],
+            ns=NS,
+            k=min(limit, _PAGE_MAX),
+            mode=mode_of(query),
+            filters=filters,
+        ),
         timeout_s=TIMEOUT_S,
     )
     exact = listed(house, limit, contains=query, type=type, parent_id=parent_id, metadata=metadata)

@@ -211,7 +211,13 @@ def item_of(key: str, item: object, *, now: float) -> dict[str, Any]:
     if kind not in _MEMORY_TYPES:
         raise Refused(f"item.memory_type must be one of {', '.join(_MEMORY_TYPES)}, not {kind!r}")
     at = _utc(now)
-    unsaid = {"timestamp": at, "metadata": {}, "tags": [], "source_agent": None, "expiry_timestamp": None}
+    unsaid: dict[str, Any] = {
+        "timestamp": at,
+        "metadata": {},
+        "tags": [],
+        "source_agent": None,
+        "expiry_timestamp": None,
+    }
     return {"memory_type": kind, **unsaid, **item, "key": key, "updated_at": at}
 
 

@@ -150,8 +150,10 @@ def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     async def look(house: House) -> None:
         while True:
             await asyncio.sleep(look_s)
-            desk = house.state(NAME, _Desk)
+            if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
+                continue
             try:
+                desk = await _desk(house)
                 async with desk.changing:
                     await _look(desk, house)
             except BusError as error:

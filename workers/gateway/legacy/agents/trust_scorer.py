@@ -38,7 +38,7 @@ def score(successes: int, outcomes: int, response_time_s: float) -> float:
     """0 to 1, after `outcomes` of which the last one took `response_time_s`; 0.5 before the first."""
     if outcomes == 0:
         return UNKNOWN
-    return _SUCCESS_WEIGHT * successes / outcomes + _SPEED_WEIGHT * max(0.0, 1.0 - response_time_s / _SLOW_S)
+    return _SUCCESS_WEIGHT * (successes / outcomes) + _SPEED_WEIGHT * max(0.0, 1.0 - response_time_s / _SLOW_S)
 
 
 async def log_performance(ask: Fields, house: House) -> Reply:
