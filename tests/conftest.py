@@ -24,7 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An async test that takes longer hangs; the failure then says so instead of blocking the whole run.
-ASYNC_TEST_S = 60.0
+ASYNC_TEST_S = 120.0
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,6 +60,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     left = _threads_left()
     if left and not exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        # Where tests run side by side, the process that counts is another one: it is told with what this one found.
+        if (output := getattr(session.config, "workeroutput", None)) is not None:
+            output["threads_left"] = left
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """One of several test processes has ended: what it left running fails the whole run."""
+    left = getattr(node, "workeroutput", {}).get("threads_left")
+    if left:
+        print(f"threads left running by a test: {', '.join(left)}", file=sys.stderr)
+        node.config.pluginmanager.get_plugin("dsession").shouldstop = "a test left threads running"
 
 
 @pytest.hookimpl(trylast=True)
