@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -44,6 +45,8 @@ _BROKER_SLACK_S: Final = 0.25
 
 # Subjects remembered per client; bounded because a program may address any number of instances.
 _CALLED_MAX: Final = 1000
+
+log = logging.getLogger("olympus.bus")
 
 _PARTIAL: Final = Kind.PARTIAL
 _ERROR: Final = Kind.ERROR
@@ -478,9 +481,8 @@ class Client:
             try:
                 message = decode(frames)
             except (BadRequest, TooLarge) as error:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "the broker sent a message that does not decode", "exception": error}
-                )
+                bus = self.settings.bus
+                log.warning("no broker of Olympus answers at %s:%d: %s", bus.host, bus.request_port, error.message)
                 continue
             waiting = outstanding.get(message.id)
             if waiting is None:

@@ -350,9 +350,7 @@ class CurveServer(CurveCodec):
         cookie = cookie_nonce + bindings.crypto_secretbox_easy(
             self._transient_peer + self._transient.secret, b"COOKIE--" + cookie_nonce, self._cookie_key
         )
-        welcome = bindings.crypto_box_easy_afternm(
-            self._transient.public + cookie, b"WELCOME-" + welcome_nonce, key
-        )
+        welcome = bindings.crypto_box_easy_afternm(self._transient.public + cookie, b"WELCOME-" + welcome_nonce, key)
         self._say(b"WELCOME", welcome_nonce + welcome)
         self._expects = b"INITIATE"
 

@@ -65,7 +65,9 @@ class Keys:
             return pair_of(parse_key(text))
         except ValueError:
             # The reason would quote what may be most of a secret.
-            raise UnusableKey(f"{self._secret} holds no key; one has 40 characters: olympus keys make --replace") from None
+            raise UnusableKey(
+                f"{self._secret} holds no key; one has 40 characters: olympus keys make --replace"
+            ) from None
 
     def has_own(self) -> bool:
         """True when there is a secret key, usable or not."""

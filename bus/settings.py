@@ -742,7 +742,7 @@ def every_key() -> list[Key]:
 
 
 def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Defaults < file < environment < `overrides` (`{"bus.request_port": 7100}`; text is read as a flag's would be).
+    """Defaults < file < environment < `overrides` (`{"bus.request_port": 7400}`; text is read as a flag's would be).
 
     `path` names the file; without it the search order in this module's docstring applies.
     Raises SettingsError for an unreadable file and for a key that is unknown, malformed, out of range or unsafe.
@@ -772,12 +772,12 @@ def read_origins(path: str | Path | None = None, overrides: Mapping[str, Any] | 
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """`["bus.request_port=7100"]` -> `{"bus.request_port": "7100"}`. Raises SettingsError for a pair without `=`."""
+    """`["bus.request_port=7400"]` -> `{"bus.request_port": "7400"}`. Raises SettingsError for a pair without `=`."""
     overrides = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise SettingsError(f"flag --set {pair}: expected SECTION.KEY=VALUE, for example bus.request_port=7100")
+            raise SettingsError(f"flag --set {pair}: expected SECTION.KEY=VALUE, for example bus.request_port=7400")
         overrides[name.strip()] = value
     return overrides
 

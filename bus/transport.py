@@ -43,6 +43,9 @@ _EARLY_PARTS: Final = 64
 # A peer must finish greeting and READY within this many seconds.
 _HANDSHAKE_S: Final = 10.0
 
+# A silent TCP peer is probed after a minute, and is gone when three probes, 20 s apart, brought nothing.
+_PROBES: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
+
 # Peers of one address that have not finished, at most: then the one that has taken longest goes. A handshake takes
 # milliseconds, so that who floods a port with connections pushes out its own; each holds about 20 KiB.
 _HANDSHAKES_MAX: Final = 1024
@@ -143,9 +146,7 @@ def _release(loop: asyncio.AbstractEventLoop) -> None:
 class Connection(asyncio.BufferedProtocol):
     """One ZMTP peer. `waiting`: those of the same address whose handshake is not done, oldest first."""
 
-    def __init__(
-        self, codec: zmtp.Codec, handler: Handler, waiting: dict[Connection, None] | None = None
-    ) -> None:
+    def __init__(self, codec: zmtp.Codec, handler: Handler, waiting: dict[Connection, None] | None = None) -> None:
         self.codec = codec
         self.peer = ""
         self.local_host = ""
@@ -323,6 +324,7 @@ class Connection(asyncio.BufferedProtocol):
         self._fd = -1 if raw is None else raw.fileno()
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _watch_over(raw)
         self._handshake = self._loop.call_later(_HANDSHAKE_S, self.abort, "no ZMTP handshake in time")
         self._waiting[self] = None
         if len(self._waiting) > _HANDSHAKES_MAX:
@@ -413,6 +415,14 @@ class Connection(asyncio.BufferedProtocol):
         messages = [zmtp.subscription(prefix, is_cancel=not is_on) for is_on, prefix in codec.subscriptions]
         codec.subscriptions.clear()
         return messages
+
+
+def _watch_over(raw: socket.socket) -> None:
+    """Let the kernel find out that a machine is gone: peers older than ZMTP 3.1 know no PING, and nobody else asks them."""
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBES.items():
+        if hasattr(socket, option):
+            raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 class AddressInUse(OSError):

@@ -64,7 +64,7 @@ examples:
   olympus status
   olympus req memory.kv.set key=greeting value=hello
   olympus tap 'memory.>'
-  olympus --set bus.request_port=7100 status
+  olympus --set bus.request_port=7400 status
   olympus --model olympus-demo --temperature 0.2 up
 """
 

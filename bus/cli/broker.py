@@ -14,7 +14,7 @@ _EPILOG = f"""\
 
 examples:
   olympus broker
-  olympus --set bus.request_port=7100 broker
+  olympus --set bus.request_port=7400 broker
   olympus broker --config config/olympus.yaml
 """
 

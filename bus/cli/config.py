@@ -20,7 +20,7 @@ examples:
   olympus config show
   olympus config show broker
   olympus --config config/olympus.yaml config show --json
-  olympus --set bus.request_port=7100 config show bus
+  olympus --set bus.request_port=7400 config show bus
 """
 
 _SECRET: Final = re.compile(r"(secret|password|token|api_?key|private)s?$")

@@ -59,7 +59,7 @@ def port_lines(instance: str, ports: list[PortInfo], *, is_all: bool) -> list[st
     ]
     hidden = len(ports) - len(shown)
     more = [f"{plural(hidden, 'port')} not bound: olympus ports --all says why"] if hidden else []
-    return [f"gateway {instance}", *table(["for", "what", "address", "speaks", "state"], rows), *more]
+    return [f"gateway {instance}", *table(["FOR", "WHAT", "ADDRESS", "SPEAKS", "STATE"], rows), *more]
 
 
 def _state(info: PortInfo) -> str:

@@ -21,6 +21,7 @@ from bus.cli import clone, exits
 from bus.cli.arguments import overrides_from, settings_flags, settings_from
 from bus.cli.failures import UsageError, say
 from bus.cli.model_flags import add_model_flags
+from bus.cli.output import plural
 from bus.client import Client
 from bus.keys import Keys, UnusableKey
 from bus.needs import in_words, needs_of, service_of
@@ -29,6 +30,7 @@ from bus.reminder import Reminder
 from bus.settings import Need, Settings, SettingsError, child_environment, parse_services
 from bus.supervisor import STOP_SIGNALS, describe_status, die_with_parent
 from schemas.bodies.control import BusWorkers, WorkerList
+from schemas.bodies.gateway import GatewayPorts, PortInfo, PortList
 from schemas.errors import BusError
 
 HELP = "start everything: the broker and every service"
@@ -41,7 +43,7 @@ examples:
   olympus up
   olympus up --only broker,memory
   olympus --config config/pc2.yaml up
-  olympus --set bus.request_port=7100 up
+  olympus --set bus.request_port=7400 up
   olympus up --model olympus-demo --temperature 0.2
   OLYMPUS_HOME=/tmp/olympus olympus up
 """
@@ -220,7 +222,8 @@ class _Run:
                     was_named = True
                     self._print_missing(missing)
                 await asyncio.sleep(_LOOK_EVERY_S)
-        self._print_ready()
+            edges = edge_lines(await self._edge_ports(client))
+        self._print_ready(edges)
 
     async def _look(self, client: Client) -> tuple[dict[str, str], list[str]]:
         """Names that are not ready, with the reason; and what is missing on other machines, in words."""
@@ -243,6 +246,20 @@ class _Run:
         ]
         return dict.fromkeys(missing, "has not joined the bus; its own lines above say why"), elsewhere
 
+    async def _edge_ports(self, client: Client) -> list[PortInfo]:
+        """What the gateway here has bound and could not bind; nothing where none was started or it says nothing."""
+        if "gateway" not in self._names:
+            return []
+        try:
+            workers: WorkerList = await client.request("bus.workers", BusWorkers(service="gateway"), timeout_s=_ASK_S)
+            here = [worker.instance for worker in workers.workers if worker.host == socket.gethostname()]
+            if not here:
+                return []
+            reply: PortList = await client.request(f"gateway.ports@{here[0]}", GatewayPorts(), timeout_s=_ASK_S)
+        except BusError:
+            return []
+        return reply.ports
+
     def _absent_needs(self, name: str, joined: set[str]) -> list[Need]:
         return needed_and_missing(needs_of(self._settings, service_of(name)), joined)
 
@@ -250,14 +267,15 @@ class _Run:
         late = [f"{name}: {why}" for name, why in missing.items()]
         self._print(f"not ready after {_PATIENCE_S:g} s, still waiting:", late)
 
-    def _print_ready(self) -> None:
+    def _print_ready(self, edges: Sequence[str]) -> None:
         took_s = time.monotonic() - self._started_at
         commands = [_FIRST_WORDS[name] for name in reversed(self._names) if name in _FIRST_WORDS][:1]
         olympus = self._how_to_call()
         lines = "\n".join(f"  {olympus} {command}" for command in [*commands, "tap '>'", "status"])
+        more = "".join(f"{line}\n" for line in edges)
         self._print(
             f"Olympus is ready: {', '.join(self._names)}, {took_s:.1f} s after the start. In a second terminal:\n\n"
-            f"{lines}\n\nCtrl-C here stops everything."
+            f"{lines}\n\n{more}Ctrl-C here stops everything."
         )
 
     def _how_to_call(self) -> str:
@@ -276,3 +294,28 @@ class _Run:
         """A block that stands out among the services' own lines."""
         below = "".join(f"\n  {line}" for line in lines)
         print(f"\n{text}{below}\n", file=sys.stderr, flush=True)
+
+
+def edge_lines(ports: Sequence[PortInfo]) -> list[str]:
+    """For a newcomer: pages to read, how many old ports are open, and what another program has."""
+    lines = []
+    pages = [f"http://{_reached(info)}/docs" for info in ports if _is_rest(info) and info.state == "bound"]
+    if pages:
+        lines.append(f"HTTP, for a browser: {' '.join(pages)}")
+    agents = {info.owner for info in ports if info.purpose in ("requests", "errors") and info.state == "bound"}
+    if agents:
+        lines.append(f"Answered on their old ports: {plural(len(agents), 'agent')}")
+    taken = [f"{info.host}:{info.port} ({info.owner})" for info in ports if info.state == "taken"]
+    if taken:
+        lines.append(f"Not opened, because another program has them: {', '.join(taken)}")
+    return [*lines, ""] if lines else []
+
+
+def _is_rest(info: PortInfo) -> bool:
+    return info.purpose == "rest" and info.owner in ("memory", "models", "learning")
+
+
+def _reached(info: PortInfo) -> str:
+    """Where a browser on this machine finds a port; one that is bound everywhere is on loopback, too."""
+    host = "127.0.0.1" if info.host in ("0.0.0.0", "::") else info.host
+    return f"[{host}]:{info.port}" if ":" in host else f"{host}:{info.port}"

@@ -64,7 +64,7 @@ def _example(one: Any, source: str, taken: _Taken) -> Becomes:
     if not isinstance(one, dict):
         return f"holds {type(one).__name__} where an object is expected"
     # Some wrapped what was heard.
-    inner = next((one[name] for name in ("interaction", "data") if isinstance(one.get(name), dict)), {})
+    inner: dict[str, Any] = next((one[name] for name in ("interaction", "data") if isinstance(one.get(name), dict)), {})
     fields = {**one, **inner}
     question, right, said = (_first(fields, names) for names in (_QUESTIONS, _RIGHT, _ANSWERS))
     answer = right or said

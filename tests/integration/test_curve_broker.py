@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from bus.curve import CurveClient, KeyPair, fingerprint, key_pair
 from bus.keys import Keys
 from bus.settings import Settings, load_settings
 from bus.worker import Call, Worker
+from schemas.envelope import Buffer
 from tests.conftest import settings_of
 
 TIMEOUT_S = 10.0
@@ -226,6 +227,51 @@ async def test_nonsense_on_the_encrypted_port_disturbs_nobody(settings: Settings
         assert await soon(client.request("test.echo", {"still": "there"})) == {"still": "there"}
 
 
+async def test_flood_of_half_open_connections_pushes_out_its_own(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest goes when too many have not finished their handshake; who has is not among them."""
+    monkeypatch.setattr(transport, "_HANDSHAKES_MAX", 4)
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(house_of(settings, tmp_path))
+        before = await stack.enter_async_context(Client(house.elsewhere, name="before"))
+        await soon(before.request("bus.ping"))
+        opened = []
+        for _ in range(6):
+            reader, writer = await asyncio.open_connection("127.0.0.2", house.elsewhere.bus.request_port)
+            stack.callback(writer.close)
+            # The greeting: it is taken in.
+            await soon(reader.readexactly(64))
+            opened.append(reader)
+
+        for reader in opened[:2]:
+            with suppress(ConnectionResetError):
+                assert await soon(reader.read()) == b""
+        after = await stack.enter_async_context(Client(house.elsewhere, name="after"))
+        await soon(after.request("bus.ping"))
+        await soon(before.request("bus.ping"))
+
+
+async def test_broken_list_of_keys_does_not_end_the_watch_over_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is trusted while it cannot be read; the broker goes on, and so does who comes when it can be again."""
+    monkeypatch.setattr(broker.server, "_KEEP_ALIVE_S", 0.05)
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(house_of(settings, tmp_path))
+        client = await stack.enter_async_context(Client(house.elsewhere, name="there"))
+        await soon(client.request("bus.ping"))
+        (house.keys.folder / "trusted" / "attic").mkdir()
+        async with asyncio.timeout(TIMEOUT_S):
+            await client._requests._down.wait()
+
+        (house.keys.folder / "trusted" / "attic").rmdir()
+        await soon(client.request("bus.ping", timeout_s=TIMEOUT_S))
+        house.keys.untrust("pc2")
+        async with asyncio.timeout(TIMEOUT_S):
+            await client._requests._down.wait()
+
+
 # With libzmq ----------------------------------------------------------------------------------------------------
 
 
@@ -312,7 +358,7 @@ async def test_our_client_speaks_to_a_libzmq_server() -> None:
         codec = partial(CurveClient, own=own, server_key=server.public)
         connection = await transport.connect("127.0.0.1", port, b"DEALER", heard, codec=codec)
         await soon(heard.opened)
-        frames = [b"a", b"", b"b" * 255, b"c" * 100_000]
+        frames: list[Buffer] = [b"a", b"", b"b" * 255, b"c" * 100_000]
 
         connection.send(frames)
         identity, *arrived = await soon(router.recv_multipart())

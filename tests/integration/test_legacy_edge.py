@@ -16,7 +16,7 @@ import zmq
 from bus.client import Client
 from bus.settings import SettingsError, load_settings
 from bus.transport import Link
-from schemas.bodies.accounts import UserAdd
+from schemas.bodies.accounts import KeyRotate, UserAdd
 from schemas.errors import NotFound
 from tests.legacy_house import LegacyHouse
 from workers.gateway.legacy import sockets
@@ -367,8 +367,13 @@ def test_ports_past_loopback_and_without_an_account_are_refused() -> None:
     load_settings(overrides={"legacy.host": "192.0.2.1"})
 
 
+async def _as_owner(house: LegacyHouse, subject: str, body: Any) -> Any:
+    async with Client(house.settings, name="owner") as owner:
+        return await owner.request(subject, body)
+
+
 def test_where_people_sign_in_the_ports_act_for_one_account(tmp_path: Path) -> None:
-    """What that account may not do is refused, and its namespaces hold."""
+    """What that account may not do is refused, its namespaces hold, and new keys are no end of it."""
     from workers.gateway.legacy.agents import cache_manager, knowledge_base
 
     agents = [knowledge_base.AGENT, cache_manager.AGENT]
@@ -377,21 +382,17 @@ def test_where_people_sign_in_the_ports_act_for_one_account(tmp_path: Path) -> N
         refused = house.ask("KnowledgeBase", {"action": "add_fact", "topic": "t", "content": "c"})
         assert (refused["status"], "agents" in refused["message"]) == ("error", True)
 
-        async def add_user() -> None:
-            from bus.client import Client
-
-            scopes = ["memory:read", "memory:write"]
-            async with Client(house.settings, name="owner") as owner:
-                user = UserAdd(user_id="agents", password="correct horse", scopes=scopes, namespaces=["memory"])
-                await owner.request("auth.user.add", user)
-
-        house.run(add_user)
+        scopes = ["memory:read", "memory:write"]
+        user = UserAdd(user_id="agents", password="correct horse", scopes=scopes, namespaces=["memory"])
+        house.run(lambda: _as_owner(house, "auth.user.add", user))
         deadline = time.monotonic() + 10
         while (added := house.ask("KnowledgeBase", {"action": "add_fact", "topic": "t", "content": "c"}))[
             "status"
         ] != "success":
             assert time.monotonic() < deadline, added
             time.sleep(0.1)
+        house.run(lambda: _as_owner(house, "auth.keys.rotate", KeyRotate(revoke=True)))
+        assert house.ask("KnowledgeBase", {"action": "add_fact", "topic": "t", "content": "c"})["status"] == "success"
         cached = house.ask("CacheManager", {"action": "put", "cache_type": "memory", "key": "k", "value": 1})
         assert (cached["status"], cached["code"]) == ("error", "forbidden")
 
@@ -399,8 +400,6 @@ def test_where_people_sign_in_the_ports_act_for_one_account(tmp_path: Path) -> N
 async def test_the_gateway_tells_what_it_has_bound(serve_broker: Any) -> None:
     """`gateway.ports` lists HTTP and old ports of a gateway that serves both."""
     import msgspec
-
-    from bus.client import Client
 
     async with serve_broker() as settings:
         rest = msgspec.structs.replace(

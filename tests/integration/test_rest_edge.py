@@ -21,6 +21,7 @@ from schemas import catalog
 from schemas.bodies.memory import KvGet
 from schemas.errors import NotFound, Overloaded
 from tests.rest_house import House, rest_house
+from workers.gateway.rest import server
 from workers.gateway.rest.operations import OperationRoute, operation_routes, port_of
 from workers.gateway.rest.request import RestRequest
 from workers.gateway.rest.response import Response, json_response
@@ -476,6 +477,8 @@ HEADS: list[tuple[bytes, int]] = [
     (b"GET /" + b"y" * 70_000, 431),
     (b"GET /kv/k HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    (b"GET /kv/k HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\n\r\n", 400),
+    (b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nauthorization: Bearer b\r\n\r\n", 400),
     (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: x\r\n\r\n", 400),
     (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
@@ -494,6 +497,76 @@ async def test_what_is_slow_too_large_or_no_http_is_told_so_and_closed(serve_bro
         told = asyncio.gather(*(refused(house, sent, status) for sent, status in HEADS))
         assert (await house.ask("GET", "/health")).status_code == 200
         await told
+
+
+CHUNKED = b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+ENDLESS = {
+    "trailers": (CHUNKED + b'e\r\n{"value": "x"}\r\n0\r\n', b"X-Trailer: " + b"y" * 1000 + b"\r\n"),
+    "one trailer": (CHUNKED + b'e\r\n{"value": "x"}\r\n0\r\nX: ', b"y" * 1000),
+    "an extension of a chunk": (CHUNKED + b"e;x=", b"y" * 1000),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_what_is_no_content_ends_the_request_before_it_fills_the_memory(serve_broker: Serve, what: str) -> None:
+    """It counts neither as head nor as body, and the parser keeps it."""
+    begin, more = ENDLESS[what]
+    async with serve_broker() as settings, rest_house(settings) as house:
+        reader, writer = await wire(house, begin)
+        reading = asyncio.ensure_future(reader.read())
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(WITHIN_S):
+                while not reading.done():
+                    writer.write(more * 100)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError):
+            assert (await asyncio.wait_for(reading, WITHIN_S)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        assert (await house.ask("GET", "/bus/ping")).status_code == 200
+
+
+async def test_trailers_are_no_headers(serve_broker: Serve) -> None:
+    """Or they would name another caller, or another host, than what was checked in between."""
+    async with serve_broker() as settings, memory(settings) as house:
+        body = b'e\r\n{"value": "x"}\r\n0\r\nHost: evil.example\r\nAuthorization: Bearer forged\r\n\r\n'
+        ahead = CHUNKED + body + b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        answers = (await said(await wire(house, ahead))).split(b"HTTP/1.1 ")[1:]
+
+        assert [answer[:3] for answer in answers] == [b"200", b"200"] and b'"value":"x"' in answers[1]
+
+
+async def test_a_body_that_trickles_is_given_up(serve_broker: Serve) -> None:
+    """Each piece comes in time, and the whole never would."""
+    async with serve_broker() as settings, rest_house(settings, read_timeout_s=0.4) as house:
+        reader, writer = await wire(house, b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: 60000000\r\n\r\n")
+        reading = asyncio.ensure_future(reader.read())
+        async with asyncio.timeout(WITHIN_S):
+            while not reading.done():
+                writer.write(b" ")
+                await asyncio.wait({reading}, timeout=0.02)
+        assert (await reading).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_guesses_over_http_slow_down_their_own_address_alone(serve_broker: Serve) -> None:
+    """Who checks passwords is told where they come from; nobody else needs to know."""
+    heard: list[dict[str, Any]] = []
+
+    async def hear(request: Any, call: Call) -> Any:
+        heard.append(dict(call.headers))
+        raise NotFound("nobody")
+
+    async with (
+        serve_broker() as settings,
+        stub(settings, auth_login=hear, memory_kv_get=hear),
+        rest_house(settings, phase1=False) as house,
+    ):
+        await house.ask("POST", "/auth/login", json={"user_id": "ada", "password": "correct horse"})
+        await house.ask("GET", "/kv/k")
+
+    assert [headers.get("source") for headers in heard] == ["http 127.0.0.1", None]
 
 
 async def test_requests_sent_ahead_are_answered_in_turn(serve_broker: Serve) -> None:
@@ -572,6 +645,28 @@ async def test_a_connection_too_many_is_refused(serve_broker: Serve) -> None:
         await first[1].wait_closed()
         second[1].write(b"GET /bus/ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert (await said(second)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_one_address_of_the_network_leaves_half_of_the_connections_to_others(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine's own programs may have all: a proxy speaks for many."""
+    async with serve_broker() as settings, rest_house(settings, max_connections=4) as house:
+        held = [await wire(house, b"") for _ in range(3)]
+        monkeypatch.setattr(server, "is_loopback", lambda host: False)
+        refusal = await said(await wire(house, b""))
+        assert refusal.startswith(b"HTTP/1.1 503 ") and b"connections of 127.0.0.1" in refusal
+        for _, writer in held[:2]:
+            writer.close()
+            await writer.wait_closed()
+        answer = b""
+        async with asyncio.timeout(WITHIN_S):
+            # Until the server has seen that they are gone.
+            while not answer.startswith(b"HTTP/1.1 200 "):
+                request = b"GET /bus/ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                with contextlib.suppress(ConnectionError):
+                    answer = await said(await wire(house, request))
+        held[2][1].close()
 
 
 # Pages, health, metrics -----------------------------------------------------------------------------------------
@@ -690,7 +785,7 @@ async def test_another_port_answers_its_own_routes_alone_and_a_taken_one_is_told
         again = await house.edge.serve_extra(
             owner="Older", purpose="rest", host="127.0.0.1", port=extra.port, routes=routes
         )
-        assert (again.state, again.port) == ("taken", 0) and str(extra.port) in again.note
+        assert (again.state, again.port) == ("taken", extra.port) and "another program" in again.note
         assert {info.owner: info.state for info in house.ports} == {
             "memory": "off",
             "models": "bound",

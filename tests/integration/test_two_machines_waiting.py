@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterator
 
 import msgspec
@@ -14,6 +15,8 @@ from bus import reminder
 from bus import worker as runtime
 from bus.settings import Settings
 from bus.worker import Call, Worker
+from schemas.bodies.control import Ready
+from schemas.errors import BadRequest
 from tests.conftest import Serve, settings_of
 
 TIMEOUT_S = 10.0
@@ -103,3 +106,36 @@ async def test_service_says_that_it_waits_for_the_broker_and_that_it_came(settin
     finally:
         await service.stop(0)
         starting.cancel()
+
+
+async def test_worker_that_serves_nothing_says_so_at_once(settings: Settings) -> None:
+    """The broker would send it away again and again."""
+    with pytest.raises(BadRequest, match="'test' serves nothing: register a handler"):
+        await Worker("test", settings).start(TIMEOUT_S)
+
+
+async def test_worker_that_is_sent_away_hears_why_and_waits_longer_each_time(
+    serve_broker: Serve, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may register in a way that this broker does not take; both logs stay readable."""
+    waits: list[float] = []
+
+    def waiting(low: float, high: float) -> float:
+        waits.append(high)
+        return 0.0
+
+    monkeypatch.setattr(random, "uniform", waiting)
+    async with serve_broker() as settings:
+        worker = Worker("test", settings)
+        worker.handle("test.echo", answer)
+        monkeypatch.setattr(runtime, "Ready", lambda **fields: Ready(**{**fields, "subjects": []}))
+        starting = asyncio.ensure_future(worker.start(TIMEOUT_S))
+        try:
+            for _ in range(3):
+                refused = await heard.next("worker.refused")
+                assert refused["reason"] == "a worker must serve at least one subject"
+        finally:
+            starting.cancel()
+            await worker.stop(0)
+
+    assert waits[:2] == [0.02, 0.04]

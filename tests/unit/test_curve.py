@@ -441,3 +441,32 @@ def test_message_of_too_many_frames_is_skipped_alone() -> None:
 
     assert pour(theirs, data) == [[b"after"]]
     assert len(theirs.oversize) == 1
+
+
+def test_two_messages_over_the_limit_in_one_read_are_skipped_each_with_its_own_frames() -> None:
+    """One for the sum of its frames, known when they are opened, one for a single frame, known before."""
+    ours, theirs = pair(limit=1024)
+    data = wire(ours, [b"one", *[b"x" * 6_000] * 4], [b"two", b"x" * 60_000], [b"after", b"it"])
+
+    assert pour(theirs, data, [len(data) - 1_000]) == [[b"after", b"it"]]
+    assert [frames[0] for frames, _ in theirs.oversize] == [b"one", b"two"]
+
+
+def test_nothing_is_encrypted_before_there_is_a_key() -> None:
+    """The cipher would take whatever lies in memory for one."""
+    out: list[Buffer] = []
+    with pytest.raises(RuntimeError, match="before the handshake"):
+        client().encode([b"secret"], out)
+    assert not out
+
+
+def test_what_a_stranger_says_cannot_drive_a_terminal() -> None:
+    """ERROR is not authenticated, and its reason is shown to a person."""
+    ours = client()
+    handshake(ours, server(), rounds=1)
+    take(ours)
+
+    with pytest.raises(ProtocolError) as caught:
+        ours.feed(zmtp.command(b"ERROR", b"\x08\x1b[2Jgone\n"))
+
+    assert str(caught.value).endswith("?[2Jgone?")

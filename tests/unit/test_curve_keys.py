@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -116,6 +118,54 @@ def test_files_of_editors_beside_the_keys_are_no_keys_and_a_broken_key_is_named(
     (keys.folder / "trusted" / "attic").write_text("no key")
     with pytest.raises(UnusableKey, match="attic"):
         keys.trusted()
+
+
+def test_error_about_a_damaged_secret_holds_nothing_of_it(keys: Keys) -> None:
+    """Most of it may still be right."""
+    keys.make()
+    (keys.folder / "secret").write_text("abcde" * 7 + "#####")
+
+    with pytest.raises(UnusableKey) as caught:
+        keys.own()
+
+    assert "abcde" not in str(caught.value) and "###" not in str(caught.value)
+
+
+def _swap(folder: Path) -> None:
+    (folder / "trusted" / "pc2").unlink()
+    (folder / "trusted").rmdir()
+    (folder / "trusted").write_text("")
+    (folder / "trusted").chmod(0o600)
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: (folder / "trusted" / "attic").mkdir(), _swap])
+def test_folder_that_is_no_list_of_keys_is_unusable_and_not_a_crash(
+    keys: Keys, spoil: Callable[[Path], object]
+) -> None:
+    """A folder where a key belongs, a file where the folder belongs: the broker that asks must go on."""
+    keys.trust("pc2", key_pair().public)
+    spoil(keys.folder)
+
+    with pytest.raises(UnusableKey, match="cannot be read"):
+        keys.trusted()
+
+
+def test_key_that_is_taken_back_while_the_list_is_read_leaves_the_others(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the connections of every other machine would be ended with it."""
+    kept = key_pair().public
+    keys.trust("attic", key_pair().public)
+    keys.trust("pc2", kept)
+    read = Path.read_text
+
+    def read_late(path: Path, *args: Any, **options: Any) -> str:
+        if path.name == "attic":
+            path.unlink()
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_late)
+    assert keys.trusted() == {"pc2": kept}
 
 
 def test_server_key_is_a_trusted_name_or_the_key_itself(keys: Keys) -> None:

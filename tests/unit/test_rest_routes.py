@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from bus.client import Client
+from bus.settings import load_settings
 from schemas import catalog
-from schemas.errors import BY_CODE, BadRequest, BusError, Forbidden, QuotaExceeded, Unauthenticated
-from workers.gateway.rest.browsers import Browsers
+from schemas.errors import BY_CODE, BadRequest, BusError, Forbidden, Overloaded, QuotaExceeded, Unauthenticated
+from workers.gateway.rest.browsers import Browsers, names_of_house
 from workers.gateway.rest.operations import SERVICES, OperationRoute, operation_routes, port_of
-from workers.gateway.rest.request import RestRequest
+from workers.gateway.rest.request import BodyRoom, RestRequest
 from workers.gateway.rest.response import WrongHost, json_response, problem_response
 from workers.gateway.rest.routes import Table, nearest, segments
 from workers.gateway.rest.streaming import form_of
@@ -41,7 +43,7 @@ def request(headers: dict[str, str] | None = None, query: str = "") -> RestReque
     async def receive() -> Any:
         raise AssertionError("the body is not read")
 
-    return RestRequest(scope, receive, service="memory", client=Client(), max_body_bytes=1024)
+    return RestRequest(scope, receive, service="memory", client=Client(), max_body_bytes=1024, room=BodyRoom(4096))
 
 
 def test_every_route_of_the_catalogue_is_served_once_on_the_port_of_its_service() -> None:
@@ -240,7 +242,56 @@ def test_a_port_on_loopback_answers_to_its_own_names_alone() -> None:
     with pytest.raises(BadRequest, match="Host"):
         here.check("GET", {}, "1.1", is_page=False)
     here.check("GET", {}, "1.0", is_page=False)
-    Browsers("0.0.0.0", ()).check("GET", {b"host": b"house.lan"}, "1.1", is_page=False)
+
+
+def test_a_port_of_the_network_answers_to_names_that_no_stranger_can_own() -> None:
+    """Where no token is asked for: addresses, names of a home, this machine's own, and those the settings tell."""
+    settings = load_settings(
+        "/dev/null",
+        {"machine.addresses": "pc2=pc2.office.example", "rest.cors_origins": "https://panel.example:8443"},
+    )
+    here = Browsers("0.0.0.0", (), names_of_house(settings))
+    own = socket.gethostname()
+    for host in (
+        "house.lan", "192.168.100.16:7010", "[fe80::1]:7010", "pc2:7010", "localhost:7010", "127.0.0.1", "a.local",
+        "PC2.office.example:7010", "panel.example", own,
+    ):  # fmt: skip
+        here.check("GET", {b"host": host.encode()}, "1.1", is_page=False)
+    for host in ("evil.example:7010", "192.168.100.16.evil.example", "local.evil.example", "", ":7010"):
+        with pytest.raises(WrongHost, match=r"machine\.addresses"):
+            here.check("GET", {b"host": host.encode()}, "1.1", is_page=True)
+
+    Browsers("0.0.0.0", (), None).check("GET", {b"host": b"house.example"}, "1.1", is_page=False)
+
+
+async def test_large_bodies_have_a_room_for_all_and_small_ones_always_fit() -> None:
+    """Nobody has signed in when a body comes, so what strangers make this process hold is bounded."""
+    room = BodyRoom(300_000)
+
+    def with_body(size: int) -> RestRequest:
+        pieces = [b"x" * 50_000] * (size // 50_000) or [b"x" * size]
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": pieces.pop(), "more_body": bool(pieces)}
+
+        scope = {
+            "method": "POST", "raw_path": b"/kv/a", "query_string": b"",
+            "headers": [(b"transfer-encoding", b"chunked")],
+        }  # fmt: skip
+        return RestRequest(scope, receive, service="memory", client=Client(), max_body_bytes=10**6, room=room)
+
+    first = with_body(200_000)
+    assert len(await first.body()) == 200_000
+    assert room.held_bytes == 200_000
+    second = with_body(150_000)
+    with pytest.raises(Overloaded, match="limit is 300000"):
+        await second.body()
+    second.end()
+    assert len(await with_body(1_000).body()) == 1_000
+
+    first.end()
+    first.end()
+    assert room.held_bytes == 0
 
 
 def test_what_another_sites_page_starts_is_refused_unless_its_origin_is_named() -> None:

@@ -165,7 +165,7 @@ def test_reminder_says_at_once_what_is_new_and_begins_anew_when_cleared() -> Non
 def test_refusals_of_many_keys_are_said_once_a_minute_each_and_forgotten_in_bounds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A flood of new keys cannot fill the memory."""
+    """A flood of new keys can fill neither the memory nor the log."""
     now = [0.0]
     settings = msgspec.structs.replace(Settings(), home=str(tmp_path))
     admission = Admission(settings, clock=lambda: now[0])
@@ -178,7 +178,11 @@ def test_refusals_of_many_keys_are_said_once_a_minute_each_and_forgotten_in_boun
 
     for number in range(2_500):
         admission.on_refused(number.to_bytes(32, "big"), "10.0.0.9:1")
-    assert len(admission._said) <= 1000
+    assert len(caplog.records) == 101 and len(admission._said) <= 100
+
+    now[0] = 200.0
+    admission.on_refused(one, "10.0.0.9:1")
+    assert len(caplog.records) == 102
 
 
 def test_nobody_is_admitted_when_the_keys_are_unusable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,6 +40,10 @@ class StandIn:
                 await asyncio.shield(self._asking)
         return self._headers
 
+    def forget(self) -> None:
+        """The token was not accepted: the next request waits for another."""
+        self._headers, self._renew_at = None, float("-inf")
+
     async def _renew(self) -> None:
         try:
             issued: Tokens = await self._client.request(

@@ -45,7 +45,7 @@ class Gateway:
         agents = roster()
         sign = None
         if settings.auth.required and settings.legacy.user:
-            sign = StandIn(self.worker.client, settings.legacy.user).headers
+            sign = StandIn(self.worker.client, settings.legacy.user)
         self.house = House(settings, self._client, agents, sign=sign)
         self._legacy: LegacyEdge | None = None
         moved: dict[str, str] = {}

@@ -173,8 +173,9 @@ class ModelConfig:
 
     @property
     def is_hub_name(self) -> bool:
-        """True for a path that may name a model of a hub, as OWNER/NAME."""
-        return self.type != "openai" and _HUB_NAME.fullmatch(self.path) is not None
+        """True for a path that may name a model of a hub, as OWNER/NAME; `weights/phi.gguf` is a file that is missing."""
+        is_file = self.path.lower().endswith((".gguf", ".safetensors", ".bin"))
+        return self.type != "openai" and not is_file and _HUB_NAME.fullmatch(self.path) is not None
 
     def _type(self, value: Any) -> str:
         text = str(getattr(value, "value", value) or "").lower()

@@ -7,15 +7,15 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 from bus.client import Client, Stream
 from bus.settings import Settings
 from schemas.bodies.control import BusServices
 from schemas.envelope import Headers
-from schemas.errors import BusError
+from schemas.errors import BusError, Unauthenticated
 from workers.gateway.legacy.agent import Agent, Reply
 from workers.gateway.legacy.kept import Kept
 from workers.gateway.legacy.sockets import REACHED
@@ -34,7 +34,17 @@ _HEALTH_S: Final = 2.0
 
 _S = TypeVar("_S")
 
-Sign = Callable[[], Awaitable[Headers | None]]
+
+class Sign(Protocol):
+    """Whose requests the edge makes."""
+
+    async def headers(self) -> Headers | None:
+        """The headers of each request. Raises BusError where there are none to be had."""
+
+    def forget(self) -> None:
+        """They were not accepted: get others."""
+
+
 Publish = Callable[[list[bytes]], None]
 
 
@@ -61,7 +71,7 @@ class _Desk:
 class House:
     """Shared by all agents of one edge.
 
-    sign: gives the headers of each request to the bus (the token of the account the edge acts for).
+    sign: the account the edge acts for; without one requests carry no token.
     """
 
     def __init__(
@@ -86,6 +96,13 @@ class House:
     async def ask(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         """The reply of an operation, as its Struct. Raises schemas.errors.BusError."""
         await self.client.connect(_BROKER_S)
+        try:
+            return await self.client.request(subject, body, timeout_s=timeout_s, headers=await self.headers())
+        except Unauthenticated:
+            if self._sign is None:
+                raise
+        # Keys were turned, or the account's sign-ins ended: once more, with a new token.
+        self._sign.forget()
         return await self.client.request(subject, body, timeout_s=timeout_s, headers=await self.headers())
 
     async def stream(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Stream:
@@ -95,7 +112,7 @@ class House:
 
     async def headers(self) -> Headers | None:
         """What makes a request ours to send."""
-        return self._headers if self._sign is None else await self._sign()
+        return self._headers if self._sign is None else await self._sign.headers()
 
     def acting_with(self, token: str) -> Self:
         """This house for a caller of its own: requests carry `token` instead of the edge's."""

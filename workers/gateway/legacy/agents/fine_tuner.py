@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from bus.reminder import Reminder
 from schemas.bodies.learning_jobs import JobInfo, TrainingResume
 from schemas.errors import BusError, Rejected
 from workers.gateway.legacy.agent import Action, Agent, Fields, Refused, Reply, Words
@@ -114,14 +115,17 @@ def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     """The task that follows running jobs, and begins created ones once any was begun by request."""
 
     async def look(house: House) -> None:
+        reminder = Reminder()
         while True:
             await asyncio.sleep(look_s)
             if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
                 continue
             try:
                 await _look(await _desk(house), house)
+                reminder.clear()
             except BusError as error:
-                log.warning("jobs wait", extra={"action": "legacy.jobs", "error": str(error)})
+                if reminder.is_due(str(error), time.monotonic()):
+                    log.warning("jobs wait", extra={"action": "legacy.jobs", "error": str(error)})
 
     return look
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from bus.reminder import Reminder
 from schemas.bodies.learning_jobs import JobInfo, TrainingResume
 from schemas.bodies.learning_tuning import LearningSession, SessionCreate, SessionGet, SessionUpdate
 from schemas.errors import BusError, NotFound, Rejected
@@ -148,6 +149,7 @@ def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     request."""
 
     async def look(house: House) -> None:
+        reminder = Reminder()
         while True:
             await asyncio.sleep(look_s)
             if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
@@ -156,8 +158,10 @@ def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
                 desk = await _desk(house)
                 async with desk.changing:
                     await _look(desk, house)
+                reminder.clear()
             except BusError as error:
-                log.warning("cycles wait", extra={"action": "legacy.cycles", "error": str(error)})
+                if reminder.is_due(str(error), time.monotonic()):
+                    log.warning("cycles wait", extra={"action": "legacy.cycles", "error": str(error)})
 
     return look
 
