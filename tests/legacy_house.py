@@ -162,7 +162,7 @@ class LegacyHouse:
         if settings.auth.required:
             signing = Client(settings, name="legacy")
             stack.push_async_callback(signing.close)
-            sign = StandIn(signing, settings.legacy.user).headers
+            sign = StandIn(signing, settings.legacy.user)
         self.edge = LegacyEdge(House(settings, client, self._agents, sign=sign), self._agents)
         stack.push_async_callback(self.edge.stop)
         self.table = await self.edge.start()

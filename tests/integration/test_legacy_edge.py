@@ -379,8 +379,9 @@ def test_where_people_sign_in_the_ports_act_for_one_account(tmp_path: Path) -> N
     agents = [knowledge_base.AGENT, cache_manager.AGENT]
     overrides = {"auth.required": "true", "legacy.user": "agents"}
     with LegacyHouse(tmp_path, agents, services=("memory",), **overrides) as house:
-        refused = house.ask("KnowledgeBase", {"action": "add_fact", "topic": "t", "content": "c"})
-        assert (refused["status"], "agents" in refused["message"]) == ("error", True)
+        for _ in range(2):
+            refused = house.ask("KnowledgeBase", {"action": "add_fact", "topic": "t", "content": "c"})
+            assert refused["message"].startswith("no token for legacy.user 'agents':")
 
         scopes = ["memory:read", "memory:write"]
         user = UserAdd(user_id="agents", password="correct horse", scopes=scopes, namespaces=["memory"])

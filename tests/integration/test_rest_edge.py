@@ -701,6 +701,8 @@ async def test_health_names_what_is_missing_within_a_second(serve_broker: Serve)
             missing = await house.http.get(house.url("/health", "models", purpose))
             assert (missing.status_code, missing.json()["status"]) == (503, "failing")
             assert "'model' has joined" in missing.json()["dependencies"]["model"]["reason"]
+        elsewhere = problem(await house.http.get(house.url("/metrics", "memory", "health")), 404, "not_found")
+        assert f"port {house.url('', 'memory').rpartition(':')[2]} has it" in elsewhere["detail"]
         assert (await house.http.get(house.url("/kv", "memory", "health"))).status_code == 404
     nobody = msgspec.structs.replace(settings, bus=msgspec.structs.replace(settings.bus, request_port=1))
     async with rest_house(nobody) as house:

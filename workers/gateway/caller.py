@@ -28,10 +28,14 @@ class StandIn:
         self._user = user
         self._headers: Headers | None = None
         self._renew_at = float("-inf")
+        # Why there is no token, until it is asked for again.
+        self._refusal: BusError | None = None
         self._asking: asyncio.Task[None] | None = None
 
     async def headers(self) -> Headers | None:
         """Headers of a request made for the user. Raises BusError where there is no token yet and none is to be had."""
+        if time.monotonic() < self._renew_at and self._refusal is not None:
+            raise self._refusal
         if time.monotonic() >= self._renew_at:
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.ensure_future(self._renew())
@@ -42,7 +46,7 @@ class StandIn:
 
     def forget(self) -> None:
         """The token was not accepted: the next request waits for another."""
-        self._headers, self._renew_at = None, float("-inf")
+        self._headers, self._refusal, self._renew_at = None, None, float("-inf")
 
     async def _renew(self) -> None:
         try:
@@ -52,9 +56,11 @@ class StandIn:
         except BusError as error:
             self._renew_at = time.monotonic() + _AGAIN_S
             if self._headers is None:
-                raise type(error)(
+                self._refusal = type(error)(
                     f"no token for legacy.user {self._user!r}: {error.message}", **error.details
-                ) from error
+                )
+                raise self._refusal from error
             return
+        self._refusal = None
         self._headers = {"token": issued.access_token}
         self._renew_at = time.monotonic() + max(issued.expires_in_s - _EARLY_S, issued.expires_in_s / 2)

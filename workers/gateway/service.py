@@ -95,9 +95,9 @@ class Gateway:
         return msgspec.structs.replace(info, note=f"{note}. {info.note}".rstrip(" .")) if note else info
 
     def _tell(self) -> None:
-        """The start-up table: one line a port."""
+        """What is bound in one line, and each port that is not as it was wanted; `olympus ports` has the whole table."""
         for info in self.table:
-            level = logging.WARNING if info.state == "taken" else logging.INFO
+            level = {"taken": logging.WARNING, "yielded": logging.INFO}.get(info.state, logging.DEBUG)
             log.log(
                 level,
                 f"port {info.state}",
@@ -110,6 +110,12 @@ class Gateway:
                     **({"note": info.note} if info.note else {}),
                 },
             )
+        bound = [info for info in self.table if info.state == "bound"]
+        http = sum(info.protocol == "http" for info in bound)
+        log.info(
+            "ports bound",
+            extra={"action": "gateway.bound", "http": http, "zeromq": len(bound) - http, "table": "olympus ports"},
+        )
 
     async def _ports(self, request: GatewayPorts, call: Call) -> PortList:
         return PortList(ports=self.table)
