@@ -14,23 +14,8 @@ from migrate_parts.moving import Becomes, Row, Store, row
 from migrate_parts.stores import Database, Found, find, opened, packed
 from migrate_parts.times import epoch
 from schemas.bodies.upkeep import NewRecord
-from workers.gateway.legacy.agents.memories import KEPT, NS
+from workers.gateway.legacy.agents.memories import KEPT, KEYS, NS
 
-_MEMORY: Final = (
-    "memory_id",
-    "content",
-    "memory_type",
-    "memory_tier",
-    "importance",
-    "access_count",
-    "last_accessed_at",
-    "created_at",
-    "expires_at",
-    "metadata",
-    "tags",
-    "relationships",
-    "parent_id",
-)
 _TABLES: Final = ("memories", "memory_relationships", "context_groups")
 _TIERS: Final = ("short", "medium", "long")
 
@@ -48,7 +33,7 @@ def _store(found: Found) -> Store:
     def rows() -> Iterator[Row]:
         with opened(found.path) as database:
             known = {one["memory_id"] for one in database.rows("memories", "memory_id")}
-            for one in database.rows("memories", *_MEMORY):
+            for one in database.rows("memories", *KEYS):
                 yield row("memories", one["memory_id"], partial(memory_record, one, known, database.written_at))
             yield from _relations(database, known)
             yield from _groups(database, known)

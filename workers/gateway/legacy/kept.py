@@ -48,6 +48,14 @@ class Kept:
         reply: KvDeleted = await self._house.ask("memory.kv.delete", KvDelete(key=key, ns=self.ns))
         return reply.deleted
 
+    async def free_key(self, wanted: str) -> str:
+        """`wanted`, or with the first number behind it under which there is no record yet."""
+        found, number = wanted, 1
+        while await self.get(found) is not None:
+            number += 1
+            found = f"{wanted}-{number}"
+        return found
+
     async def each(self, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:
         """Records in the order of their keys."""
         after: str | None = None

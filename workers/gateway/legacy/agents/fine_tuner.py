@@ -148,7 +148,7 @@ async def _look(desk: _Desk, house: House) -> None:
 async def _create(model_id: str, config: dict[str, Any], house: House) -> str:
     desk, now = await _desk(house), time.time()
     async with desk.changing:
-        job_id = await _free_id(f"job_{int(now)}_{model_id}", house)
+        job_id = await house.kept("fine_tuner").free_key(f"job_{int(now)}_{model_id}")
         record = {**_BLANK, "id": job_id, "model_id": model_id, "config": config, "created_at": iso(now)}
         await house.kept("fine_tuner").put(job_id, record)
     desk.queued[job_id] = time.monotonic()
@@ -180,15 +180,6 @@ async def _record(job_id: str, house: House) -> dict[str, Any]:
 async def _kept(job_id: str, house: House) -> dict[str, Any] | None:
     record = await house.kept("fine_tuner").get(job_id)
     return None if record is None else {**_BLANK, **record}
-
-
-async def _free_id(wanted: str, house: House) -> str:
-    """Two jobs of one model in one second differ at the end."""
-    found, number = wanted, 1
-    while await house.kept("fine_tuner").get(found) is not None:
-        number += 1
-        found = f"{wanted}-{number}"
-    return found
 
 
 async def _begin(record: dict[str, Any], house: House) -> dict[str, Any]:

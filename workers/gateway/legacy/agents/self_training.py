@@ -94,7 +94,7 @@ async def create_cycle(ask: Fields, house: House) -> Reply:
     desk = await _desk(house)
     async with desk.changing:
         now = time.time()
-        cycle_id = await _free_id(f"cycle_{int(now)}_{agent_id}", house)
+        cycle_id = await house.kept("self_training").free_key(f"cycle_{int(now)}_{agent_id}")
         record = {
             **_BLANK,
             "id": cycle_id,
@@ -201,15 +201,6 @@ async def _record(ask: Fields, house: House) -> dict[str, Any]:
 async def _kept(cycle_id: str, house: House) -> dict[str, Any] | None:
     record = await house.kept("self_training").get(cycle_id)
     return None if record is None else {**_BLANK, **record}
-
-
-async def _free_id(wanted: str, house: House) -> str:
-    """Two cycles of one agent in one second differ at the end."""
-    found, number = wanted, 1
-    while await house.kept("self_training").get(found) is not None:
-        number += 1
-        found = f"{wanted}-{number}"
-    return found
 
 
 async def _begin(record: dict[str, Any], desk: _Desk, house: House) -> dict[str, Any]:
