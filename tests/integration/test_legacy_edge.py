@@ -331,9 +331,9 @@ def test_idle_connections_and_strangers_cost_nobody_anything(house: LegacyHouse)
 
 
 def test_a_message_that_is_too_large_is_answered(house: LegacyHouse) -> None:
-    """Past 64 MiB a request is skipped, and told so as if it were unreadable."""
+    """Past 64 MiB a request is skipped, its sender told, and the next one answered."""
     reply = json.loads(house.raw("First", [b'"' + b"x" * (66 * 1024 * 1024) + b'"'])[0])
-    assert reply["status"] == "error"
+    assert (reply["status"], reply["message"]) == ("error", "the message is too large; the limit is 67108864 bytes")
     assert house.ask("First", {"action": "echo", "x": 1})["x"] == 1
 
 

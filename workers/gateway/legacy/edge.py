@@ -11,7 +11,7 @@ from schemas.bodies.gateway import PortInfo
 from workers.gateway.legacy.agent import Agent, decode, encode
 from workers.gateway.legacy.chores import Chores
 from workers.gateway.legacy.house import Endpoint, House
-from workers.gateway.legacy.sockets import Port
+from workers.gateway.legacy.sockets import MAX_MESSAGE_BYTES, TOO_LARGE, Port
 from workers.gateway.ports import Planned, Refusal, plan
 
 log = logging.getLogger("olympus.legacy")
@@ -79,6 +79,8 @@ class LegacyEdge:
 
     async def _answer(self, agents: tuple[Agent, ...], frames: list[bytes]) -> bytes:
         owner = agents[0]
+        if frames and frames[-1] is TOO_LARGE:
+            return encode(owner.failure(f"the message is too large; the limit is {MAX_MESSAGE_BYTES} bytes"))
         if len(frames) != 1:
             return encode(owner.failure(owner.words.bad_json))
         frame = frames[0]

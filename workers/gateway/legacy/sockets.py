@@ -34,6 +34,9 @@ _SUBSCRIBER_BYTES: Final = 8 * 1024 * 1024
 # Nobody ever sent these agents more in one message than a few megabytes of audio.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
+# Stands, as this very object, for a frame that was too large to be received.
+TOO_LARGE: Final = b"\xff"
+
 # The address a request came in on, for answers that tell where something is.
 REACHED: Final[ContextVar[str]] = ContextVar("REACHED", default="")
 
@@ -104,8 +107,8 @@ class Port:
     def on_oversize(self, connection: Link, frames: list[Buffer], size_bytes: int) -> None:
         peer = self._peers.get(connection)
         if peer is not None:
-            # As its bytes were no JSON: the peer waits for a reply.
-            peer.on_message([*(bytes(frame) for frame in frames), b"\xff"])
+            # The peer waits for a reply.
+            peer.on_message([*(bytes(frame) for frame in frames), TOO_LARGE])
 
     def on_close(self, connection: Link, reason: str) -> None:
         peer = self._peers.pop(connection, None)
