@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Measure what a legacy port adds to the round trip of the plain bus, with the same pyzmq socket in the same run.
 
-    native   REQ -> broker 7000 -> memory                    memory.get, as a stock ZeroMQ agent writes it
-    legacy   REQ -> gateway 7140 -> broker -> memory         get_memory, as the old clients write it
+    native   REQ -> broker 7000 -> memory                    memory.kv.get, as a stock ZeroMQ agent writes it
+    legacy   REQ -> gateway 7105 -> broker -> memory         get_twin, as the old clients write it: the same entry
+
+Nothing is written meanwhile, so that no disk is measured.
 
 Broker, memory and gateway are processes of their own. See docs/legacy.md.
 """
@@ -30,6 +32,9 @@ Figures = dict[str, float]
 
 # Seconds the services may take to answer their first request.
 _READY_S: Final = 30.0
+
+# Whose twin is read.
+_USER: Final = "ada"
 
 EPILOG = """examples:
   scripts/bench_legacy.py                  about half a minute
@@ -64,14 +69,14 @@ def _timed(call: Callable[[], None], seconds: float) -> list[float]:
 
 
 def bench(stage: Stage, rounds: int, seconds: float) -> Figures:
-    """Start everything, write one memory through the old port, and read it both ways."""
+    """Start everything, write one record through the old port, and read it both ways."""
     ports = {name: free_port() for name in ("request", "publish", "subscribe", "sequenced", "legacy")}
     settings = [f"bus.{name}_port={port}" for name, port in ports.items() if name != "legacy"]
     settings += [
         "legacy.enabled=true",
-        "legacy.agents=MemoryOrchestratorService",
-        f"legacy.ports=MemoryOrchestratorService={ports['legacy']},MemoryOrchestratorService.health=off,"
-        "MemoryOrchestratorService.http=off",
+        "legacy.agents=UnifiedMemoryReasoningAgent",
+        f"legacy.ports=UnifiedMemoryReasoningAgent={ports['legacy']},UnifiedMemoryReasoningAgent.health=off,"
+        "UnifiedMemoryReasoningAgent.http=off",
         "rest.services=[]",
     ]
     flags = [part for setting in settings for part in ("--set", setting)]
@@ -84,18 +89,18 @@ def bench(stage: Stage, rounds: int, seconds: float) -> Figures:
     context = zmq.Context()
     native, legacy = (_connected(context, ports[name]) for name in ("request", "legacy"))
     try:
-        added = _write(legacy)
-        plain = json.dumps({"id": added}).encode()
-        old = json.dumps({"action": "get_memory", "data": {"memory_id": added}}).encode()
+        _write(legacy)
+        plain = json.dumps({"key": _USER, "ns": "legacy.twins"}).encode()
+        old = json.dumps({"action": "get_twin", "user_id": _USER}).encode()
 
         def ask_native() -> None:
-            native.send_multipart([b"memory.get", plain])
+            native.send_multipart([b"memory.kv.get", plain])
             status, _ = native.recv_multipart()
             assert status == b"ok", status
 
         def ask_legacy() -> None:
             legacy.send(old)
-            assert b'"success"' in legacy.recv()
+            assert b"Oslo" in legacy.recv()
 
         calls = {"native": ask_native, "legacy": ask_legacy}
         for call in calls.values():
@@ -113,17 +118,18 @@ def _connected(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket
     return socket
 
 
-def _write(legacy: zmq.Socket[bytes]) -> str:
-    """The id of a memory written through the old port, once the memory service is there."""
+def _write(legacy: zmq.Socket[bytes]) -> None:
+    """A twin written through the old port, once the memory service is there."""
     deadline = time.monotonic() + _READY_S
     while True:
-        legacy.send_json({"action": "add_memory", "data": {"content": "Ada lives in Oslo. " * 10}})
+        twin = {"name": "Ada", "notes": ["lives in Oslo"] * 10}
+        legacy.send_json({"action": "update_twin", "user_id": _USER, "twin_data": twin})
         reply = legacy.recv_json()
         assert isinstance(reply, dict)
-        if reply["status"] == "success":
-            return str(reply["memory_id"])
+        if reply["status"] == "ok":
+            return
         if time.monotonic() > deadline:
-            raise ProcessFailed(f"add_memory is not answered: {reply}")
+            raise ProcessFailed(f"update_twin is not answered: {reply}")
         time.sleep(0.1)
 
 

@@ -87,6 +87,28 @@ def test_what_follows_is_learned() -> None:
     assert forecast(predictor, now + 600)["b"].probability < 0.2
 
 
+def test_repeated_step_promises_as_much_as_one_asked_for_once() -> None:
+    """Two steps go on as often, one of them asked for up to five times: a repetition is no case of nothing following."""
+    rng = random.Random(10)
+    requests, at = [], BEGIN
+    for number in range(200):
+        at += rng.expovariate(1 / 900) + 300
+        step = ("repeated", "single")[number % 2]
+        for _ in range(rng.randint(2, 5) if step == "repeated" else 1):
+            at += 5
+            requests.append((at, step))
+        if rng.random() < 0.6:
+            requests.append((at + 30 + rng.uniform(0, 5), "next"))
+
+    chances = {}
+    for step in ("repeated", "single"):
+        predictor = taught(requests)
+        predictor.record(step, at + 1_000)
+        chances[step] = forecast(predictor, at + 1_010)["next"].probability
+
+    assert chances["repeated"] == pytest.approx(chances["single"], abs=0.1)
+
+
 def test_two_models_in_order_tell_pipelines_apart() -> None:
     """The same step goes on differently after different ones."""
     rng = random.Random(3)

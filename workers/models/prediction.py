@@ -143,7 +143,7 @@ _LESSON_S: Final = 600.0
 _LOGIT: Final = 9.2
 _RAREST: Final = 1 / (1 + math.exp(_LOGIT))
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 
 # A context: the caller, "" for nobody known, and one model or two in order.
 _Key = tuple[str, ...]
@@ -246,24 +246,36 @@ class _Usage:
 
 
 class _Context:
-    """What followed a model, or two in order: seconds to the first use of each follower, of the last occurrences."""
+    """What followed a model, or two in order: seconds to the first use of each follower, of the last occurrences.
 
-    __slots__ = ("followed", "lags")
+    An occurrence ends when it occurs anew, or is no longer watched: what had not followed by then might have later.
+    """
+
+    __slots__ = ("ends", "followed", "lags")
 
     def __init__(self) -> None:
-        self.followed: deque[dict[str, float]] = deque()
-        self.lags: dict[str, list[float]] = {}
+        self.followed: deque[tuple[float, dict[str, float]]] = deque()
+        self.ends: list[float] = []
+        # Of each follower: its lags, and the ends of the occurrences that it followed.
+        self.lags: dict[str, tuple[list[float], list[float]]] = {}
 
-    def add(self, followers: dict[str, float]) -> None:
+    def add(self, end: float, followers: dict[str, float]) -> None:
         if len(self.followed) == _OCCURRENCES:
-            for model, lag in self.followed.popleft().items():
-                lags = self.lags[model]
-                del lags[bisect_left(lags, lag)]
-                if not lags:
-                    del self.lags[model]
-        self.followed.append(followers)
+            self._forget(*self.followed.popleft())
+        self.followed.append((end, followers))
+        insort(self.ends, end)
         for model, lag in followers.items():
-            insort(self.lags.setdefault(model, []), lag)
+            lags, ends = self.lags.setdefault(model, ([], []))
+            insort(lags, lag)
+            insort(ends, end)
+
+    def _forget(self, end: float, followers: dict[str, float]) -> None:
+        del self.ends[bisect_left(self.ends, end)]
+        for model, lag in followers.items():
+            lags, ends = self.lags[model]
+            del lags[bisect_left(lags, lag)], ends[bisect_left(ends, end)]
+            if not lags:
+                del self.lags[model]
 
 
 class _Caller:
@@ -332,7 +344,7 @@ class _Kept(msgspec.Struct):
     version: int
     now: float | None
     usage: list[tuple[str, float, float, list[float], list[float], bytes, int]]
-    contexts: list[tuple[list[str], list[dict[str, float]]]]
+    contexts: list[tuple[list[str], list[tuple[float, dict[str, float]]]]]
     callers: list[tuple[str, list[float], dict[str, dict[str, float]]]]
     weights: list[list[list[float]]]
     lessons: int
@@ -425,8 +437,8 @@ class Predictor:
             usage.gaps = _Durations(gaps)
         for key, followed in kept.contexts[-MAX_CONTEXTS:]:
             context = predictor._contexts[tuple(key)] = _Context()
-            for followers in followed[-_OCCURRENCES:]:
-                context.add(followers)
+            for end, followers in followed[-_OCCURRENCES:]:
+                context.add(end, followers)
         for name, pauses, steps in kept.callers[-_CALLERS:]:
             caller = predictor._callers[name] = _Caller()
             caller.pauses, caller.steps = _Durations(pauses), OrderedDict(steps)
@@ -449,7 +461,7 @@ class Predictor:
             if one.key[0] == caller and len(one.followers) < _FOLLOWERS:
                 one.followers.setdefault(model, at - one.at)
         while self._open and at - self._open[0].at > _FOLLOW_S:
-            self._close(self._open.popleft())
+            self._close(self._open.popleft(), at)
         usage, asking = self._usage.get(model), self._caller(caller)
         asking.ask(model, at)
         recent = asking.recent
@@ -475,18 +487,18 @@ class Predictor:
             # It occurs anew before its time was over. Where nothing had followed, the pause in a burst tells nothing.
             self._open.remove(again)
             if again.followers:
-                self._close(again)
+                self._close(again, at)
         self._open.append(_Occurrence(key, at))
         while len(self._open) > _OPEN:
-            self._close(self._open.popleft())
+            self._close(self._open.popleft(), at)
 
-    def _close(self, occurrence: _Occurrence) -> None:
+    def _close(self, occurrence: _Occurrence, at: float) -> None:
         context = self._contexts.get(occurrence.key)
         if context is None:
             if len(self._contexts) >= MAX_CONTEXTS:
                 self._contexts.popitem(last=False)
             context = self._contexts[occurrence.key] = _Context()
-        context.add(occurrence.followers)
+        context.add(at - occurrence.at, occurrence.followers)
         self._contexts.move_to_end(occurrence.key)
 
     def _set_back(self, by_s: float) -> None:
@@ -534,12 +546,15 @@ class Predictor:
             if context is None or age > _FOLLOW_S:
                 continue
             kind = "pair" if len(one.key) > 2 else "last" if one.at == last_at[one.key[0]] else "earlier"
-            total = len(context.followed)
-            for model, lags in context.lags.items():
-                begin = bisect_right(lags, age * _LATE - 1)
+            late = age * _LATE - 1
+            going_on = len(context.ends) - bisect_right(context.ends, late)
+            for model, (lags, its_ends) in context.lags.items():
+                begin = bisect_right(lags, late)
                 if begin == len(lags) or model in one.followers or model not in bases:
                     continue
-                soon, alive = bisect_right(lags, age + _SOON_S) - begin, total - begin
+                # Of the occurrences that went on for so long, those that it had not followed by then.
+                alive = going_on - begin + bisect_right(its_ends, late)
+                soon = bisect_right(lags, age + _SOON_S) - begin
                 # What so few cases show counts for less, as if there had been one more without the follower.
                 promise = soon / (alive + 1)
                 known = best.get((model, kind))
