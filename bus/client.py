@@ -267,6 +267,12 @@ class Client:
         if self._sweeper is not None:
             self._sweeper.cancel()
 
+    @property
+    def is_connected(self) -> bool:
+        """True while there is a connection to the broker for requests; the first one may still have to be made."""
+        link = self._requests.link
+        return link is not None and link.is_open
+
     async def connect(self, timeout_s: float | None = None) -> None:
         """Wait for the broker. Raises BrokerUnreachable; without calling this the first request waits."""
         await self._link(self._requests, self.settings.bus.timeout_s if timeout_s is None else timeout_s)

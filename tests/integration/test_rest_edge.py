@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -814,3 +815,18 @@ async def test_stopping_lets_what_runs_end_and_closes_the_rest(serve_broker: Ser
         await asyncio.wait_for(stopping, WITHIN_S)
         with pytest.raises(httpx.ConnectError):
             await house.ask("GET", "/kv/k")
+
+
+async def test_a_bus_that_is_away_is_told_at_once_and_no_address_with_it(settings: Settings) -> None:
+    """503 with a wait, whatever the route; the port's own pages answer all the same."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        bus = msgspec.structs.replace(settings.bus, request_port=unused.getsockname()[1])
+    async with rest_house(msgspec.structs.replace(settings, bus=bus)) as house:
+        headers = {"x-timeout-s": "0.3"}
+        refused = await house.ask("GET", "/kv/k", headers=headers)
+        assert "127.0.0.1" not in problem(refused, 503, "no_worker")["detail"]
+        assert refused.headers["retry-after"] == "1"
+        problem(await house.ask("POST", "/memory", json={"content": "x"}, headers=headers), 503, "no_worker")
+        assert (await house.ask("GET", "/health")).status_code == 503
+        assert (await house.ask("GET", "/docs")).status_code == 200

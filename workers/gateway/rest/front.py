@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any, Final
 
-from bus.client import Client
-from schemas.errors import BusError, Internal, NotFound
+from bus.client import BrokerUnreachable, Client
+from schemas.errors import BusError, Internal, NotFound, NoWorker
 from workers.gateway.rest.answers import Answers
 from workers.gateway.rest.browsers import Browsers
 from workers.gateway.rest.metrics import UNKNOWN, Metrics
@@ -31,6 +31,9 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 # What would end a header and begin another.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+# Seconds that a request waits for a broker that is away; a restarted one is back in one.
+_BROKER_S: Final = 2.0
 
 # Said with every answer: nothing here is to be taken for anything but what its type says.
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"),)
@@ -139,14 +142,28 @@ class Front:
         if added is not None and (native is None or not is_more_literal(native.template, added.template)):
             ask = None if native is None else partial(self._ask, native.target, native.params)
             request.routed(added.template, added.params, ask)
+            if not self._client.is_connected:
+                await self._reach(request)
             return await added.target.handler(request)
         if native is not None:
             request.routed(native.template, native.params, None)
+            if not self._client.is_connected:
+                await self._reach(request)
             return await self._answers.answer(native.target, native.params, request)
         if is_page and wanted == "GET" and self._pages is not None:
             request.template = request.path
             return await self._page(scope, request, send)
         return self._unserved(request, path, is_page)
+
+    async def _reach(self, request: RestRequest) -> None:
+        """Wait a moment for the bus. Raises NoWorker: callers had rather hear that at once than at their deadline."""
+        if self._pages is None:
+            # What stands alone on a port tells of itself, and asks the bus as it sees fit.
+            return
+        try:
+            await self._client.connect(min(_BROKER_S, request.timeout_s or _BROKER_S))
+        except BrokerUnreachable as error:
+            raise NoWorker("the bus is away: its broker does not answer; try again", retry_after_s=1) from error
 
     def _ask(
         self,
