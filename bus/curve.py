@@ -18,6 +18,7 @@ state where it belongs, or does not open, ends it too.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import hmac
 import secrets
@@ -57,6 +58,10 @@ _VOUCH_BYTES: Final = 80
 # A refused client is told this status, which libzmq reports as ZMQ_EVENT_HANDSHAKE_FAILED_AUTH (RFC 27, section 3.2).
 _DENIED: Final = b"400"
 
+# The top bit of a key's last byte. No public key has it, and agreeing on a secret passes over it (RFC 7748, section 5),
+# so that of all bits of HELLO only this one could be changed on its way unseen.
+_UNREAD_BIT: Final = 0x80
+
 # Said to a client whose HELLO does not open. RFC 26 allows ERROR as the answer; libzmq only closes the connection.
 _OTHER_KEY: Final = b"not the server that this key belongs to"
 
@@ -93,7 +98,7 @@ def fingerprint(public: bytes) -> str:
     return "-".join(digest[at : at + 4] for at in range(0, 16, 4))
 
 
-class CurveCodec(zmtp.Codec):
+class CurveCodec(zmtp.Codec, abc.ABC):
     """What both ends do alike: the messages after the handshake. Used as zmtp.Codec is, through its two subclasses."""
 
     __slots__ = (
@@ -294,9 +299,9 @@ class CurveCodec(zmtp.Codec):
     def _on_error(self, reason: bytes) -> NoReturn:
         raise ProtocolError(f"the peer refused the connection: {zmtp.printable(reason)}")
 
+    @abc.abstractmethod
     def _on_step(self, data: bytes) -> None:
         """The command that `_expects` names came."""
-        raise NotImplementedError
 
     def _share_keys(self) -> None:
         self._key = _shared(self._transient_peer, self._transient.secret)
@@ -346,6 +351,8 @@ class CurveServer(CurveCodec):
             raise ProtocolError("the client expects a server with another key") from None
         if any(hello):
             raise ProtocolError("a HELLO whose box holds something")
+        if self._transient_peer[-1] & _UNREAD_BIT:
+            raise ProtocolError("a HELLO whose key has its top bit set, which no key has")
         cookie_nonce, welcome_nonce = secrets.token_bytes(16), secrets.token_bytes(16)
         cookie = cookie_nonce + bindings.crypto_secretbox_easy(
             self._transient_peer + self._transient.secret, b"COOKIE--" + cookie_nonce, self._cookie_key

@@ -284,6 +284,18 @@ def test_changed_byte_in_the_handshake_ends_it(data: st.DataObject) -> None:
     assert not victim.is_ready
 
 
+def test_hello_whose_key_has_an_unread_bit_set_is_refused() -> None:
+    """X25519 passes over that bit, so the box opens all the same: it is looked at for itself."""
+    ours, theirs = client(), server()
+    theirs.feed(take(ours))
+    ours.feed(take(theirs))
+    hello = bytearray(take(ours))
+    hello[113] ^= 0x80
+
+    with pytest.raises(ProtocolError, match="top bit"):
+        theirs.feed(bytes(hello))
+
+
 # Messages -------------------------------------------------------------------------------------------------------
 
 # Sizes on both sides of those where a frame's head grows (255 with what encryption adds) and where it counts as large.
