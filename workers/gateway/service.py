@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
-import signal
 from typing import Final
 
 import msgspec
 
 from bus.client import Client
+from bus.serving import serve_until_told
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies.gateway import GatewayPorts, PortInfo, PortList
@@ -123,21 +122,4 @@ class Gateway:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    gateway = Gateway(settings)
-    starting = asyncio.ensure_future(gateway.start())
-    waiting = asyncio.ensure_future(told.wait())
-    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    try:
-        if starting.done():
-            starting.result()
-            log.info("ready", extra={"action": "worker.ready", "service": "gateway"})
-            await waiting
-    finally:
-        starting.cancel()
-        waiting.cancel()
-        await asyncio.gather(starting, waiting, return_exceptions=True)
-        await gateway.stop()
+    await serve_until_told(Gateway(settings), log)

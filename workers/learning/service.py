@@ -8,14 +8,13 @@ This module makes the parts known to each other; what they do is theirs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from bus.serving import serve_until_told
 from bus.settings import Settings
 from bus.worker import Worker
 from schemas.bodies.learning import Exchange
@@ -194,19 +193,4 @@ class LearningService:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; a training that runs is stopped at a checkpoint, and goes on at the next start."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    service = LearningService(settings)
-    starting = asyncio.ensure_future(service.start())
-    waiting = asyncio.ensure_future(told.wait())
-    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        await starting
-        log.info("ready", extra={"action": "worker.ready", "service": "learning", "instance": service.worker.instance})
-        await waiting
-    starting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await starting
-    await service.stop()
+    await serve_until_told(LearningService(settings), log)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import Any, Final
 
 import msgspec
 
+from bus.serving import serve_until_told
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies.model import (
@@ -204,18 +204,4 @@ def _needed(request: Use) -> list[str]:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then leave with every runner."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    service = ModelService(settings)
-    starting = asyncio.ensure_future(service.start())
-    waiting = asyncio.ensure_future(told.wait())
-    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        await starting
-        log.info("ready", extra={"action": "worker.ready", "service": "model", "instance": service.worker.instance})
-        await waiting
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    await service.stop()
+    await serve_until_told(ModelService(settings), log)

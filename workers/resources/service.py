@@ -6,13 +6,13 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
 import time
 from typing import Final
 
 from bus.device_lock import read_lock
 from bus.nvidia import has_driver
+from bus.serving import serve_until_told
 from bus.settings import SERVICE_NAME, Settings
 from bus.sizes import parse_sizes
 from bus.supervisor import process_stat
@@ -325,18 +325,4 @@ def _now() -> Now:
 
 async def serve(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT. Raises UnusableBook."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    service = ResourceService(settings)
-    starting = asyncio.ensure_future(service.start())
-    waiting = asyncio.ensure_future(told.wait())
-    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        await starting
-        log.info("ready", extra={"action": "worker.ready", "service": "resource", "instance": service.worker.instance})
-        await waiting
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
-    await service.stop()
+    await serve_until_told(ResourceService(settings), log)

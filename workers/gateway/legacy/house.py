@@ -95,7 +95,7 @@ class House:
 
     async def ask(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         """The reply of an operation, as its Struct. Raises schemas.errors.BusError."""
-        await self.client.connect(_BROKER_S)
+        await self._reach()
         try:
             return await self.client.request(subject, body, timeout_s=timeout_s, headers=await self.headers())
         except Unauthenticated:
@@ -107,8 +107,12 @@ class House:
 
     async def stream(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Stream:
         """Its reply piece by piece: `async with await house.stream(...) as parts`. Raises BusError without a broker."""
-        await self.client.connect(_BROKER_S)
+        await self._reach()
         return self.client.stream(subject, body, timeout_s=timeout_s, headers=await self.headers())
+
+    async def _reach(self) -> None:
+        if not self.client.is_connected:
+            await self.client.connect(_BROKER_S)
 
     async def headers(self) -> Headers | None:
         """What makes a request ours to send."""

@@ -53,24 +53,22 @@ def openai_routes() -> list[Route]:
         ("POST", "/v1/embeddings", embed, "Vectors of texts, in OpenAI's shape."),
     )
     return [
-        Route(method, path, _worded(handle), summary, describe=described(method, path))
+        Route(method, path, _bounded(handle), summary, describe=described(method, path), failed=error_response)
         for method, path, handle, summary in served
     ]
 
 
-def _worded(handle: _Handle) -> _Handle:
-    """`handle` with its errors in OpenAI's shape."""
+def _bounded(handle: _Handle) -> _Handle:
+    """`handle` with a refusal of numbers that the bus cannot carry."""
 
-    async def worded(request: RestRequest) -> Response:
+    async def bounded(request: RestRequest) -> Response:
         try:
             return await handle(request)
-        except BusError as error:
-            return error_response(error)
         except OverflowError as error:
             # JSON knows no limit of numbers, the bus does; where in the body it stands nobody tells.
-            return error_response(BadRequest(f"a number in the body has more than 64 bits: {error}", field="body"))
+            raise BadRequest(f"a number in the body has more than 64 bits: {error}", field="body") from error
 
-    return worded
+    return bounded
 
 
 async def list_models(request: RestRequest) -> Response:

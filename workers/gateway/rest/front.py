@@ -142,9 +142,7 @@ class Front:
         if added is not None and (native is None or not is_more_literal(native.template, added.template)):
             ask = None if native is None else partial(self._ask, native.target, native.params)
             request.routed(added.template, added.params, ask)
-            if not self._client.is_connected:
-                await self._reach(request)
-            return await added.target.handler(request)
+            return await self._ask_added(added.target, request)
         if native is not None:
             request.routed(native.template, native.params, None)
             if not self._client.is_connected:
@@ -154,6 +152,14 @@ class Front:
             request.template = request.path
             return await self._page(scope, request, send)
         return self._unserved(request, path, is_page)
+
+    async def _ask_added(self, route: Route, request: RestRequest) -> Response:
+        try:
+            if not self._client.is_connected:
+                await self._reach(request)
+            return await route.handler(request)
+        except BusError as error:
+            return route.failed(error)
 
     async def _reach(self, request: RestRequest) -> None:
         """Wait a moment for the bus. Raises NoWorker: callers had rather hear that at once than at their deadline."""

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from schemas.errors import BadRequest
+from schemas.errors import BadRequest, BusError
 from workers.gateway.rest.request import RestRequest
-from workers.gateway.rest.response import Response
+from workers.gateway.rest.response import Response, problem_response
 
 Handler = Callable[[RestRequest], Awaitable[Response]]
 T = TypeVar("T")
@@ -30,6 +30,7 @@ class Route(NamedTuple):
     handler: Handler
     summary: str = ""
     describe: dict[str, Any] | None = None
+    failed: Callable[[BusError], Response] = problem_response
 
 
 class Found(NamedTuple, Generic[T]):

@@ -12,9 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from bus.reminder import Reminder
 from schemas.bodies.learning_jobs import JobInfo, TrainingResume
-from schemas.errors import BusError, Rejected
+from schemas.errors import Rejected
 from workers.gateway.legacy.agent import Action, Agent, Fields, Refused, Reply, Words
 from workers.gateway.legacy.agents import trainings
 from workers.gateway.legacy.agents.asked import given, iso, learning_id
@@ -113,24 +112,15 @@ async def health(house: House) -> dict[str, Any]:
 
 def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     """The task that follows running jobs, and begins created ones once any was begun by request."""
-
-    async def look(house: House) -> None:
-        reminder = Reminder()
-        while True:
-            await asyncio.sleep(look_s)
-            if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
-                continue
-            try:
-                await _look(await _desk(house), house)
-                reminder.clear()
-            except BusError as error:
-                if reminder.is_due(str(error), time.monotonic()):
-                    log.warning("jobs wait", extra={"action": "legacy.jobs", "error": str(error)})
-
-    return look
+    return trainings.looking("jobs", look_s, _is_read, _look)
 
 
-async def _look(desk: _Desk, house: House) -> None:
+def _is_read(house: House) -> bool:
+    return house.state(NAME, _Desk).is_read
+
+
+async def _look(house: House) -> None:
+    desk = await _desk(house)
     for job_id in list(desk.running):
         if (record := await _kept(job_id, house)) is not None:
             await _refreshed(record, house)

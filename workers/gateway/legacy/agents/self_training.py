@@ -13,10 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from bus.reminder import Reminder
 from schemas.bodies.learning_jobs import JobInfo, TrainingResume
 from schemas.bodies.learning_tuning import LearningSession, SessionCreate, SessionGet, SessionUpdate
-from schemas.errors import BusError, NotFound, Rejected
+from schemas.errors import NotFound, Rejected
 from workers.gateway.legacy.agent import Action, Agent, Fields, Refused, Reply, Words
 from workers.gateway.legacy.agents import trainings
 from workers.gateway.legacy.agents.asked import given, is_number, iso, learning_id
@@ -147,35 +146,25 @@ async def health(house: House) -> dict[str, Any]:
 def queue_of(look_s: float = _LOOK_S) -> Callable[[House], Awaitable[None]]:
     """The task that follows running cycles, and begins created ones, the highest priority first, once any was begun by
     request."""
-
-    async def look(house: House) -> None:
-        reminder = Reminder()
-        while True:
-            await asyncio.sleep(look_s)
-            if not house.state(NAME, _Desk).is_read and not await house.is_up("memory"):
-                continue
-            try:
-                desk = await _desk(house)
-                async with desk.changing:
-                    await _look(desk, house)
-                reminder.clear()
-            except BusError as error:
-                if reminder.is_due(str(error), time.monotonic()):
-                    log.warning("cycles wait", extra={"action": "legacy.cycles", "error": str(error)})
-
-    return look
+    return trainings.looking("cycles", look_s, _is_read, _look)
 
 
-async def _look(desk: _Desk, house: House) -> None:
-    await _settle(desk, house)
-    if not desk.has_begun:
-        return
-    for cycle_id in sorted(desk.queued, key=lambda one: -desk.queued[one]):
-        record = await _kept(cycle_id, house)
-        if record is None or record["status"] != "pending":
-            del desk.queued[cycle_id]
-        elif fits(record["resources"], desk.held):
-            await _begin(record, desk, house)
+def _is_read(house: House) -> bool:
+    return house.state(NAME, _Desk).is_read
+
+
+async def _look(house: House) -> None:
+    desk = await _desk(house)
+    async with desk.changing:
+        await _settle(desk, house)
+        if not desk.has_begun:
+            return
+        for cycle_id in sorted(desk.queued, key=lambda one: -desk.queued[one]):
+            record = await _kept(cycle_id, house)
+            if record is None or record["status"] != "pending":
+                del desk.queued[cycle_id]
+            elif fits(record["resources"], desk.held):
+                await _begin(record, desk, house)
 
 
 async def _desk(house: House) -> _Desk:

@@ -5,11 +5,15 @@ The old `config` was never read, so its keys are taken by the names in use: thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from bus.reminder import Reminder
 from schemas.bodies.learning import Opportunities, OpportunityList
 from schemas.bodies.learning_jobs import (
     CurvePoint,
@@ -21,12 +25,14 @@ from schemas.bodies.learning_jobs import (
     TrainingStart,
     TrainingStatus,
 )
-from schemas.errors import BadRequest, NotFound
+from schemas.errors import BadRequest, BusError, NotFound
 from workers.gateway.legacy.agent import Refused
 from workers.gateway.legacy.agents.asked import is_number
 
 if TYPE_CHECKING:
     from workers.gateway.legacy.house import House
+
+log = logging.getLogger("olympus.legacy")
 
 # Names of a config's keys, ours first.
 _TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -157,3 +163,27 @@ def _chosen(config: Mapping[str, Any], fields: Mapping[str, tuple[str, ...]]) ->
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
+
+
+def looking(
+    what: str, every_s: float, is_read: Callable[[House], bool], look: Callable[[House], Awaitable[None]]
+) -> Callable[[House], Awaitable[None]]:
+    """The task that looks at an agent's `what` (jobs, cycles) for ever, and tells ever more rarely why it cannot.
+
+    is_read: whether the agent has read its records in this process; before, memory is waited for.
+    """
+
+    async def keep_looking(house: House) -> None:
+        reminder = Reminder()
+        while True:
+            await asyncio.sleep(every_s)
+            if not is_read(house) and not await house.is_up("memory"):
+                continue
+            try:
+                await look(house)
+                reminder.clear()
+            except BusError as error:
+                if reminder.is_due(str(error), time.monotonic()):
+                    log.warning(f"{what} wait", extra={"action": f"legacy.{what}", "error": str(error)})
+
+    return keep_looking
