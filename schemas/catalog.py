@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from schemas import subjects
 from schemas.bodies import (
     accounts,
     control,
+    errors,
     gateway,
     items,
     learning,
@@ -31,6 +32,7 @@ from schemas.bodies import (
     resource,
     search,
     sessions,
+    telling,
     upkeep,
 )
 from schemas.bodies.base import Request, SecretReply, SecretRequest
@@ -44,6 +46,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     is_idempotent: running it twice under one id equals running it once, so it may be re-dispatched.
     partial: type of the streamed partial replies, for operations that stream.
     scope: what a signed-in caller needs; empty for none.
+    audit: what the audit log calls it, for operations that are written down there whoever asks; empty for none.
     """
 
     subject: str
@@ -54,6 +57,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     http: str = ""
     is_idempotent: bool = False
     scope: str = ""
+    audit: Literal["", "sign_in", "account", "deletion", "promotion", "export", "settings"] = ""
 
     @property
     def is_streaming(self) -> bool:
@@ -77,7 +81,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Services that serve more families of subjects than their own.
-_SERVICE_OF_FAMILY = {"auth": "memory", "trust": "memory", "utils": "memory", "gpu": "resource"}
+_SERVICE_OF_FAMILY = {"auth": "memory", "trust": "memory", "utils": "memory", "gpu": "resource", "audit": "error"}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -1180,6 +1184,44 @@ _ACCOUNTS: tuple[Operation, ...] = (
     _account("trust.list", accounts.TrustList, accounts.TrustPage, "GET /trust", "List scores.", scope="trust:read"),
 )
 
+_ERRORS = (
+    _operation(
+        "error", "report", errors.ReportError, errors.ErrorReported, "POST /errors", "Tell of an error.",
+        access="write", is_idempotent=False,
+    ),
+    _operation(
+        "error", "list", errors.ErrorList, errors.ErrorPage, "GET /errors", "Groups of like errors, newest first.",
+    ),
+    _operation(
+        "error", "show", errors.ErrorShow, errors.ErrorWhole, "GET /errors/{fingerprint}",
+        "One group with its newest reports.",
+    ),
+    _operation(
+        "error", "stats", errors.ErrorStats, errors.ErrorStatsReply, "GET /errors/stats",
+        "How many errors, by service and severity.",
+    ),
+    _operation(
+        "error", "acknowledge", errors.ErrorAcknowledge, errors.ErrorsChanged, "POST /errors/acknowledge",
+        "Say that errors were seen: they are listed again when they come again.", access="write",
+    ),
+    _operation(
+        "error", "mute", errors.ErrorMute, errors.ErrorGroup, "POST /errors/{fingerprint}/mute",
+        "Count a group without listing or telling it, for a time.", access="write",
+    ),
+    _operation(
+        "error", "forget", errors.ErrorForget, errors.ErrorsChanged, "POST /errors/forget",
+        "Delete groups.", access="write",
+    ),
+    _operation(
+        "audit", "list", telling.AuditList, telling.AuditPage, "GET /audit",
+        "Sign-ins, refusals, deletions and promotions, newest first.",
+    ),
+    _operation(
+        "audit", "verify", telling.AuditVerify, telling.AuditVerdict, "POST /audit/verify",
+        "Check that no line of the audit log was changed or taken out.",
+    ),
+)  # fmt: skip
+
 _DECLARED: tuple[Operation, ...] = (
     _memory("kv.get", memory.KvGet, memory.KvEntry, "GET /kv/{key}", "Read an entry with its version."),
     _memory("kv.set", memory.KvSet, memory.KvVersion, "POST /kv/{key}", "Write an entry, or compare and set it."),
@@ -1274,6 +1316,25 @@ _DECLARED: tuple[Operation, ...] = (
         scope="bus:write",
     ),
     Operation(
+        subject="bus.trace.read",
+        request=telling.TraceRead,
+        reply=telling.Spans,
+        http="GET /bus/traces",
+        summary="Requests of the last minutes, with their way through the bus and their times.",
+        is_idempotent=True,
+        scope="bus:read",
+    ),
+    *_ERRORS,
+    Operation(
+        subject="exporter.status",
+        request=telling.ExporterStatus,
+        reply=telling.ExporterStatusReply,
+        http="",
+        summary="Where the figures are served, and of which processes.",
+        is_idempotent=True,
+        scope="bus:read",
+    ),
+    Operation(
         subject="gateway.ports",
         request=gateway.GatewayPorts,
         reply=gateway.PortList,
@@ -1284,7 +1345,64 @@ _DECLARED: tuple[Operation, ...] = (
     ),
 )
 
-OPERATIONS: dict[str, Operation] = {operation.subject: operation for operation in _DECLARED}
+# What the audit log has a line of, whoever asks: who may do what, what is gone for good, what is put to work, what
+# leaves in one piece.
+_AUDITED: dict[str, Literal["sign_in", "account", "deletion", "promotion", "export", "settings"]] = {
+    "auth.login": "sign_in",
+    "auth.refresh": "sign_in",
+    "auth.register": "account",
+    "auth.logout": "account",
+    "auth.password": "account",
+    "auth.issue": "account",
+    "auth.user.add": "account",
+    "auth.user.update": "account",
+    "auth.user.delete": "account",
+    "auth.keys.rotate": "account",
+    "memory.kv.delete": "deletion",
+    "memory.forget": "deletion",
+    "memory.delete": "deletion",
+    "memory.group.delete": "deletion",
+    "memory.doc.delete": "deletion",
+    "memory.context.delete": "deletion",
+    "memory.session.close": "deletion",
+    "memory.cache.flush": "deletion",
+    "memory.restore": "deletion",
+    "memory.rebuild": "deletion",
+    "memory.import": "settings",
+    "memory.export": "export",
+    "memory.backup": "export",
+    "utils.cleanup_temp_files": "deletion",
+    "utils.cleanup_logs": "deletion",
+    "utils.cleanup_cache": "deletion",
+    "utils.cleanup_system": "deletion",
+    "model.delete": "deletion",
+    "model.import": "settings",
+    "model.pull": "settings",
+    "model.conversation.clear": "deletion",
+    "model.adapter.attach": "settings",
+    "model.adapter.detach": "deletion",
+    "model.adapter.promote": "promotion",
+    "model.adapter.rollback": "promotion",
+    "learning.exchange.delete": "deletion",
+    "learning.dataset.delete": "deletion",
+    "learning.dataset.export": "export",
+    "learning.row.remove": "deletion",
+    "learning.checkpoint.delete": "deletion",
+    "learning.schedule.set": "settings",
+    "learning.promote": "promotion",
+    "learning.rollback": "promotion",
+    "deadletter.redrive": "settings",
+    "deadletter.purge": "deletion",
+    "error.mute": "settings",
+    "error.forget": "deletion",
+}
+
+OPERATIONS: dict[str, Operation] = {
+    operation.subject: msgspec.structs.replace(operation, audit=_AUDITED.pop(operation.subject, ""))
+    for operation in _DECLARED
+}
+if _AUDITED:
+    raise ValueError(f"no operations: {', '.join(_AUDITED)}")
 
 EVENTS: tuple[Event, ...] = (
     Event(pattern="memory.changed.*", body=memory.Changed, summary="A write was committed."),
@@ -1351,6 +1469,15 @@ EVENTS: tuple[Event, ...] = (
     Event(pattern="bus.trace.*", body=control.Trace, summary="A step of a request, while somebody subscribes to it."),
     Event(pattern="bus.stats", body=control.BrokerStats, summary="The broker's counters, at a fixed interval."),
     Event(pattern="error.deadletter", body=control.DeadLetter, summary="A request became a dead letter."),
+    Event(pattern="error.opened", body=errors.ErrorGroupEvent, summary="An error of a kind that was not known."),
+    Event(pattern="error.reopened", body=errors.ErrorGroupEvent, summary="An acknowledged error came again."),
+    Event(pattern="audit.*", body=telling.AuditEvent, summary="A line for the audit log."),
+    Event(
+        pattern="metrics.*",
+        body=telling.Figures,
+        summary="The figures of one process, at a fixed interval.",
+        is_kept=False,
+    ),
     Event(pattern="error.*.*", body=control.ErrorReport, summary="A service reported an error."),
 )
 

@@ -68,3 +68,33 @@ def matcher(pattern: str) -> Callable[[str], object]:
 def matches(pattern: str, subject: str) -> bool:
     """True when `subject` falls under `pattern`."""
     return matcher(pattern)(subject) is not None
+
+
+def covers(pattern: str, other: str) -> bool:
+    """True when every subject that falls under `other`, a subject or a pattern, falls under `pattern`."""
+    plain, instance = split_instance(pattern)
+    other_plain, other_instance = split_instance(other)
+    if instance and instance != other_instance:
+        return False
+    tokens, others = plain.split("."), other_plain.split(".")
+    for index, token in enumerate(tokens):
+        if token == ">":
+            return len(others) > index
+        if index >= len(others) or others[index] == ">" or token not in ("*", others[index]):
+            return False
+    return len(others) == len(tokens)
+
+
+def overlaps(pattern: str, other: str) -> bool:
+    """True when some subject falls under both."""
+    plain, instance = split_instance(pattern)
+    other_plain, other_instance = split_instance(other)
+    if instance and other_instance and instance != other_instance:
+        return False
+    tokens, others = plain.split("."), other_plain.split(".")
+    for token, its in zip(tokens, others, strict=False):
+        if ">" in (token, its):
+            return True
+        if token != its and "*" not in (token, its):
+            return False
+    return len(others) == len(tokens)

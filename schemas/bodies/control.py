@@ -6,7 +6,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from schemas.bodies.base import Empty, PageSize, Reply, Request, Seconds
+from schemas.bodies.base import Empty, Ordinal, PageSize, Reply, Request, Seconds, Whole
+
+DependencyName = Annotated[str, Meta(min_length=1, max_length=64)]
+Reason = Annotated[str, Meta(max_length=1024)]
+# Up to some 30,000 years, which leaves out what is infinite.
+FiniteSeconds = Annotated[float, Meta(ge=0, le=1e12)]
 
 # Worker protocol ------------------------------------------------------------------------------------------------
 
@@ -37,15 +42,19 @@ class Welcome(Reply, frozen=True, kw_only=True):
 
 
 class Heartbeat(Reply, frozen=True, kw_only=True):
-    """What a worker says of itself with every beat. Counters start at 0 with the process."""
+    """What a worker says of itself with every beat. Counters start at 0 with the process.
 
-    in_flight: int = 0
-    handled: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    rss_bytes: int = 0
-    cpu_s: float = 0.0
-    loop_lag_s: float = 0.0
+    degraded: what it does without at the moment, and why, by the name of the dependency.
+    """
+
+    in_flight: Whole = 0
+    handled: Whole = 0
+    failed: Whole = 0
+    cancelled: Whole = 0
+    rss_bytes: Whole = 0
+    cpu_s: FiniteSeconds = 0.0
+    loop_lag_s: FiniteSeconds = 0.0
+    degraded: Annotated[dict[DependencyName, Reason], Meta(max_length=16)] = {}
 
 
 class Credit(Reply, frozen=True, kw_only=True):
@@ -98,6 +107,7 @@ class WorkerInfo(Reply, frozen=True, kw_only=True):
     rss_bytes: int = 0
     cpu_s: float = 0.0
     loop_lag_s: float = 0.0
+    degraded: dict[str, str] = {}
 
 
 class WorkerList(Reply, frozen=True, kw_only=True):
@@ -251,7 +261,10 @@ Severity = Literal["debug", "info", "warning", "error", "critical"]
 
 
 class ErrorReport(Request, frozen=True, kw_only=True):
-    """Event `error.{service}.{severity}`; the runtime publishes one for every handler that raises."""
+    """Event `error.{service}.{severity}`; the runtime publishes one for every handler that raises.
+
+    count: failures it stands for; in a storm of like ones the runtime counts those that it does not report singly.
+    """
 
     service: Annotated[str, Meta(min_length=1, max_length=64)]
     severity: Severity
@@ -265,6 +278,7 @@ class ErrorReport(Request, frozen=True, kw_only=True):
     pid: int = 0
     at: float = 0.0
     context: dict[str, Any] = {}
+    count: Ordinal = 1
 
 
 class DeadLetter(Reply, frozen=True, kw_only=True):
