@@ -9,15 +9,18 @@ from typing import Any
 
 import msgspec
 
-from broker import loopback
+from broker import loopback, traces
 from broker.deadletters import DeadLetters, is_secret
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
+from broker.figures import broker_figures
+from bus import traceparent
+from bus.permissions import Action
 from bus.version import VERSION
 from bus.worker import Call, Handler, Worker
 from schemas import subjects
-from schemas.bodies import control
-from schemas.errors import Internal, NotFound, Unprocessable, Unsupported
+from schemas.bodies import control, telling
+from schemas.errors import Forbidden, Internal, NotFound, Unprocessable, Unsupported
 from schemas.values import decode_any
 
 # How many of these requests are answered at once; reading the log waits for the disk, the others do not.
@@ -42,6 +45,7 @@ class Control:
             "bus.workers": self._workers,
             "bus.stats": self._stats,
             "bus.events.read": self._events_read,
+            "bus.trace.read": self._trace_read,
             "deadletter.list": self._dead_letters,
             "deadletter.show": self._dead_letter,
             "deadletter.redrive": self._redrive,
@@ -49,6 +53,7 @@ class Control:
         }
         for subject, handler in handlers.items():
             self.worker.handle(subject, handler)
+        self.worker.figures.tell(lambda: broker_figures(exchange))
 
     async def _ping(self, request: control.Ping, call: Call) -> control.Pong:
         exchange = self._exchange
@@ -69,6 +74,7 @@ class Control:
 
     async def _events_read(self, request: control.EventsRead, call: Call) -> control.EventsPage:
         subjects.validate_pattern(request.subject)
+        self._check(call, "subscribe", request.subject)
         event_log = self._log()
         batches = event_log.read(request)
         count = 0
@@ -85,8 +91,15 @@ class Control:
             next_seq=last.seq + 1 if has_more and last is not None else None,
         )
 
+    async def _trace_read(self, request: telling.TraceRead, call: Call) -> telling.Spans:
+        exchange = self._exchange
+        return await traces.read(
+            exchange.core.ended, request, boot=exchange.boot, epoch_offset=exchange.wall() - exchange.clock()
+        )
+
     async def _dead_letters(self, request: control.DeadLetterList, call: Call) -> control.DeadLetterPage:
         subjects.validate_pattern(request.subject)
+        self._check(call, "request", request.subject)
         store = await self._store()
         letters, total = await asyncio.to_thread(store.newest, request.subject, request.limit, request.before_at)
         return control.DeadLetterPage(dead_letters=letters, total=total)
@@ -95,6 +108,7 @@ class Control:
         stored = await asyncio.to_thread((await self._store()).get, request.id)
         if stored is None:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
+        self._check(call, "request", stored.letter.subject)
         return control.DeadLetterWhole(
             dead_letter=stored.letter,
             headers=stored.headers,
@@ -106,9 +120,13 @@ class Control:
         stored = await asyncio.to_thread(store.get, request.id)
         if stored is None:
             raise NotFound(f"no dead letter has the id {request.id!r}", field="id")
+        self._check(call, "request", stored.letter.subject)
         if is_secret(stored.letter.subject):
             raise Unprocessable(f"{stored.letter.subject} held a password or a token, which was not kept: ask anew")
-        headers = {name: value for name, value in stored.headers.items() if name == "traceparent"}
+        headers = {name: value for name, value in stored.headers.items() if name in ("traceparent", "tracestate")}
+        if traceparent.parse(headers.get("traceparent")) is None:
+            # It stays in the trace that it began, and says what sent it again.
+            headers["traceparent"] = traceparent.written(stored.letter.id, call.id[:8].hex())
         # Sent again with the rights of whoever does so: those of the first sender were not kept.
         if "token" in call.headers:
             headers["token"] = call.headers["token"]
@@ -125,12 +143,24 @@ class Control:
 
     async def _purge(self, request: control.DeadLetterPurge, call: Call) -> control.DeadLetterPurged:
         subjects.validate_pattern(request.subject)
+        self._check(call, "request", request.subject)
         store = await self._store()
         try:
             purged = await asyncio.to_thread(store.purge, request.subject, request.id, request.older_than_s)
         except sqlite3.Error as error:
             raise Internal(f"dead letters cannot be deleted: {error}") from error
         return control.DeadLetterPurged(purged=purged)
+
+    def _check(self, call: Call, action: Action, pattern: str) -> None:
+        """Raise Forbidden where the caller's key may not do itself what it asks the broker to do or show."""
+        name = call.headers.get("via")
+        if name is None:
+            return
+        rights = self._exchange.rights_named(str(name))
+        if rights is None:
+            raise Forbidden(f"the key of {name} has no connection any more", identity=name)
+        if not rights.may_all(action, pattern):
+            raise rights.refusal(action, pattern)
 
     def _log(self) -> EventLog:
         if self._exchange.event_log is None:

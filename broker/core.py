@@ -10,18 +10,18 @@ import msgspec
 
 from broker.queues import Priority
 from broker.registry import Registry, Route, Worker, WorkerState
+from broker.traces import Ended, EndedRequests, kept_header
 from bus.deadlines import DeadlineWheel
 from bus.settings import BrokerSettings
-from schemas import catalog
+from schemas import catalog, subjects
 from schemas.bodies import control
 from schemas.envelope import REPLIES, Kind, Message, encode, with_headers
 from schemas.errors import (
-    BadRequest,
+    BY_CODE,
     BusError,
     Cancelled,
     Conflict,
     DeadlineExceeded,
-    ErrorBody,
     NoWorker,
     Overloaded,
     WorkerLost,
@@ -52,11 +52,20 @@ _HINT_EVERY_S: Final = 0.02
 _MAX_DEADLINE_S: Final = 24 * 3600.0
 
 
+# Of a flood of requests that go well, those that took so long are remembered each, seconds.
+_SLOW_S: Final = 0.1
+
+
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where a reply goes: a peer, and for plain peers the form its bytes must have (None for native)."""
+    """Where a reply goes: a peer, for plain peers the form its bytes must have (None for native), and who that is.
+
+    owner: name of the key of an encrypted connection, empty on this machine; no other may take up what it left.
+    """
 
     peer: Peer
     form: Any = None
+    name: str = ""
+    owner: str = ""
 
 
 _INTERACTIVE: Final = Priority.INTERACTIVE
@@ -83,10 +92,11 @@ class ReplyReceived(msgspec.Struct, gc=False):
 
 
 class CancelReceived(msgspec.Struct, gc=False):
-    """A client takes a request back."""
+    """A client takes a request back. owner: as of an Origin."""
 
     peer: Peer
     id: bytes
+    owner: str = ""
 
 
 class ReadyReceived(msgspec.Struct, gc=False):
@@ -97,10 +107,10 @@ class ReadyReceived(msgspec.Struct, gc=False):
 
 
 class HeartbeatReceived(msgspec.Struct, gc=False):
-    """A worker lives."""
+    """A worker lives. `beat` is None where what it says of itself cannot be read."""
 
     peer: Peer
-    beat: control.Heartbeat
+    beat: control.Heartbeat | None
 
 
 class CreditReceived(msgspec.Struct, gc=False):
@@ -220,6 +230,7 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     deadline: float
     received_at: float
     priority: Priority
+    caller: str = ""
     attempt: int = 0
     route: Route | None = None
     worker: Worker | None = None
@@ -229,6 +240,8 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     is_done: bool = False
     is_answered: bool = False
     is_new: bool = False
+    left_by: str = ""
+    dispatched_at: float | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -270,12 +283,15 @@ class Core:
         self._away: dict[bytes, Pending] = {}
         self._held: dict[bytes, Pending] = {}
         self._claims: dict[bytes, Worker] = {}
-        self._parked: dict[bytes, tuple[float, Message]] = {}
+        # Until when, the reply, and whose it is; None for a reply to a request of this broker's earlier life.
+        self._parked: dict[bytes, tuple[float, Message, str | None]] = {}
         self._parked_bytes = 0
         self._deserted: dict[Route, None] = {}
         self._welcome = control.Welcome(boot=boot, heartbeat_s=heartbeat_s, max_body_bytes=max_body_bytes)
         self.registry = Registry(settings.queue_max_requests, settings.queue_max_bytes)
         self.counters = Counters()
+        self.ended = EndedRequests(settings.traces_max)
+        self._remembers = settings.traces_max > 0
         self._hinted_at = float("-inf")
         self.is_traced = False
         # Set when the broker itself leaves: then workers are not lost.
@@ -340,6 +356,7 @@ class Core:
                 rss_bytes=worker.beat.rss_bytes,
                 cpu_s=worker.beat.cpu_s,
                 loop_lag_s=worker.beat.loop_lag_s,
+                degraded=worker.beat.degraded,
             )
             for worker in self.registry.workers.values()
         ]
@@ -382,7 +399,12 @@ class Core:
         if known is not None:
             self._on_known_id(known, origin, message, is_resent, now, effects)
             return
-        if is_resent and (parked := self._parked.pop(message.id, None)) is not None:
+        if is_resent and (parked := self._parked.get(message.id)) is not None:
+            if parked[2] not in (None, origin.owner):
+                error = Conflict(f"id {message.id.hex()} is that of another's request", field="id")
+                self._turn_away(origin, message, now, effects, error)
+                return
+            del self._parked[message.id]
             self._parked_bytes -= parked[1].size_bytes
             effects.append(Answer(origin, parked[1]))
             return
@@ -392,15 +414,13 @@ class Core:
             if deadline <= now:
                 self.counters.expired += 1
                 late_s = now - deadline
-                effects.append(
-                    Fail(origin, message.id, DeadlineExceeded(
-                        f"the deadline passed {late_s:.3f} s before the request arrived",
-                        field="deadline_ms", value=message.deadline_ms, late_s=round(late_s, 3),
-                    ))
-                )  # fmt: skip
+                self._turn_away(origin, message, now, effects, DeadlineExceeded(
+                    f"the deadline passed {late_s:.3f} s before the request arrived",
+                    field="deadline_ms", value=message.deadline_ms, late_s=round(late_s, 3),
+                ))  # fmt: skip
                 return
         priority = _BATCH if headers is not None and headers.get("priority") == "batch" else _INTERACTIVE
-        pending = Pending(message.id, origin, message, deadline, now, priority)
+        pending = Pending(message.id, origin, message, deadline, now, priority, origin.name)
         if self.is_traced:
             self._trace("request", pending, effects)
         if is_resent and self._resume(pending, now, effects):
@@ -411,7 +431,8 @@ class Core:
         self, known: Pending, origin: Origin, message: Message, is_resent: bool, now: float, effects: list[Effect]
     ) -> None:
         """A request under an id in flight: the same client again after a broken connection, or a mistake."""
-        is_same = known.message.subject == message.subject
+        owner = known.left_by if known.origin is None else known.origin.owner
+        is_same = known.message.subject == message.subject and owner == origin.owner
         if is_same and not known.is_answered and (is_resent or known.origin is None):
             known.origin = origin
             known.left_at = None
@@ -426,12 +447,24 @@ class Core:
             f"id {known.id.hex()} is already in flight for {known.message.subject!r}; every request needs an id of its own",
             field="id",
         )  # fmt: skip
-        effects.append(Fail(origin, known.id, error))
+        self._turn_away(origin, message, now, effects, error)
+
+    def _turn_away(self, origin: Origin, message: Message, now: float, effects: list[Effect], error: BusError) -> None:
+        """Answer what never came to be a request of ours."""
+        effects.append(Fail(origin, message.id, error))
+        if self._remembers:
+            header = kept_header(message.headers)
+            size = len(message.body)
+            self.ended.add(
+                Ended(message.id, header, message.subject, origin.name, None, now, None, now, 0, error.code, size)
+            )
 
     def _resume(self, pending: Pending, now: float, effects: list[Effect]) -> bool:
         """Take up a request that was sent to an earlier life of this broker; False when it may simply run again."""
-        claimant = self._claims.pop(pending.id, None)
-        if claimant is not None:
+        claimant = self._claims.get(pending.id)
+        # One that does not serve this cannot have been given it.
+        if claimant is not None and _serves(claimant, pending):
+            del self._claims[pending.id]
             self._track(pending)
             pending.worker = claimant
             pending.route = self.registry.resolve(pending.message.subject)
@@ -480,6 +513,7 @@ class Core:
     def _dispatch(self, pending: Pending, route: Route, worker: Worker, now: float, effects: list[Effect]) -> None:
         pending.route = route
         pending.worker = worker
+        pending.dispatched_at = now
         pending.attempt += 1
         worker.in_flight[pending.id] = pending
         worker.change_free(-1)
@@ -564,9 +598,18 @@ class Core:
         if pending.origin is not None:
             effects.append(Answer(pending.origin, message))
         elif not pending.is_answered:
-            self._park(_error_message(pending.id, _hole(pending)) if pending.streamed else message, now)
+            kept = _error_message(pending.id, _hole(pending)) if pending.streamed else message
+            self._park(kept, now, pending.left_by)
         if self.is_traced and not pending.is_answered:
             self._trace("final" if message.kind is Kind.FINAL else "error", pending, effects, reply=message, now=now)
+        if self._remembers and not pending.is_answered:
+            if message.kind is _ERROR:
+                self._remember(pending, _known_code(message), now)
+            elif self.ended.room > 0 or now - pending.received_at >= _SLOW_S or _is_part(pending.message):
+                self.ended.room -= 1
+                self._remember(pending, "ok", now)
+            else:
+                self.ended.skipped += 1
         self._finish(pending)
         self._release(worker, pending, now, effects)
 
@@ -574,7 +617,7 @@ class Core:
         """A reply nobody waits for (any more), or one from before this broker's start whose client is still to come."""
         if self._claims.get(message.id) is worker and message.kind is not Kind.PARTIAL:
             del self._claims[message.id]
-            self._park(message, now)
+            self._park(message, now, None)
             worker.change_free(1)
             self._serve_backlog(worker, now, effects)
 
@@ -602,7 +645,7 @@ class Core:
                     assert isinstance(pending, Pending)
                     self._dispatch(pending, route, worker, now, effects)
 
-    def _park(self, message: Message, now: float) -> None:
+    def _park(self, message: Message, now: float, owner: str | None) -> None:
         size = message.size_bytes
         if (earlier := self._parked.pop(message.id, None)) is not None:
             self._parked_bytes -= earlier[1].size_bytes
@@ -611,10 +654,31 @@ class Core:
         while self._parked and self._parked_bytes + size > PARKED_MAX_BYTES:
             oldest = next(iter(self._parked))
             self._parked_bytes -= self._parked.pop(oldest)[1].size_bytes
-        self._parked[message.id] = (now + RESUME_S, message)
+        self._parked[message.id] = (now + RESUME_S, message, owner)
         self._parked_bytes += size
 
     # Ends
+
+    def _remember(self, pending: Pending, outcome: str, now: float) -> None:
+        """Once for each request, when its caller is answered, or would be. Nothing of it keeps the message alive."""
+        message = pending.message
+        headers = message.headers
+        worker = pending.worker
+        self.ended.add(
+            Ended(
+                pending.id,
+                None if headers is None else kept_header(headers),
+                message.subject,
+                pending.caller,
+                None if worker is None else worker.ready,
+                pending.received_at,
+                pending.dispatched_at,
+                now,
+                pending.attempt,
+                outcome,
+                len(message.body),
+            )
+        )
 
     def _finish(self, pending: Pending) -> None:
         """Forget a request."""
@@ -633,9 +697,11 @@ class Core:
         if pending.origin is not None:
             effects.append(Fail(pending.origin, pending.id, error))
         elif not pending.is_answered:
-            self._park(_error_message(pending.id, error), now)
+            self._park(_error_message(pending.id, error), now, pending.left_by)
         if self.is_traced:
             self._trace("error", pending, effects, code=error.code, now=now)
+        if self._remembers:
+            self._remember(pending, error.code, now)
         self._finish(pending)
 
     def _answer_early(self, pending: Pending, error: BusError, now: float, effects: list[Effect]) -> None:
@@ -649,6 +715,8 @@ class Core:
         effects.append(Deliver(pending.worker.peer, encode(Kind.CANCEL, pending.id)))
         if self.is_traced:
             self._trace("error", pending, effects, code=error.code, now=now)
+        if self._remembers:
+            self._remember(pending, error.code, now)
 
     def _withdraw(self, pending: Pending) -> None:
         """Take a request that is not in flight out of wherever it waits."""
@@ -662,6 +730,8 @@ class Core:
         if pending is None or pending.is_answered:
             return
         if pending.origin is None:
+            if pending.left_by != event.owner:
+                return
             # Its caller came back only to take it back; nobody else knows the id.
             pending.is_answered = True
         elif pending.origin.peer is not event.peer:
@@ -744,7 +814,10 @@ class Core:
 
     def _claim(self, id: bytes, worker: Worker, now: float, effects: list[Effect]) -> None:
         """The worker still works on a request of an earlier life of this broker."""
-        held = self._held.pop(id, None)
+        held = self._held.get(id)
+        if held is not None and not _serves(worker, held):
+            return
+        self._held.pop(id, None)
         if held is None:
             if id not in self._pending:
                 if (earlier := self._claims.pop(id, None)) is not None:
@@ -766,7 +839,8 @@ class Core:
             effects.append(Disconnect(event.peer, "heartbeat before ready"))
             return
         worker.heard_at = now
-        worker.beat = event.beat
+        if event.beat is not None:
+            worker.beat = event.beat
         effects.append(Deliver(event.peer, encode(Kind.HEARTBEAT)))
 
     def _on_credit(self, event: CreditReceived, now: float, effects: list[Effect]) -> None:
@@ -798,12 +872,15 @@ class Core:
             if pending.origin.form is not None:
                 pending.origin = None
                 pending.is_answered = True
+                if self._remembers:
+                    self._remember(pending, Cancelled.code, now)
                 if pending.worker is None:
                     self._withdraw(pending)
                     self._finish(pending)
                 else:
                     effects.append(Deliver(pending.worker.peer, encode(Kind.CANCEL, pending.id)))
                 continue
+            pending.left_by = pending.origin.owner
             pending.origin = None
             pending.left_at = now
             self._away[pending.id] = pending
@@ -815,6 +892,8 @@ class Core:
         if worker.state is WorkerState.SERVING:
             worker.state = WorkerState.DRAINING
             self._desert(self.registry.leave(worker, now, is_lost=True), now, effects)
+        if not is_orderly:
+            worker.stats.lost += 1
         effects.append(self._worker_event("left" if is_orderly else "lost", worker, reason))
         for id in [id for id, claimant in self._claims.items() if claimant is worker]:
             del self._claims[id]
@@ -879,6 +958,7 @@ class Core:
 
     def _on_tick(self, event: Tick, now: float, effects: list[Effect]) -> None:
         self._epoch_offset = event.epoch_offset
+        self.ended.settle()
         for id in self._deadlines.expire(now):
             pending = self._pending.get(id)
             if pending is not None:
@@ -906,7 +986,7 @@ class Core:
             self._away.pop(pending.id, None)
             self._cancel(pending, "the caller went away", now, effects)
         while self._parked:
-            id, (until, message) = next(iter(self._parked.items()))
+            id, (until, message, _) = next(iter(self._parked.items()))
             if until > now:
                 break
             del self._parked[id]
@@ -981,6 +1061,11 @@ class Core:
         effects.append(Emit(f"bus.trace.{phase}", body))
 
 
+def _serves(worker: Worker, pending: Pending) -> bool:
+    """True when the worker registered for the request's subject."""
+    return any(subjects.matches(name, pending.message.subject) for name in worker.ready.subjects)
+
+
 def _may_run(held: Pending) -> bool:
     """True for a request that was never sent before, or that may run twice."""
     return held.is_new or held.is_idempotent
@@ -1010,12 +1095,39 @@ def _error_message(id: bytes, error: BusError) -> Message:
     return Message(id, "", 0, None, msgspec.msgpack.encode(body), Kind.ERROR, frames)
 
 
+# Bytes of an error's body that is read for its code; what is larger is no error of ours.
+_ERROR_BODY_MAX_BYTES: Final = 65_536
+
+
+class _Code(msgspec.Struct):
+    """What is read of an error's body."""
+
+    code: str
+
+
+_code_in_msgpack = msgspec.msgpack.Decoder(_Code).decode
+_code_in_json = msgspec.json.Decoder(_Code).decode
+
+
+def _is_part(message: Message) -> bool:
+    """True for a request that belongs to a trace begun elsewhere."""
+    return message.headers is not None and "traceparent" in message.headers
+
+
+def _known_code(message: Message) -> str:
+    """The code inside an error reply; `error` for one that is not ours to know."""
+    if len(message.body) > _ERROR_BODY_MAX_BYTES:
+        return "error"
+    known = BY_CODE.get(_error_code(message))
+    return known.code if known is not None else "error"
+
+
 def _error_code(message: Message) -> str:
     """The code inside an error reply, empty when the body is not one."""
-    decode = msgspec.json.decode if message.encoding == "json" else msgspec.msgpack.decode
+    decode = _code_in_json if message.encoding == "json" else _code_in_msgpack
     try:
-        return decode(message.body_bytes(), type=ErrorBody).code
-    except (msgspec.MsgspecError, BadRequest):
+        return decode(message.body_bytes()).code
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
 
 

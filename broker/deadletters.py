@@ -35,7 +35,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class DeadLetters:
-    """A SQLite file behind a lock; every method blocks on the disk and belongs in a thread. Raises sqlite3.Error."""
+    """A SQLite file behind a lock; every method blocks on the disk and belongs in a thread. Raises sqlite3.Error.
+
+    `count` is how many there are.
+    """
 
     def __init__(self, path: Path, *, max_count: int, max_age_s: float, clock: Callable[[], float] = time.time) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,6 +51,7 @@ class DeadLetters:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._connection.execute("pragma journal_mode = wal")
         self._connection.executescript(_SCHEMA)
+        self.count = self._counted()
 
     def add(self, batch: list[tuple[DeadLetter, Message]]) -> None:
         """Keep some, then let go of what is too old or too many."""
@@ -72,6 +76,7 @@ class DeadLetters:
                 " (select id from dead_letters order by at desc, id limit -1 offset ?)",
                 (self._max_count,),
             )
+            self.count = self._counted()
 
     def newest(self, pattern: str, limit: int, before_at: float | None) -> tuple[list[DeadLetter], int]:
         """The newest that match, and how many match in all."""
@@ -108,12 +113,17 @@ class DeadLetters:
         with self._lock, self._connection:
             self._connection.execute("begin")
             self._connection.executemany("delete from dead_letters where id = ?", doomed)
+            self.count = self._counted()
         return len(doomed)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+    def _counted(self) -> int:
+        (count,) = self._connection.execute("select count(*) from dead_letters").fetchone()
+        return int(count)
 
     def _letters(self, before_at: float | None) -> list[DeadLetter]:
         with self._lock:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from broker.rights import Rights
 from schemas import subjects
 from schemas.errors import BadRequest
 from schemas.limits import MAX_SUBJECT_BYTES
@@ -23,10 +24,14 @@ _SUBSCRIPTIONS_MAX: Final = 10_000
 class Subscriber:
     """One subscribed connection with what it asked for and what became of it."""
 
-    __slots__ = ("delivered", "dropped", "is_sequenced", "missed_first", "missed_last", "patterns", "peer", "prefixes")
+    __slots__ = (
+        "delivered", "dropped", "is_sequenced", "missed_first", "missed_last", "patterns", "peer", "prefixes", "rights",
+    )  # fmt: skip
 
-    def __init__(self, peer: Any, *, is_sequenced: bool) -> None:
+    def __init__(self, peer: Any, *, is_sequenced: bool, rights: Rights | None = None) -> None:
         self.peer = peer
+        # None: it may hear everything.
+        self.rights = rights
         self.is_sequenced = is_sequenced
         # How often each was subscribed; ZeroMQ counts, so the same prefix twice needs two cancellations.
         self.prefixes: dict[bytes, int] = {}
@@ -37,7 +42,9 @@ class Subscriber:
         self.missed_last = 0
 
     def wants(self, subject: str, encoded: bytes) -> bool:
-        """True when any prefix or pattern covers the subject."""
+        """True when any prefix or pattern covers the subject, and the subscriber may hear it."""
+        if self.rights is not None and not self.rights.may("subscribe", subject):
+            return False
         return any(map(encoded.startswith, self.prefixes)) or any(
             subjects.matches(pattern, subject) for pattern in self.patterns
         )
@@ -75,13 +82,17 @@ class EventHub:
         self.subscribers: dict[Peer, Subscriber] = {}
         self._matched: dict[str, tuple[list[Subscriber], list[Subscriber]]] = {}
 
-    def add(self, peer: Peer, *, is_sequenced: bool) -> None:
-        """A subscriber connected; it hears nothing until it subscribes."""
-        self.subscribers[peer] = Subscriber(peer, is_sequenced=is_sequenced)
+    def add(self, peer: Peer, *, is_sequenced: bool, rights: Rights | None = None) -> None:
+        """A subscriber connected; it hears nothing until it subscribes, and of that what its rights allow."""
+        self.subscribers[peer] = Subscriber(peer, is_sequenced=is_sequenced, rights=rights)
 
     def remove(self, peer: Peer) -> None:
         """A subscriber is gone."""
         self.subscribers.pop(peer, None)
+        self._matched.clear()
+
+    def forget_matches(self) -> None:
+        """Somebody's rights changed."""
         self._matched.clear()
 
     def change(self, peer: Peer, message: bytes) -> bool:
@@ -123,6 +134,7 @@ class EventHub:
             any(one.startswith(encoded) for one in subscriber.prefixes)
             or any(one.startswith(prefix) for one in subscriber.patterns)
             for subscriber in self.subscribers.values()
+            if subscriber.rights is None or subscriber.rights.may_some("subscribe", f"{prefix}>")
         )
 
     def match(self, subject: str) -> tuple[list[Subscriber], list[Subscriber]]:

@@ -37,15 +37,19 @@ from broker.core import (
 from broker.deadletters import DeadLetters
 from broker.eventlog import EventLog
 from broker.events import EventHub, Meta, Missed, Subscriber
+from broker.rights import Guard, Rights
 from bus import zmtp
+from bus.audit import Auditor
 from bus.deadlines import SLOT_S
+from bus.machine import rss_bytes
+from bus.permissions import ACTIONS, Action
 from bus.settings import Settings
-from bus.worker import rss_bytes
 from schemas import catalog, subjects
 from schemas.bodies import control
-from schemas.envelope import MAGIC, REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of
-from schemas.errors import BadRequest, BusError, TooLarge
-from schemas.limits import ID_BYTES
+from schemas.bodies.telling import AuditEvent
+from schemas.envelope import MAGIC, REPLIES, Buffer, Headers, Kind, Message, decode, encode, id_of, with_headers
+from schemas.errors import BadRequest, BusError, Forbidden, TooLarge
+from schemas.limits import ID_BYTES, MAX_HEADER_BYTES
 
 log = logging.getLogger("olympus.broker")
 
@@ -63,6 +67,14 @@ _NO_ID: Final = bytes(ID_BYTES)
 
 # How often bad messages are worth a log line, seconds; those in between are counted in the next.
 _COMPLAIN_S: Final = 1.0
+
+# Families that the broker itself serves: what they show and do depends on who asks.
+_OWN_FAMILIES: Final = ("bus.", "deadletter.")
+
+# Services whose names no key may take that may not serve anything of theirs.
+_SERVICES: Final[dict[str, set[str]]] = {"bus": {"bus", "deadletter"}}
+for _one in catalog.OPERATIONS.values():
+    _SERVICES.setdefault(_one.service, set()).add(_one.family)
 
 
 class AttachedPeer(Protocol):
@@ -132,9 +144,15 @@ class Exchange:
         self.rejected = 0
         self._complain_at = float("-inf")
         self._uncomplained = 0
+        self._forbidden_told_at = float("-inf")
         self.dropped = 0
         # Peers of the request and publish ports; the value is where replies to a native peer go.
         self.peers: dict[AttachedPeer, Origin] = {}
+        # Peers of encrypted connections, on any port; those on this machine have none and may do everything.
+        self.guards: dict[AttachedPeer, Guard] = {}
+        # What the keys' permissions refused, by action.
+        self.refused: dict[Action, int] = dict.fromkeys(ACTIONS, 0)
+        self.auditor = Auditor("bus", self._publish_audit, clock=clock, wall=wall)
         self._valid: set[str] = set()
         self._is_logged: dict[str, bool] = {}
         self._letters: list[tuple[control.DeadLetter, Message]] = []
@@ -154,11 +172,27 @@ class Exchange:
 
     def attach(self, peer: AttachedPeer) -> None:
         """A peer of the request port is there."""
-        self.peers[peer] = Origin(peer)
+        guard = self.guards.get(peer)
+        self.peers[peer] = Origin(peer, name=peer.peer, owner=guard.rights.name if guard else "")
+
+    def guard(self, peer: AttachedPeer, guard: Guard) -> None:
+        """Hold a peer to what its key may do; call it before the peer is attached or subscribes."""
+        self.guards[peer] = guard
+
+    def on_rights_changed(self) -> None:
+        """Some key may do more or less than before: events go by that, and workers that may not serve any more go."""
+        self.hub.forget_matches()
+        self._note_tracing()
+        for peer, guard in list(self.guards.items()):
+            worker = self.core.registry.workers.get(peer)
+            if worker is not None and (error := self._why_not_serve(guard.rights, worker.ready)) is not None:
+                self._on_forbidden(guard, "serve", error)
+                self._disconnect(Disconnect(peer, error.message))
 
     def detach(self, peer: AttachedPeer, reason: str) -> None:
         """A peer of any port is gone."""
         self.peers.pop(peer, None)
+        self.guards.pop(peer, None)
         self.hub.remove(peer)
         self._apply(self.core.handle(PeerLost(peer, reason), self.clock()))
         self._note_tracing()
@@ -168,6 +202,7 @@ class Exchange:
         now = self.clock()
         effects: list[Effect] = []
         core = self.core
+        guard = self.guards.get(peer) if self.guards else None
         for frames in messages:
             try:
                 if frames[0][:2] == MAGIC:
@@ -176,6 +211,8 @@ class Exchange:
                     if kind is _REQUEST:
                         if message.subject not in self._valid:
                             self._check_subject(message.subject)
+                        if guard is not None:
+                            message = self._permitted(guard, message)
                         core.on_request(self.peers[peer], message, now, effects)
                     elif kind in REPLIES:
                         core.on_reply(peer, message, now, effects)
@@ -185,6 +222,9 @@ class Exchange:
                         self._apply(effects)
                         effects.clear()
                     continue
+            except Forbidden as error:
+                peer.send(encode(Kind.ERROR, message.id or _NO_ID, body=error.body()))
+                continue
             except BusError as error:
                 self._reject(peer, error)
                 peer.send(encode(Kind.ERROR, id_of(frames) or _NO_ID, body=error.body()))
@@ -195,7 +235,13 @@ class Exchange:
                 self._reject(peer, failure.error)
                 peer.send(plain.render_error(failure.form, failure.error))
                 continue
-            core.on_request(Origin(peer, form), message, now, effects)
+            if guard is not None:
+                try:
+                    message = self._permitted(guard, message)
+                except BusError as error:
+                    peer.send(plain.render_error(form, error))
+                    continue
+            core.on_request(Origin(peer, form, peer.peer), message, now, effects)
         self._apply(effects)
 
     def on_oversize(self, peer: AttachedPeer, frames: list[Buffer], size_bytes: int) -> None:
@@ -232,7 +278,10 @@ class Exchange:
 
     def on_subscriptions(self, peer: AttachedPeer, messages: list[list[Buffer]]) -> None:
         """(Un)subscriptions of the event ports."""
+        guard = self.guards.get(peer)
         for frames in messages:
+            if guard is not None and len(frames) == 1:
+                self._note_hopeless(guard, bytes(frames[0][:1024]))
             if len(frames) != 1 or not self.hub.change(peer, bytes(frames[0][:1024])):
                 self._reject(peer, BadRequest("a subscriber may only send prefixes or patterns of at most 255 bytes"))
         self._note_tracing()
@@ -247,6 +296,7 @@ class Exchange:
                 peer.abort(f"{peer.pending_bytes} bytes of replies were not read")
         if now >= self._stats_due:
             self._stats_due = now + self.settings.broker.stats_interval_s
+            self.auditor.tell_due()
             self.publish("bus.stats", _encode(self.stats()), source="broker")
 
     async def tick_forever(self) -> None:
@@ -263,15 +313,16 @@ class Exchange:
     def _control_event(self, peer: AttachedPeer, message: Message) -> Event:
         kind = message.kind
         if kind is Kind.CANCEL:
-            return CancelReceived(peer, message.id)
+            return CancelReceived(peer, message.id, self.peers[peer].owner)
         try:
             if kind is Kind.HEARTBEAT:
-                return HeartbeatReceived(peer, _decode_beat(message.body))
+                return HeartbeatReceived(peer, self._beat(peer, message))
             if kind is Kind.READY:
                 ready = _decode_ready(message.body)
                 subjects.validate(f"{ready.service}@{ready.instance}")
                 for subject in ready.subjects:
                     subjects.validate_pattern(subject)
+                self._check_serving(peer, ready)
                 return ReadyReceived(peer, ready)
             if kind is Kind.CREDIT:
                 return CreditReceived(peer, _decode_credit(message.body).capacity)
@@ -281,6 +332,17 @@ class Exchange:
             return ByeReceived(peer)
         raise BadRequest(f"a {kind.name.lower()} message is the broker's to send")
 
+    def _beat(self, peer: AttachedPeer, message: Message) -> control.Heartbeat | None:
+        """What a worker says of itself; None, and a line in the log, where it cannot be so.
+
+        Even then it lives: what it works on must not be lost for a figure that is wrong.
+        """
+        try:
+            return _decode_beat(message.body)
+        except msgspec.MsgspecError as error:
+            self._reject(peer, BadRequest(f"heartbeat does not decode: {error}"))
+            return None
+
     def _check_subject(self, subject: str) -> None:
         if subject in self._valid:
             return
@@ -288,6 +350,83 @@ class Exchange:
         if len(self._valid) >= _VALID_MAX:
             self._valid.clear()
         self._valid.add(subject)
+
+    # What keys may do
+
+    def _permitted(self, guard: Guard, message: Message) -> Message:
+        """The request where its sender's key may make it, with the name of that key where somebody asks for it.
+
+        Raises Forbidden, and TooLarge where the headers have no room for that.
+        """
+        rights, subject = guard.rights, message.subject
+        if not rights.may("request", subject):
+            error = rights.refusal("request", subject)
+            self._on_forbidden(guard, "request", error)
+            raise error
+        operation = catalog.lookup(subject)
+        if not subject.startswith(_OWN_FAMILIES) and (operation is None or not operation.audit):
+            return message
+        headers = {**(message.headers or {}), "via": rights.name}
+        if (size := len(_encode(headers))) > MAX_HEADER_BYTES:
+            # The worker would drop it, and its credit with it.
+            room = MAX_HEADER_BYTES - (size - len(_encode(message.headers)))
+            raise TooLarge(f"headers leave no room for the name of the key; {room} bytes fit", field="headers")
+        frames = with_headers(message, headers)
+        return Message(
+            *(message.id, subject, message.deadline_ms, headers, message.body, message.kind, frames, message.is_inline)
+        )
+
+    def _check_serving(self, peer: AttachedPeer, ready: control.Ready) -> None:
+        """Raise Forbidden, and end the connection, where the peer's key may not serve that."""
+        guard = self.guards.get(peer)
+        error = None if guard is None else self._why_not_serve(guard.rights, ready)
+        if guard is None or error is None:
+            return
+        self._on_forbidden(guard, "serve", error)
+        # It tries again by itself, and is let in as soon as it may serve.
+        asyncio.get_running_loop().call_soon(peer.close, error.message)
+        raise error
+
+    def _why_not_serve(self, rights: Rights, ready: control.Ready) -> Forbidden | None:
+        for subject in ready.subjects:
+            if not rights.may_all("serve", subject):
+                return rights.refusal("serve", subject)
+        families = _SERVICES.get(ready.service, ())
+        if families and not any(rights.may_some("serve", f"{family}.>") for family in families):
+            # Whoever asks which services there are must not be told of one that is none.
+            return rights.refusal("serve", f"{ready.service}.>")
+        return None
+
+    def _note_hopeless(self, guard: Guard, message: bytes) -> None:
+        """A subscription to what its peer may never hear is told here: nothing can be answered to a subscriber."""
+        topic = message[1:].decode("utf-8", "replace")
+        pattern = topic if subjects.is_pattern(topic) else f"{topic.rpartition('.')[0]}.>".removeprefix(".")
+        if message[:1] == b"\1" and not guard.rights.may_some("subscribe", pattern):
+            self._on_forbidden(guard, "subscribe", guard.rights.refusal("subscribe", pattern))
+
+    def _on_forbidden(self, guard: Guard, action: Action, error: Forbidden) -> None:
+        """Count a refusal, write it down, and say it, but not each one of a flood."""
+        self.refused[action] += 1
+        self.auditor.tell_damped(
+            "refusal",
+            actor=guard.rights.name,
+            action=f"{action} {error.details['subject']}",
+            outcome=error.code,
+            reason=error.message,
+            address=guard.address,
+        )
+        now = self.clock()
+        if now >= self._forbidden_told_at:
+            self._forbidden_told_at = now + _COMPLAIN_S
+            fields = {"action": "broker.forbidden", "identity": guard.rights.name, "address": guard.address}
+            log.warning("forbidden by its key's permissions", extra={**fields, "reason": error.message})
+
+    def rights_named(self, name: str) -> Rights | None:
+        """Those of a key that has a connection now."""
+        return next((guard.rights for guard in self.guards.values() if guard.rights.name == name), None)
+
+    def _publish_audit(self, subject: str, event: AuditEvent) -> None:
+        self.publish(subject, _encode(event), source="broker")
 
     def _reject(self, peer: AttachedPeer, error: BusError) -> None:
         """Count a message that is not one, and say so, but not for every one of a flood."""
@@ -383,7 +522,16 @@ class Exchange:
         headers: Headers = {}
         if len(frames) == 3:
             headers = plain.decode_headers(frames[2]) or {}
-        self.publish(subject, frames[1], source=str(headers.get("source", peer.peer)), id=str(headers.get("id", "")))
+        claimed = headers.get("source")
+        source = peer.peer if claimed is None else str(claimed)
+        guard = self.guards.get(peer)
+        if guard is not None:
+            if not guard.rights.may("publish", subject):
+                self._on_forbidden(guard, "publish", guard.rights.refusal("publish", subject))
+                return
+            if claimed is not None:
+                source = f"{source}@{guard.rights.name}"
+        self.publish(subject, frames[1], source=source, id=str(headers.get("id", "")))
 
     def publish(self, subject: str, body: Buffer, *, source: str, id: str = "") -> None:
         """Number an event, hand it to every subscriber that keeps up, and to the log where it is configured."""

@@ -1,8 +1,11 @@
-"""Latency quantiles over the last minutes in constant memory."""
+"""Durations in constant memory: quantiles over the last minutes, and counts since the start as Prometheus wants them."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
+
+from schemas.metrics import DOUBLING_EXPONENTS
 
 # Quantiles describe between one and two of these spans, so that an old incident leaves the picture.
 WINDOW_S: Final = 150.0
@@ -31,13 +34,19 @@ def _upper_s(bucket: int) -> float:
 
 
 class LatencyWindow:
-    """Counts of durations in exponential buckets; two spans rotate."""
+    """Counts of durations in exponential buckets since `now`; the last spans are what was added since two marks.
 
-    __slots__ = ("_current", "_previous", "_rotated_at")
+    `seconds` is the sum of all durations.
+    """
+
+    __slots__ = ("_before", "_counts", "_mark", "_rotated_at", "seconds")
 
     def __init__(self, now: float) -> None:
-        self._current = [0] * _BUCKETS
-        self._previous = [0] * _BUCKETS
+        self.seconds = 0.0
+        self._counts = [0] * _BUCKETS
+        # Counts at the last rotation and at the one before it.
+        self._mark = [0] * _BUCKETS
+        self._before = [0] * _BUCKETS
         self._rotated_at = now
 
     def record(self, seconds: float, now: float) -> None:
@@ -45,13 +54,19 @@ class LatencyWindow:
         if now - self._rotated_at > WINDOW_S:
             self._rotate(now)
         micros = int(seconds * 1e6)
-        self._current[_FIRST[micros] if 0 <= micros < 8192 else _bucket(micros)] += 1
+        self.seconds += seconds
+        self._counts[_FIRST[micros] if 0 <= micros < 8192 else _bucket(micros)] += 1
+
+    def counts(self) -> tuple[int, ...]:
+        """Since the start: one count for each of `schemas.metrics.DOUBLINGS`, the last for what is above them."""
+        starts = (0, *(exponent * _STEPS for exponent in DOUBLING_EXPONENTS), _BUCKETS)
+        return tuple(sum(self._counts[low:high]) for low, high in pairwise(starts))
 
     def quantile(self, share: float, now: float) -> float | None:
         """Upper bound in seconds of the `share` quantile (0..1); None when nothing was recorded lately."""
         if now - self._rotated_at > WINDOW_S:
             self._rotate(now)
-        counts = [a + b for a, b in zip(self._current, self._previous, strict=True)]
+        counts = [count - before for count, before in zip(self._counts, self._before, strict=True)]
         rank = share * sum(counts)
         if not rank:
             return None
@@ -64,6 +79,6 @@ class LatencyWindow:
 
     def _rotate(self, now: float) -> None:
         is_stale = now - self._rotated_at > 2 * WINDOW_S
-        self._previous = [0] * _BUCKETS if is_stale else self._current
-        self._current = [0] * _BUCKETS
+        self._before = list(self._counts) if is_stale else self._mark
+        self._mark = list(self._counts)
         self._rotated_at = now

@@ -21,7 +21,7 @@ from schemas.envelope import MAGIC, NIL, Buffer, Encoding, Headers, Kind, Messag
 from schemas.errors import BadRequest, BusError, Internal, TooLarge
 from schemas.limits import INLINE_BODY_BYTES, MAX_HEADER_BYTES
 
-_FORBIDDEN_HEADERS: Final = frozenset({"encoding", "gather", "attempt"})
+_FORBIDDEN_HEADERS: Final = frozenset({"encoding", "gather", "attempt", "via"})
 
 
 class Form(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +120,7 @@ def _message(form: Form, subject: str, body: Buffer, headers: Headers | None) ->
         subjects.validate(subject)
     except BusError as error:
         raise PlainError(form, error) from error
+    is_given = bool(headers)
     headers = dict(headers) if headers else {}
     for name in _FORBIDDEN_HEADERS & headers.keys():
         del headers[name]
@@ -128,6 +129,12 @@ def _message(form: Form, subject: str, body: Buffer, headers: Headers | None) ->
         headers["encoding"] = "json"
     if headers.pop("stream", False) is not True:
         headers["gather"] = True
+    if is_given and (size := len(msgspec.msgpack.encode(headers))) > MAX_HEADER_BYTES:
+        # A worker could not read it, and would drop it.
+        raise PlainError(form, TooLarge(
+            f"headers have {size} bytes, the limit is {MAX_HEADER_BYTES}",
+            field="headers", size_bytes=size, limit_bytes=MAX_HEADER_BYTES,
+        ))  # fmt: skip
     id = new_id()
     encoded = body if len(body) else (b"null" if form.encoding == "json" else NIL)
     if form.encoding == "msgpack" and len(encoded) <= INLINE_BODY_BYTES:

@@ -140,11 +140,12 @@ class Pool:
 class ServiceStats:
     """What one service did since the broker started."""
 
-    __slots__ = ("answered", "failed", "latency")
+    __slots__ = ("answered", "failed", "latency", "lost")
 
     def __init__(self, now: float) -> None:
         self.answered = 0
         self.failed = 0
+        self.lost = 0
         self.latency = LatencyWindow(now)
 
 

@@ -14,6 +14,7 @@ from broker.control import Control
 from broker.deadletters import DeadLetters
 from broker.eventlog import EventLog
 from broker.exchange import Exchange
+from broker.rights import Guard
 from bus import transport, zmtp
 from bus.deadlines import SLOT_S
 from bus.keys import Keys
@@ -67,9 +68,15 @@ class _Port(abc.ABC):
             await self._changed.wait()
 
     def on_open(self, connection: Any) -> None:
+        address, key = connection.peer.rpartition(":")[0], connection.codec.peer_key
         name = connection.codec.peer_properties.get(transport.NAME_PROPERTY.lower(), b"")
         if name:
             connection.peer = name[:_NAME_MAX_BYTES].decode("utf-8", "replace")
+        if key:
+            rights = self.admission.rights_of(key)
+            self.exchange.guard(connection, Guard(rights, address))
+            # Behind what it calls itself stands what it is.
+            connection.peer = f"{connection.peer}@{rights.name}"
         self.connections.add(connection)
 
     @abc.abstractmethod
@@ -84,7 +91,15 @@ class _Port(abc.ABC):
             self._changed.set()
             self.exchange.detach(connection, reason)
         elif connection.codec.refused_key:
-            self.admission.on_refused(connection.codec.refused_key, connection.peer)
+            mark = self.admission.on_refused(connection.codec.refused_key, connection.peer)
+            self.exchange.auditor.tell_damped(
+                "refusal",
+                actor=f"key {mark}",
+                action="connect",
+                outcome="forbidden",
+                reason="the key is not trusted",
+                address=connection.peer.rpartition(":")[0],
+            )
 
     def drop_untrusted(self) -> None:
         """End the connections of keys that are trusted no more."""
@@ -124,7 +139,9 @@ class _EventsPort(_Port):
 
     def on_open(self, connection: Any) -> None:
         super().on_open(connection)
-        self.exchange.hub.add(connection, is_sequenced=self._is_sequenced)
+        guard = self.exchange.guards.get(connection)
+        rights = None if guard is None else guard.rights
+        self.exchange.hub.add(connection, is_sequenced=self._is_sequenced, rights=rights)
 
     def on_messages(self, connection: Any, messages: list[list[Buffer]]) -> None:
         self.exchange.on_subscriptions(connection, messages)
@@ -141,6 +158,7 @@ class Broker:
         self._servers: list[asyncio.Server] = []
         self._ports: list[_Port] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._admission = Admission(settings)
 
     async def start(self) -> Ports:
         """Open the log, bind the ports, serve.
@@ -169,6 +187,7 @@ class Broker:
             await self.stop()
             raise
         self._control = Control(self.exchange)
+        self._admission.changes()
         await self._control.worker.start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.exchange.tick_forever()), loop.create_task(self._keep_alive())]
@@ -210,7 +229,7 @@ class Broker:
 
     async def _listen(self) -> Ports:
         bus = self.settings.bus
-        admission = Admission(self.settings)
+        admission = self._admission
         encrypted: MakeCodec = zmtp.Codec
         if bus.listen or bus.server_key:
             encrypted = Keys(self.settings).server_codec(admission.admits)
@@ -238,7 +257,17 @@ class Broker:
     async def _keep_alive(self) -> None:
         while True:
             await asyncio.sleep(_KEEP_ALIVE_S)
+            self._follow_keys()
             for port in self._ports:
                 port.drop_untrusted()
                 for connection in [one for one in port.connections if not one.keep_alive()]:
                     connection.abort("silent")
+
+    def _follow_keys(self) -> None:
+        """Go by the keys and permissions that stand in the folder now."""
+        if not self.exchange.guards and not self.settings.bus.listen:
+            return
+        if self._admission.refresh():
+            self.exchange.on_rights_changed()
+        for name, action in self._admission.changes():
+            self.exchange.auditor.tell("account", actor="local", action=action, target=name)

@@ -2,6 +2,7 @@
 
     keys/secret          this machine's secret key in Z85, readable by its owner alone; the public key follows from it
     keys/trusted/NAME    public key of another machine in Z85
+    keys/trusted/NAME.allowed    what that machine may do here (bus.permissions); without it, everything
 
 Read anew each time, so that a key that is made, trusted or taken back counts from the next connection on.
 """
@@ -16,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bus import z85
+from bus import permissions, z85
+from bus.permissions import BadPermissions, Permissions
 from bus.private_file import write_private
 from bus.settings import MACHINE_NAME, Settings
 
@@ -115,7 +117,41 @@ class Keys:
             (self._trusted / name).unlink()
         except FileNotFoundError:
             return False
+        # After the key: in between it has fewer rights, not more.
+        self._permissions_file(name).unlink(missing_ok=True)
         return True
+
+    def permissions(self, name: str) -> Permissions | None:
+        """What the trusted machine `name` may do here; None for everything. Raises UnusableKey for a file that says nothing."""
+        path = self._permissions_file(name)
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                text = file.read(permissions.MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if mode & 0o022:
+            raise UnusableKey(f"{path} can be written by other users: chmod 600 {path}")
+        if len(text) > permissions.MAX_BYTES:
+            raise UnusableKey(f"{path} is larger than {permissions.MAX_BYTES} bytes")
+        try:
+            return permissions.parse(text.decode())
+        except (BadPermissions, UnicodeDecodeError) as error:
+            raise UnusableKey(f"{path}: {error}") from error
+
+    def allow(self, name: str, allowed: Permissions | None) -> None:
+        """Let the machine `name` do that from now on; None for everything. Raises OSError."""
+        path = self._permissions_file(name)
+        if allowed is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_private(path, permissions.render(name, allowed).encode())
+
+    def _permissions_file(self, name: str) -> Path:
+        # No name of a machine has a dot, so that it is none of the keys.
+        return self._trusted / f"{name}.allowed"
 
     def of_server(self, server_key: str) -> bytes:
         """The public key that `bus.server_key` means: a trusted name, or the key itself. Raises UnusableKey."""
