@@ -1,0 +1,1 @@
+"""The exporter: one page for Prometheus with the figures of every process."""
