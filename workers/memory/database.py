@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
+from bus.metrics import Figures, only
 from schemas.errors import Internal
+from schemas.metrics import MEMORY_COMMIT_SECONDS, MEMORY_COMMITS, MEMORY_WRITES, MEMORY_WRITES_WAITING
 from workers.memory.batch import Job, Once, run
 from workers.memory.clock import Now
 from workers.memory.connection import Connection, connect
 from workers.memory.migrations import Migration, load_migrations, prepare
 from workers.memory.outcome import Event, Outcome, Write
-from workers.memory.sqlite_errors import UnusableDatabase, explain, is_busy, refusal
+from workers.memory.sqlite_errors import UnusableDatabase, explain, is_busy, is_of_the_file, refusal
 
 T = TypeVar("T")
 
@@ -42,10 +45,15 @@ class Database:
 
     A write that fails leaves its neighbours in the batch alone. Nobody is answered before the commit they were part of has returned. `on_committed` is called after each batch with its
     events, whether or not the caller still waits.
+
+    problem: why the disk did not take what was last written, "" when it did.
     """
 
-    def __init__(self, path: Path, writer: Connection, now: Now, on_committed: OnCommitted, max_batch: int) -> None:
+    def __init__(
+        self, path: Path, writer: Connection, now: Now, on_committed: OnCommitted, max_batch: int, figures: Figures
+    ) -> None:
         self.path = path
+        self.problem = ""
         self._max_batch = max_batch
         self._writer = writer
         self._now = now
@@ -59,6 +67,10 @@ class Database:
         self._here: sqlite3.Connection | None = None
         # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
         self._loop = asyncio.get_running_loop()
+        self._commits = figures.counter(MEMORY_COMMITS)
+        self._writes = figures.counter(MEMORY_WRITES)
+        self._commit_s = figures.histogram(MEMORY_COMMIT_SECONDS)
+        figures.read(MEMORY_WRITES_WAITING, lambda: only(self._waiting.qsize()))
 
     @classmethod
     async def open(
@@ -70,11 +82,12 @@ class Database:
         on_committed: OnCommitted,
         max_batch: int = MAX_BATCH,
         migrations: Sequence[Migration] | None = None,
+        figures: Figures | None = None,
     ) -> Self:
-        """The database at `path`, created or migrated as needed. Raises UnusableDatabase."""
+        """The database at `path`, created or migrated as needed; counts in `figures`. Raises UnusableDatabase."""
         _make_file(path)
         writer = Connection(path, cache_kib=WRITER_CACHE_KIB)
-        database = cls(path, writer, now, on_committed, max_batch)
+        database = cls(path, writer, now, on_committed, max_batch, figures or Figures())
         try:
             await writer
             await writer.run(lambda connection: prepare(connection, path, migrations or load_migrations()))
@@ -108,6 +121,11 @@ class Database:
         # The writer last: whoever closes last folds the log back into the file.
         for connection in (*self._readers, self._writer):
             await connection.close()
+
+    @property
+    def has_idle_reader(self) -> bool:
+        """Nobody would wait longer for a `read` that is begun now."""
+        return not self._idle.empty()
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """What `function` reads, on a connection that sees everything committed so far."""
@@ -193,20 +211,33 @@ class Database:
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         jobs = [entry.job for entry in batch]
+        began = time.perf_counter()
         try:
             outcomes = await self._writer.run(partial(run, jobs=jobs, now=self._now()))
         except Exception as error:  # noqa: BLE001 - every waiter is told, and the writer goes on with the next batch
+            self._note_problem(error)
             for entry in batch:
                 _fail(entry, error, self.path)
             return
+        self._commits.add()
+        self._writes.add(by=len(batch))
+        self._commit_s.observe(time.perf_counter() - began)
         # Whoever is answered now must see the write, also in this turn of the loop.
         self._end_snapshot()
         self._on_committed([event for outcome in outcomes if isinstance(outcome, Outcome) for event in outcome.events])
         for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
+                self._note_problem(outcome)
                 _fail(entry, outcome, self.path)
-            elif not entry.answer.done():
-                entry.answer.set_result(outcome.reply)
+            else:
+                self.problem = ""
+                if not entry.answer.done():
+                    entry.answer.set_result(outcome.reply)
+
+    def _note_problem(self, error: Exception) -> None:
+        """What SQLite says of the disk and the file is of concern to everybody; what it says of one write is not."""
+        if isinstance(error, sqlite3.Error) and is_of_the_file(error):
+            self.problem = explain(error, self.path).message
 
 
 def _fail(entry: _Waiting, error: Exception, path: Path) -> None:

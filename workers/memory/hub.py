@@ -10,10 +10,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from bus.client import Client
+from bus.metrics import Figures, by_label, only
 from bus.settings import Settings
 from bus.worker import Worker
 from schemas.bodies.control import ErrorReport
 from schemas.errors import BusError
+from schemas.metrics import MEMORY_CACHE, MEMORY_HOT_AWAY, MEMORY_SUGGESTIONS, SIGN_INS
 from workers.memory import applied, handlers
 from workers.memory.accounts import handlers as account_handlers
 from workers.memory.accounts.accounts import Accounts
@@ -36,6 +38,7 @@ from workers.memory.sessions.parts import SessionParts
 from workers.memory.sessions.tokens import BusTokenCounter
 from workers.memory.store import MemoryStore
 from workers.memory.upkeep import handlers as upkeep_handlers
+from workers.memory.upkeep.gauges import Gauges
 from workers.memory.upkeep.stats import Around
 from workers.memory.upkeep.upkeep import Upkeep
 from workers.memory.vectors import handlers as vector_handlers
@@ -52,7 +55,15 @@ Sweep = Callable[[float], Awaitable[None]]
 class Hub:
     """Every part of the memory, open. `register` binds their operations, `upkeep` is what has to run beside them."""
 
-    def __init__(self, settings: Settings, client: Client, records: Records, tier: HotTier, vectors: Vectors) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        records: Records,
+        tier: HotTier,
+        vectors: Vectors,
+        figures: Figures,
+    ) -> None:
         memory = settings.memory
         self._settings = settings
         self._records = records
@@ -64,7 +75,7 @@ class Hub:
         self._memories = Memories(records)
         self._documents = Documents(records)
         self._experiences = Experiences(records)
-        self._searcher = Searcher(records, vectors.encoder, vectors.index, settings.search)
+        self._searcher = Searcher(records, vectors.encoder, vectors.index, settings.search, figures)
         self._marks = Kept(tier, "sessions", ttl_s=LOOKED_TO_S)
         self._talk = SessionParts(
             records,
@@ -83,6 +94,11 @@ class Hub:
             around=self._around,
             on_replaced=(vectors.forget, self._forget),
         )
+        self._gauges = Gauges(records, figures)
+        figures.read(MEMORY_CACHE, lambda: by_label(self._cache.reads().items()))
+        figures.read(MEMORY_HOT_AWAY, lambda: only(tier.state().degraded is not None))
+        figures.read(MEMORY_SUGGESTIONS, lambda: only(self._talk.monitor.made))
+        figures.read(SIGN_INS, lambda: by_label(self._accounts.sign_ins.items()))
 
     async def open(self) -> None:
         """What has to be done before the first request."""
@@ -112,6 +128,7 @@ class Hub:
         upkeep_handlers.register(worker, self._upkeep)
         vector_handlers.register(worker, self._vectors)
         account_handlers.register(worker, self._accounts)
+        worker.degraded_by(self.degraded)
 
     def upkeep(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What goes on beside the requests, by name; each runs until cancelled."""
@@ -122,7 +139,17 @@ class Hub:
             "monitor": self._talk.monitor.watch_forever(),
             "hot tier": self._tier.tend_forever(),
             "vectors": self._vectors.tend_forever(),
+            "gauges": self._gauges.count_forever(),
         }
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work now, and why, by the part: database, encoder, vectors, redis."""
+        reasons = {
+            "database": self._records.database.problem,
+            **self._vectors.degraded,
+            "redis": self._tier.state().degraded,
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -153,7 +180,7 @@ class Hub:
             encoder_state=vectors.encoder_state,
             vector_engine=vectors.engine,
             hot_tier=hot_tier.engine,
-            degraded=[reason for reason in (vectors.degraded, hot_tier.degraded) if reason],
+            degraded=list(self.degraded().values()),
         )
 
     async def _forget(self) -> None:
@@ -168,8 +195,8 @@ class Hub:
 
 
 @asynccontextmanager
-async def open_hub(settings: Settings, client: Client) -> AsyncIterator[Hub]:
-    """The memory, open and ready to be registered. Raises UnusableDatabase, SettingsError."""
+async def open_hub(settings: Settings, client: Client, figures: Figures) -> AsyncIterator[Hub]:
+    """The memory, open and ready to be registered; it counts in `figures`. Raises UnusableDatabase, SettingsError."""
     parts: list[Hub] = []
 
     def on_committed(events: Sequence[Event]) -> None:
@@ -183,15 +210,16 @@ async def open_hub(settings: Settings, client: Client) -> AsyncIterator[Hub]:
             on_committed=on_committed,
             max_body_bytes=settings.bus.max_body_bytes,
             max_batch=settings.memory.writes_per_commit,
+            figures=figures,
         )
         stack.push_async_callback(records.close)
         tier = await open_hot_tier(settings, now=records.now, on_lost=Warnings(client).add)
         stack.push_async_callback(tier.close)
         queries = Kept(tier, "knowledge", ttl_s=QUERY_VECTORS_S)
         stack.push_async_callback(queries.settle)
-        vectors = await Vectors.open(settings, records, queries)
+        vectors = await Vectors.open(settings, records, queries, figures)
         stack.push_async_callback(vectors.close)
-        hub = Hub(settings, client, records, tier, vectors)
+        hub = Hub(settings, client, records, tier, vectors, figures)
         parts.append(hub)
         await hub.open()
         stack.push_async_callback(hub.close)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bus.sqlite_copy import copy_database
 from workers.memory.sqlite_errors import UnusableDatabase, how_to_restore, refusal
-from workers.memory.upkeep.copying import copy_database
 
 SCHEMA_FOLDER: Final = Path(__file__).parent / "schema"
 

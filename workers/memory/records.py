@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from bus.metrics import Figures
 from schemas.limits import MAX_BODY_BYTES
 from workers.memory import applied
 from workers.memory.batch import Once
@@ -44,13 +45,17 @@ class Records:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_batch: int = MAX_BATCH,
         now: Now | None = None,
+        figures: Figures | None = None,
     ) -> Self:
         """The records at `path`, made or migrated as needed. Raises UnusableDatabase.
 
         `on_committed` hears the events of each committed batch. `now` gives epoch seconds and never goes back.
+        Commits are counted in `figures`.
         """
         now = now or SteadyClock()
-        database = await Database.open(path, readers=readers, now=now, on_committed=on_committed, max_batch=max_batch)
+        database = await Database.open(
+            path, readers=readers, now=now, on_committed=on_committed, max_batch=max_batch, figures=figures
+        )
         return cls(database, now, max_body_bytes)
 
     async def newest_time(self) -> float:

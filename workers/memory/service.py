@@ -24,7 +24,7 @@ async def service(settings: Settings) -> AsyncIterator[Worker]:
     Raises UnusableDatabase, SettingsError.
     """
     worker = Worker("memory", settings, capacity=settings.memory.capacity)
-    async with open_hub(settings, worker.client) as hub:
+    async with open_hub(settings, worker.client, worker.figures) as hub:
         hub.register(worker)
         # A group, so that upkeep which fails unexpectedly ends the process, loudly, and its supervisor starts a new one.
         async with asyncio.TaskGroup() as tasks:

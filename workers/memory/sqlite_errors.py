@@ -32,6 +32,12 @@ def is_unwritable(error: sqlite3.Error) -> bool:
     return primary_code(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 
 
+def is_of_the_file(error: sqlite3.Error) -> bool:
+    """True when no other write would fare better: file or disk are damaged, full or closed to this process."""
+    is_broken = primary_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return is_broken or is_busy(error) or is_damaged(error) or is_unwritable(error)
+
+
 def explain(error: sqlite3.Error, path: Path) -> BusError:
     """The error a caller gets for `error`, which stopped a read or rolled back a write on `path`."""
     name = path.name

@@ -21,7 +21,7 @@ from bus.settings import Settings
 from bus.tokens import LocalToken, local_token_path
 from bus.worker import Call
 from schemas.bodies import accounts as bodies
-from schemas.errors import Forbidden, Unauthenticated
+from schemas.errors import Forbidden, QuotaExceeded, Unauthenticated
 from workers.memory import applied
 from workers.memory.accounts import access_tokens, families, scores, users
 from workers.memory.accounts.access_tokens import BadToken
@@ -82,6 +82,8 @@ class Accounts:
         self._is_prepared = False
         self._swept_at = 0.0
         self.on_revoked: Callable[[], None] = lambda: None
+        # Attempts with a password, by how they ended.
+        self.sign_ins = {"ok": 0, "failed": 0, "slowed": 0}
 
     async def open(self) -> None:
         """Take up the time where the last sign-in left it, and write the secret of this home anew.
@@ -349,11 +351,18 @@ class Accounts:
     @asynccontextmanager
     async def _turn_for(self, user: str, source: str, call: Call) -> AsyncIterator[Turn]:
         """A turn to check a password, unless user or source have to wait: asked before the queue and after it."""
-        await self._slowdown.check(user, source)
+        await self._check_pace(user, source)
         async with self._passwords.turn(call.deadline_at) as turn:
-            await self._slowdown.check(user, source)
+            await self._check_pace(user, source)
             await self._slowdown.begin(user, source)
             yield turn
+
+    async def _check_pace(self, user: str, source: str) -> None:
+        try:
+            await self._slowdown.check(user, source)
+        except QuotaExceeded:
+            self.sign_ins["slowed"] += 1
+            raise
 
     async def _checked(self, turn: Turn, name: str, password: str, source: str) -> Account:
         """The user whose password it is. Raises Unauthenticated."""
@@ -363,6 +372,7 @@ class Accounts:
             await self._note_failure(name, source)
             raise Unauthenticated(_WRONG, reason="wrong")
         await self._slowdown.succeeded(name, source)
+        self.sign_ins["ok"] += 1
         new_hash = checked.new_hash
         if new_hash is None:
             return account
@@ -370,6 +380,7 @@ class Accounts:
         return account._replace(password_hash=new_hash)
 
     async def _note_failure(self, user: str, source: str) -> None:
+        self.sign_ins["failed"] += 1
         retry_after_s = await self._slowdown.failed(user, source)
         now = self._now()
         failed = bodies.AuthFailed(user_id=user, source=source, reason="wrong", retry_after_s=retry_after_s)

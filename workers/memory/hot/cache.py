@@ -55,6 +55,10 @@ class Cache:
         self._hits: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
 
+    def reads(self) -> dict[str, int]:
+        """Reads that found their value, and that did not, since the service started: by `hit` and `miss`."""
+        return {"hit": self._hits.total(), "miss": self._misses.total()}
+
     async def get(self, request: CacheGet) -> CacheEntry:
         """The value, or a miss."""
         check_texts(request)

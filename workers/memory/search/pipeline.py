@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from bus.metrics import Figures
 from bus.settings import SearchSettings
 from schemas.bodies.search import Filters, Search, SearchHit, SearchReply, Understood
 from schemas.errors import BadRequest, BusError
+from schemas.metrics import MEMORY_SEARCH_SECONDS, MEMORY_SEARCHES
 from workers.memory.items import writing
 from workers.memory.outcome import Outcome
 from workers.memory.records import Records
@@ -54,7 +56,7 @@ class Searcher:
     """Search over everything the memory holds.
 
     `encoder` and `index` answer None while there is none; search then goes on without meaning and says so. They are
-    asked at every search, so what appears later is used.
+    asked at every search, so what appears later is used. Searches are counted in `figures`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Searcher:
         encoder: Callable[[], Encoder | None],
         index: Callable[[], VectorIndex | None],
         settings: SearchSettings,
+        figures: Figures | None = None,
     ) -> None:
         self._records = records
         self._encoder = encoder
@@ -70,6 +73,11 @@ class Searcher:
         self._settings = settings
         self._tokenizer = Tokenizer()
         self._text_index = TextIndex(settings.postings)
+        figures = figures or Figures()
+        self._searches = figures.counter(MEMORY_SEARCHES)
+        for outcome in ("found", "empty"):
+            self._searches.add(outcome, by=0)
+        self._search_s = figures.histogram(MEMORY_SEARCH_SECONDS)
 
     async def search(self, request: Search) -> SearchReply:
         """The best hits, none below the floor. Raises BadRequest for an empty query."""
@@ -98,10 +106,13 @@ class Searcher:
         hits, waiting = await self._records.read_whole(lambda connection: self._weigh(connection, case))
         if request.touch and hits:
             await self._touch(request.ns, hits)
+        took_s = time.perf_counter() - began
+        self._searches.add("found" if hits else "empty")
+        self._search_s.observe(took_s)
         return SearchReply(
             hits=hits,
             mode=request.mode,
-            took_ms=(time.perf_counter() - began) * 1000,
+            took_ms=took_s * 1000,
             degraded=dense.degraded,
             waiting=waiting,
             understood=_understood(query, found) if request.explain else None,

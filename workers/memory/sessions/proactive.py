@@ -108,6 +108,7 @@ class Monitor:
     """Watches sessions for changes of context. `heard` is told of appends; `watch_forever` looks at them.
 
     encoder: the encoder if it is there already; the monitor never loads one. is_enabled: the setting memory.proactive.
+    made: suggestions made since it began.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Monitor:
         is_enabled: bool,
         marks: Marks | None = None,
     ) -> None:
+        self.made = 0
         self._records = records
         self._finder = finder
         self._encoder = encoder
@@ -200,6 +202,7 @@ class Monitor:
         made: list[bodies.Suggestion] = await self._records.write(
             lambda connection, now: _make(connection, scene.session, ideas, now)
         )
+        self.made += len(made)
         return made
 
     async def _mark_of(self, session: bodies.Session, newest: int) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from bus import sqlite_copy
 from schemas.bodies.upkeep import BackedUp, MemoryBackup
 from schemas.errors import BusError, Conflict, Internal
 from workers.memory import applied
@@ -20,7 +21,6 @@ from workers.memory.migrations import version_of
 from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 from workers.memory.sqlite_errors import explain
-from workers.memory.upkeep import copying
 from workers.memory.upkeep.reporting import Report, Tell, told
 
 SUFFIX: Final = ".db"
@@ -70,15 +70,15 @@ def make_backup(source: Path, target: Path, report: Report) -> BackedUp:
         raise _taken(target)
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = copying.begin(target)
+        partial = sqlite_copy.begin(target)
         try:
             with closing(sqlite3.connect(source, isolation_level=None)) as connection:
-                copying.copy_into(connection, partial, on_pages=lambda done, total: report("copy", done, total))
+                sqlite_copy.copy_into(connection, partial, on_pages=lambda done, total: report("copy", done, total))
             version = check(partial, report)
             digest = sha256_of(partial, report)
-            copying.finish(partial, target, may_replace=False)
+            sqlite_copy.finish(partial, target, may_replace=False)
         finally:
-            copying.discard(partial)
+            sqlite_copy.discard(partial)
     except FileExistsError:
         raise _taken(target) from None
     except sqlite3.Error as error:

@@ -19,12 +19,13 @@ from typing import Final
 
 import msgspec
 
+from bus import sqlite_copy
 from bus.settings import EX_CONFIG, SettingsError, load_settings, parse_overrides
 from schemas.bodies.upkeep import Restored, UpkeepProgress
 from schemas.errors import BusError, Conflict, Internal
 from workers.memory.migrations import load_migrations, version_of
 from workers.memory.sqlite_errors import UnusableDatabase, explain
-from workers.memory.upkeep import copying, staging
+from workers.memory.upkeep import staging
 from workers.memory.upkeep.backup import first_damage, folder_beside, stamp, unused
 from workers.memory.upkeep.reporting import Report
 from workers.memory.upkeep.restore import chosen
@@ -79,7 +80,7 @@ def restore_offline(path: str, present: Path, report: Report) -> Restored:
             with _locked(present):
                 _exchange(staged, present, kept_as)
         finally:
-            copying.discard(staged)
+            sqlite_copy.discard(staged)
     except sqlite3.Error as error:
         raise explain(error, staged) from error
     except OSError as error:
@@ -136,9 +137,9 @@ def _exchange(staged: Path, present: Path, kept_as: Path) -> None:
             # What the old database wrote last; it must not be read into the new one.
             log.replace(kept_as.with_name(f"{kept_as.name}-wal"))
         index.unlink(missing_ok=True)
-        copying.sync_folder(kept_as.parent)
+        sqlite_copy.sync_folder(kept_as.parent)
     staged.replace(present)
-    copying.sync_folder(present.parent)
+    sqlite_copy.sync_folder(present.parent)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -147,7 +148,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         # A file system without hard links.
         shutil.copy2(source, target)
-        copying.sync(target)
+        sqlite_copy.sync(target)
 
 
 def _report(stage: str, done: int, total: int) -> None:

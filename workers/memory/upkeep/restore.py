@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from bus import sqlite_copy
 from schemas.bodies.upkeep import MemoryRestore, Restored
 from schemas.errors import BadRequest, Internal
 from workers.memory import applied
@@ -18,7 +19,7 @@ from workers.memory.migrations import load_migrations
 from workers.memory.outcome import Outcome, changed
 from workers.memory.records import Records
 from workers.memory.sqlite_errors import explain
-from workers.memory.upkeep import copying, staging
+from workers.memory.upkeep import staging
 from workers.memory.upkeep.backup import SUFFIX, folder_beside, stamp, unused
 from workers.memory.upkeep.reporting import Report, Tell, told
 
@@ -64,7 +65,7 @@ class Restores:
                 tell,
             )
         finally:
-            await asyncio.to_thread(copying.discard, staged)
+            await asyncio.to_thread(sqlite_copy.discard, staged)
         for drop in self._on_replaced:
             await drop()
         events = [changed(ns, "", "restore") for ns in swapped.namespaces]
@@ -111,13 +112,13 @@ def _swap(staged: Path, present: Path, kept_as: Path, report: Report) -> _Swappe
     try:
         with closing(sqlite3.connect(present, isolation_level=None)) as current:
             current.execute("PRAGMA synchronous = FULL")
-            copying.copy_database(current, kept_as, on_pages=lambda done, total: report("keep", done, total))
+            sqlite_copy.copy_database(current, kept_as, on_pages=lambda done, total: report("keep", done, total))
             report("compare", 0, 0)
             namespaces = staging.reconcile(staged, present)
             with closing(sqlite3.connect(staged, isolation_level=None)) as new:
                 new.backup(
                     current,
-                    pages=copying.PAGES_PER_STEP,
+                    pages=sqlite_copy.PAGES_PER_STEP,
                     progress=lambda _, remaining, total: report("replace", total - remaining, total),
                 )
             # The log holds the whole database now; this folds in what no reader still needs.

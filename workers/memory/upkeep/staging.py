@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
+from bus import sqlite_copy
 from schemas.errors import NotFound, Unprocessable
 from workers.memory.migrations import Migration, migrate, version_of
 from workers.memory.sqlite_errors import UnusableDatabase
-from workers.memory.upkeep import copying
 from workers.memory.upkeep.backup import first_damage
 from workers.memory.upkeep.reporting import Report
 from workers.memory.vectors.agreement import MODEL_KEY
@@ -47,20 +47,20 @@ def stage(backup: Path, staged: Path, migrations: tuple[Migration, ...], report:
     Raises NotFound, Unprocessable for what is no backup of this memory, OSError and sqlite3.Error from the disk.
     """
     _check_file(backup)
-    copying.discard(staged)
-    copying.begin(staged).replace(staged)
+    sqlite_copy.discard(staged)
+    sqlite_copy.begin(staged).replace(staged)
     try:
         with closing(_opened_to_read(backup)) as source:
             try:
                 _check_content(source, backup, migrations, report)
             except sqlite3.DatabaseError as error:
                 raise _useless(backup, str(error)) from error
-            copying.copy_into(source, staged, on_pages=lambda done, total: report("read", done, total))
+            sqlite_copy.copy_into(source, staged, on_pages=lambda done, total: report("read", done, total))
         with closing(_scratch(staged)) as connection:
             migrate(connection, staged, migrations)
             _check_tables(connection, backup, migrations)
     except BaseException:
-        copying.discard(staged)
+        sqlite_copy.discard(staged)
         raise
 
 
@@ -259,5 +259,5 @@ def _use_page_size(connection: sqlite3.Connection) -> None:
 
 def sync_staged(staged: Path) -> None:
     """Make a staged database durable, before it becomes the real one by its name alone."""
-    copying.sync(staged)
+    sqlite_copy.sync(staged)
     os.chmod(staged, 0o600)

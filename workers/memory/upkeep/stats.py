@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from schemas.bodies.upkeep import NamespaceStats, StatsReply
@@ -15,7 +16,7 @@ from workers.memory.records import Records
 KEPT_FOR_EACH_S: Final = 20.0
 
 # Each is counted in an index that begins with the namespace.
-_TABLES: Final = {
+TABLES: Final = {
     "kv": "kv",
     "fact": "facts",
     "document": "knowledge_base",
@@ -61,11 +62,9 @@ class Figures:
         if counted is None or time.monotonic() > counted.kept_until:
             counted = self._counted = await self._records.read(_count)
         around = await self._around()
-        path = self._records.database.path
-        files = (path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm"))
         return StatsReply(
             namespaces=counted.namespaces,
-            database_bytes=sum(file.stat().st_size for file in files if file.exists()),
+            database_bytes=database_bytes(self._records.database.path),
             vectors=around.vectors,
             waiting=counted.waiting,
             encoder=around.encoder,
@@ -81,9 +80,15 @@ class Figures:
         self._counted = None
 
 
+def database_bytes(path: Path) -> int:
+    """Bytes of the database with the files that SQLite keeps beside it."""
+    files = (path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm"))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def _count(connection: sqlite3.Connection) -> _Counted:
     began_at = time.monotonic()
-    namespaces = [stats for kind, table in _TABLES.items() for stats in _by_namespace(connection, kind, table)]
+    namespaces = [stats for kind, table in TABLES.items() for stats in _by_namespace(connection, kind, table)]
     (waiting,) = connection.execute("SELECT count(*) FROM chunks WHERE vector_model IS NULL").fetchone()
     (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     now = time.monotonic()

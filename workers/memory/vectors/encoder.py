@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from bus.metrics import Figures
+from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED
 from workers.memory.vectors.frames import (
     LENGTH_BYTES,
     Encode,
@@ -87,7 +90,7 @@ class ProcessEncoder:
 
     model: whose files. cache: folder of prepared models. threads: 0 for all cores. idle_s: seconds without work after
     which the process ends; -1 keeps it. The process is started again when it dies, and what was in it is done again,
-    once.
+    once. What it encodes is counted in `figures`.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class ProcessEncoder:
         threads: int,
         idle_s: float,
         queries: QueryCache | None = None,
+        figures: Figures | None = None,
     ) -> None:
         self.name = model.name
         self.dimension = model.dimension
@@ -120,6 +124,9 @@ class ProcessEncoder:
         self._not_before = 0.0
         self._why_not = ""
         self._is_closed = False
+        figures = figures or Figures()
+        self._encoded = figures.counter(MEMORY_ENCODED)
+        self._encode_s = figures.histogram(MEMORY_ENCODE_SECONDS)
 
     @property
     def state(self) -> State:
@@ -170,6 +177,7 @@ class ProcessEncoder:
         child = await self._ready_child(QUERY_WAIT_S if is_query else None)
         self._be_busy()
         limit_s = QUERY_ANSWER_S if is_query else None
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(limit_s):
                 vectors = await child.encode(texts, is_query)
@@ -178,6 +186,8 @@ class ProcessEncoder:
         finally:
             self._rest()
         self._deaths = 0
+        self._encoded.add(by=len(texts))
+        self._encode_s.observe(time.perf_counter() - began)
         return vectors
 
     async def _ready_child(self, wait_s: float | None) -> _Child:

@@ -15,9 +15,11 @@ import time
 from dataclasses import dataclass
 from typing import Final, Self
 
+from bus.metrics import Figures, only
 from bus.settings import Settings
 from schemas.bodies.upkeep import MemoryVerify, Rebuilt, UpkeepProgress, Verified
 from schemas.errors import BusError
+from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED, MEMORY_ENCODER_LOADED
 from workers.memory.records import Records
 from workers.memory.upkeep.reporting import Report, Tell, told
 from workers.memory.vectors import agreement
@@ -59,20 +61,27 @@ class _Open:
 class Vectors:
     """Encoder, index and pump. `open` makes one, `tend_forever` does their work, `close` ends them."""
 
-    def __init__(self, settings: Settings, records: Records, queries: QueryCache | None) -> None:
+    def __init__(self, settings: Settings, records: Records, queries: QueryCache | None, figures: Figures) -> None:
         self._settings = settings
         self._records = records
         self._queries = queries
+        self._figures = figures
+        # Told from the start, also while there is no encoder that counts in them.
+        figures.counter(MEMORY_ENCODED)
+        figures.histogram(MEMORY_ENCODE_SECONDS)
+        figures.read(MEMORY_ENCODER_LOADED, lambda: only(self.loaded_encoder() is not None))
         self._open: _Open | None = None
         self._missing = ""
 
     @classmethod
-    async def open(cls, settings: Settings, records: Records, queries: QueryCache | None = None) -> Self:
+    async def open(
+        cls, settings: Settings, records: Records, queries: QueryCache | None = None, figures: Figures | None = None
+    ) -> Self:
         """The vectors of `records`. Loads no model and opens no index yet; succeeds without a model too.
 
-        queries: where vectors of queries are kept beyond this process.
+        queries: where vectors of queries are kept beyond this process. figures: where it counts what it encodes.
         """
-        vectors = cls(settings, records, queries)
+        vectors = cls(settings, records, queries, figures or Figures())
         await vectors._look_for_model()
         return vectors
 
@@ -118,6 +127,16 @@ class Vectors:
                 tasks.create_task(self._preload(self._open.encoder))
             await self._open.pump.run_forever()
 
+    @property
+    def degraded(self) -> dict[str, str]:
+        """Why there are no vectors, or no new ones, now: by `encoder` or `vectors`; empty when all is well."""
+        opened = self._open
+        if opened is None:
+            return {"encoder": self._missing}
+        if opened.encoder.problem:
+            return {"encoder": opened.encoder.problem}
+        return {"vectors": opened.pump.problem} if opened.pump.problem else {}
+
     async def state(self) -> VectorState:
         """How the vectors are."""
         engine = "qdrant" if self._settings.memory.qdrant_url else EdgeIndex.engine
@@ -126,7 +145,7 @@ class Vectors:
             return VectorState(0, self._settings.memory.encoder, "unusable", engine, self._missing)
         # Counted in the table, so that a look does not open the index.
         total, waiting = await agreement.counts(self._records)
-        degraded = opened.encoder.problem or opened.pump.problem
+        degraded = next(iter(self.degraded.values()), "")
         return VectorState(total - waiting, opened.encoder.name, opened.encoder.state, engine, degraded)
 
     async def verify(self, request: MemoryVerify, tell: Tell) -> Verified:
@@ -189,7 +208,12 @@ class Vectors:
             return
         self._missing = ""
         encoder = ProcessEncoder(
-            model, cache, threads=memory.encoder_threads, idle_s=memory.encoder_idle_s, queries=self._queries
+            model,
+            cache,
+            threads=memory.encoder_threads,
+            idle_s=memory.encoder_idle_s,
+            queries=self._queries,
+            figures=self._figures,
         )
         index: VectorIndex
         if memory.qdrant_url:
