@@ -41,6 +41,9 @@ _ASK_S: Final = 5.0
 # Seconds between two attempts to subscribe.
 _RETRY_S: Final = 1.0
 
+# Why a request is refused for who asks; the label of a metric, and so a closed set.
+REFUSED: Final = ("missing", "invalid", "forbidden", "rate")
+
 
 class Caller(msgspec.Struct, frozen=True):
     """Who sent a request. `rate_per_s` None: not limited."""
@@ -199,6 +202,13 @@ class Authorizer:
                 rate_per_s=caller.rate_per_s,
                 retry_after_s=wait_s,
             )
+
+
+def refusal_of(error: Unauthenticated | Forbidden | QuotaExceeded) -> str:
+    """Which of REFUSED an error of `admit` or `check_namespaces` is."""
+    if isinstance(error, Unauthenticated):
+        return "missing" if error.details.get("reason") == "missing" else "invalid"
+    return "forbidden" if isinstance(error, Forbidden) else "rate"
 
 
 def check_namespaces(caller: Caller, subject: str, request: Any) -> None:

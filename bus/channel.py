@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import random
@@ -66,7 +67,10 @@ class Channel:
     def start(self) -> None:
         """Begin to connect; calling it again does nothing."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._keep_connected(), name=f"bus-{self._role}")
+            # It outlives the request in whose handler it may begin, and is no part of it.
+            self._task = asyncio.get_running_loop().create_task(
+                self._keep_connected(), name=f"bus-{self._role}", context=contextvars.Context()
+            )
 
     async def ready(self, timeout_s: float | None = None) -> Link:
         """The open connection, waiting for it. Raises TimeoutError."""

@@ -15,10 +15,11 @@ import msgspec
 import tenacity
 
 from bus.channel import Channel
+from bus.context import current
 from bus.deadlines import SLOT_S, DeadlineWheel
 from bus.gather import gather
 from bus.settings import Settings
-from bus.subscription import Subscription
+from bus.subscription import Reader, Subscription
 from bus.tokens import token_source
 from bus.transport import Dial, Link, Role, dialer
 from schemas import catalog, subjects
@@ -211,7 +212,8 @@ class _Streamed(_Outstanding):
 class Client:
     """Speaks to the bus. Connects when first used and again after a loss; requests in flight are sent again by id.
 
-    `name` is what events published here carry as their source. `signs`: requests without a token are sent with that of
+    `name` is what events published here carry as their source. A request made in a handler belongs to the trace of the
+    handler's own (docs/tracing.md). `signs`: requests without a token are sent with that of
     this process; an edge that speaks for strangers must not. Every method belongs to one event loop.
     """
 
@@ -331,6 +333,8 @@ class Client:
             timeout_s = self.settings.bus.timeout_s
         if self._token is not None:
             headers = self._signed(headers)
+        if (asked := current.get()) is not None:
+            headers = asked.passed_on(headers)
         if id is None:
             id = new_id()
         elif len(id) != ID_BYTES:
@@ -407,6 +411,7 @@ class Client:
         headers: Headers | None = None,
         priority: Priority | None = None,
         raw: bool = False,
+        id: bytes | None = None,
     ) -> Stream:
         """The reply piece by piece: `async with client.stream(...) as parts: async for part in parts: ...`."""
         called = self._called.get(subject) or self._resolve(subject)
@@ -416,12 +421,16 @@ class Client:
             timeout_s = self.settings.bus.timeout_s
         if priority == "batch":
             headers = {**(headers or {}), "priority": "batch"}
-        if self._token is not None:
-            headers = self._signed(headers)
-        return Stream(self, subject, body, headers, timeout_s, called)
+        return Stream(self, subject, body, self._headed(headers), timeout_s, called, id)
 
     def stream_json(
-        self, subject: str, body: Any = None, *, timeout_s: float | None = None, headers: Headers | None = None
+        self,
+        subject: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        headers: Headers | None = None,
+        id: bytes | None = None,
     ) -> Stream:
         """As `stream`, with every piece and the final reply as JSON text; `body` may be a `JsonText`."""
         called = self._called.get(subject) or self._resolve(subject)
@@ -430,7 +439,13 @@ class Client:
             body = JsonText(msgspec.json.encode(body))
         if timeout_s is None:
             timeout_s = self.settings.bus.timeout_s
-        return Stream(self, subject, body, self._signed(headers), timeout_s, called.as_json)
+        return Stream(self, subject, body, self._headed(headers), timeout_s, called.as_json, id)
+
+    def _headed(self, headers: Headers | None) -> Headers | None:
+        """Headers as they are sent: with the token of this process, and the place in the trace of a handler's request."""
+        headers = self._signed(headers)
+        asked = current.get()
+        return headers if asked is None else asked.passed_on(headers)
 
     def _signed(self, headers: Headers | None) -> Headers | None:
         """Headers with this process's token, unless they bring one."""
@@ -557,10 +572,14 @@ class Client:
             raise ConnectionError("the connection broke before the broker had read every event")
         await link.ping()
 
-    def subscribe(self, *patterns: str, read_back: bool = False) -> Subscription:
+    def subscribe(
+        self, *patterns: str, read_back: bool = False, reader: Reader | None = None, after_seq: int | None = None
+    ) -> Subscription:
         """Events whose subject falls under any pattern: `async with client.subscribe("memory.>") as events: ...`.
 
         With `read_back`, events lost to slowness or a broken connection are fetched from the durable log, in order.
+        after_seq: the last event that is known; what came after it is fetched first. reader: fetches in place of the
+        client, one call for each pattern; it may take the events itself and return none.
         Raises BadRequest for a bad pattern; entering the block raises BrokerUnreachable, ConnectionError.
         """
         subscription = Subscription(
@@ -568,7 +587,8 @@ class Client:
             dial=self._dial,
             reconnect_max_s=self.settings.bus.reconnect_max_s,
             ready=lambda channel: self._link(channel, self.settings.bus.timeout_s),
-            reader=self._read_events if read_back else None,
+            reader=reader or (self._read_events if read_back else None),
+            after_seq=after_seq,
             on_closed=self._subscriptions.discard,
         )
         self._subscriptions.add(subscription)
@@ -593,8 +613,10 @@ class Stream:
         headers: Headers | None,
         timeout_s: float,
         called: _Called,
+        id: bytes | None = None,
     ) -> None:
         self._client = client
+        self._id = id
         self._request = (subject, body, headers, timeout_s)
         self._called = called
         self._outstanding: _Streamed | None = None
@@ -618,7 +640,8 @@ class Stream:
     async def __aenter__(self) -> Self:
         subject, body, headers, timeout_s = self._request
         client = self._client
-        outstanding = _Streamed(new_id(), subject, body, headers, timeout_s, (client._loop or client._bind()).time())
+        id = self._id or new_id()
+        outstanding = _Streamed(id, subject, body, headers, timeout_s, (client._loop or client._bind()).time())
         outstanding.arrived = deque()
         outstanding.has_pieces = False
         outstanding.waiter = None

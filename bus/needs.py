@@ -8,7 +8,7 @@ from typing import Final
 from bus.settings import Need, Settings, parse_services
 
 # A line of the Procfile is named for its folder in workers/, a service for the first token of its subjects.
-_SERVICES: Final = {"models": "model", "resources": "resource"}
+_SERVICES: Final = {"models": "model", "resources": "resource", "errors": "error"}
 
 
 def service_of(line: str) -> str:

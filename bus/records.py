@@ -7,12 +7,14 @@ own file and its own statements; this module knows neither.
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from bus.sqlite_copy import copy_database
 from schemas.errors import Internal
 
 T = TypeVar("T")
@@ -92,19 +94,24 @@ class Records:
 
     def _open(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # What people ask is private.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA foreign_keys = ON")
             # What is deleted is overwritten: somebody may have asked for it to be forgotten.
             connection.execute("PRAGMA secure_delete = ON")
-            _migrate(connection, self._schema)
+            _migrate(connection, self.path, self._schema)
         except (sqlite3.Error, OSError) as error:
+            self._close()
             raise UnusableRecords(
                 f"{self.path} cannot be used: {error}. It holds {self._holds}. Move it away to begin with an empty one"
             ) from error
-        self._connection = connection
+        except UnusableRecords:
+            self._close()
+            raise
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -112,11 +119,19 @@ class Records:
             self._connection = None
 
 
-def _migrate(connection: sqlite3.Connection, schema: Path) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path, schema: Path) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")
     done = {name for (name,) in connection.execute("SELECT name FROM migrations")}
-    for file in sorted(schema.glob("*.sql")):
-        if file.name not in done:
-            connection.executescript(
-                f"BEGIN; {file.read_text(encoding='utf-8')}; INSERT INTO migrations VALUES ('{file.name}'); COMMIT;"
-            )
+    files = sorted(schema.glob("*.sql"))
+    if unknown := done - {file.name for file in files}:
+        raise UnusableRecords(
+            f"{path} was written by a newer Olympus ({', '.join(sorted(unknown))} is not known here): start that one, or"
+            " restore a backup made before the upgrade (olympus restore FILE --replace). Nothing was changed"
+        )
+    left = [file for file in files if file.name not in done]
+    if left and done:
+        copy_database(connection, path.with_name(f"{path.name}.v{len(done)}-backup"))
+    for file in left:
+        connection.executescript(
+            f"BEGIN; {file.read_text(encoding='utf-8')}; INSERT INTO migrations VALUES ('{file.name}'); COMMIT;"
+        )

@@ -23,7 +23,15 @@ class Service(Protocol):
 
 
 async def serve_until_told(service: Service, log: logging.Logger) -> None:
-    """Run `service` until SIGTERM or SIGINT. Raises what its start raises; the process is then to end."""
+    """Run `service` until SIGTERM or SIGINT. Raises what its start raises; the process is then to end.
+
+    What nobody catches meanwhile, in tasks, callbacks and threads, is reported.
+    """
+    with service.worker.reports.hooks():
+        await _serve_until_told(service, log)
+
+
+async def _serve_until_told(service: Service, log: logging.Logger) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,6 +25,7 @@ from msgspec import Meta
 
 from bus import z85
 from bus.hours import parse_hours
+from bus.redaction import HIDDEN, is_secret, shown
 from bus.sizes import parse_size, parse_sizes
 from schemas.errors import BadRequest
 from schemas.limits import MAX_BODY_BYTES
@@ -98,6 +99,9 @@ class BusSettings(Section, frozen=True, kw_only=True):
     reconnect_max_s: Annotated[
         float, Meta(ge=0.05, le=60, description="seconds between two attempts to reach the broker, at most")
     ] = 2.0
+    metrics_interval_s: Annotated[
+        float, Meta(ge=0, le=3600, description="seconds between two tellings of a process's figures; 0 tells none")
+    ] = 5.0
     token: Annotated[
         str, Meta(description="token sent with requests that bring none; a secret: set it in the environment")
     ] = ""
@@ -162,7 +166,16 @@ class BrokerSettings(Section, frozen=True, kw_only=True):
     )
     log_subjects: Annotated[
         tuple[str, ...], Meta(description="patterns of the events kept in the durable log; [] keeps none")
-    ] = ("memory.>", "model.>", "learning.>", "error.>", "bus.worker.>", "trust.>", "resource.>")
+    ] = (
+        "memory.>",
+        "model.>",
+        "learning.>",
+        "error.>",
+        "bus.worker.>",
+        "trust.>",
+        "resource.>",
+        "audit.>",
+    )
     log_max_age_s: Annotated[float, Meta(ge=1, le=36_500 * DAY_S, description="seconds an event is kept, at most")] = (
         7 * DAY_S
     )
@@ -176,12 +189,68 @@ class BrokerSettings(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=60, description="seconds between two syncs of the event log to the disk; 0 syncs each write"),
     ] = 0.05
+    traces_max: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="ended requests remembered for `olympus trace`; 0 remembers none")
+    ] = 20_000
     dead_letters_max: Annotated[
         int, Meta(ge=1, le=10_000_000, description="dead letters kept, at most; the oldest go first")
     ] = 10_000
     dead_letters_max_age_s: Annotated[
         float, Meta(ge=1, le=36_500 * DAY_S, description="seconds a dead letter is kept, at most")
     ] = 30 * DAY_S
+
+
+class ErrorsSettings(Section, frozen=True, kw_only=True):
+    """The error service: groups of errors, whom to tell of them, and the audit log."""
+
+    path: Annotated[str, Meta(min_length=1, description="SQLite file, below home unless absolute")] = "errors/errors.db"
+    keep_s: Annotated[
+        float, Meta(ge=60, le=36_500 * DAY_S, description="seconds a group is kept that does not come again")
+    ] = 90 * DAY_S
+    groups_max: Annotated[
+        int, Meta(ge=10, le=10_000_000, description="groups kept, at most; rare ones unseen longest go first")
+    ] = 10_000
+    notify_severity: Annotated[
+        Literal["warning", "error", "critical"], Meta(description="the least severity somebody is told of")
+    ] = "error"
+    notify_every_s: Annotated[
+        float, Meta(ge=1, le=DAY_S, description="seconds between two notifications of one group, at least")
+    ] = 300.0
+    webhooks: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="http(s) addresses a notification is posted to; they may hold a secret: set it in the environment"
+        ),
+    ] = ()
+    webhook_format: Annotated[
+        Literal["json", "slack", "ntfy"],
+        Meta(description="body of that post: ours as JSON, or what Slack or ntfy read"),
+    ] = "json"
+    desktop: Annotated[bool, Meta(description="show notifications on this machine's desktop (notify-send)")] = False
+    audit_keep_s: Annotated[
+        float, Meta(ge=60, le=36_500 * DAY_S, description="seconds a line of the audit log is kept")
+    ] = 730 * DAY_S
+
+
+class ExporterSettings(Section, frozen=True, kw_only=True):
+    """The one endpoint for Prometheus, and traces for OpenTelemetry."""
+
+    host: Annotated[
+        str, Meta(min_length=1, description="address it is bound to; past loopback it takes exporter.insecure")
+    ] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="GET /metrics and /health; 0 takes any free port (tests)")] = 9464
+    insecure: Annotated[
+        bool, Meta(description="allow a host past loopback: anybody in that network may read the figures")
+    ] = False
+    max_series: Annotated[
+        int, Meta(ge=1000, le=10_000_000, description="time series served, at most; what comes past it is counted")
+    ] = 50_000
+    otlp_endpoint: Annotated[
+        str, Meta(description="OpenTelemetry collector that gets traces, http://HOST:4318; empty for none (extra otel)")
+    ] = ""
+    otlp_share: Annotated[
+        float, Meta(ge=0, le=1, description="share of the traces that it gets; those with an error are always sent")
+    ] = 1.0
 
 
 class MemorySettings(Section, frozen=True, kw_only=True):
@@ -713,6 +782,8 @@ class Settings(Section, frozen=True, kw_only=True):
     learning: LearningSettings = LearningSettings()
     rest: RestSettings = RestSettings()
     legacy: LegacySettings = LegacySettings()
+    errors: ErrorsSettings = ErrorsSettings()
+    exporter: ExporterSettings = ExporterSettings()
     machine: MachineSettings = MachineSettings()
     supervisor: SupervisorSettings = SupervisorSettings()
     log: LogSettings = LogSettings()
@@ -753,6 +824,8 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     _check_rates(settings, written)
     _check_shares(settings, written)
     _check_host(settings, written)
+    _check_errors(settings, written)
+    _check_exporter(settings, written)
     _check_rest(settings, written)
     _check_curve(settings, written)
     _check_machine(settings, written)
@@ -771,6 +844,11 @@ def read_origins(path: str | Path | None = None, overrides: Mapping[str, Any] | 
     return {name: _origin(name, written) for name in _DEFAULTS}
 
 
+def settings_file(path: str | Path | None = None) -> Path | None:
+    """The file that `load_settings(path)` reads, None where there is none."""
+    return _file_to_read(path)
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
     """`["bus.request_port=7400"]` -> `{"bus.request_port": "7400"}`. Raises SettingsError for a pair without `=`."""
     overrides = {}
@@ -783,20 +861,25 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def settings_of_process(prog: str, description: str, argv: Sequence[str] | None = None) -> Settings:
-    """Settings of a service started as `python -m NAME [--config FILE] [--set KEY=VALUE]...`.
+    """Settings of a service started as `python -m NAME [--config FILE] [--set KEY=VALUE]...`, whose home it now serves from.
 
-    Leaves the process with EX_CONFIG when they are wrong: its supervisor then does not start it again.
+    Leaves the process with EX_CONFIG when they are wrong or the home is unusable: its supervisor then does not start it
+    again.
     """
     import argparse
+
+    from bus.state import UnusableHome, enter
 
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--config", metavar="FILE", help="configuration file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
     args = parser.parse_args(argv)
     try:
-        return load_settings(args.config, parse_overrides(args.set))
-    except SettingsError as error:
+        settings = load_settings(args.config, parse_overrides(args.set))
+        enter(settings.home_path)
+    except (SettingsError, UnusableHome) as error:
         leave_misconfigured(str(error))
+    return settings
 
 
 def leave_misconfigured(message: str) -> NoReturn:
@@ -813,6 +896,8 @@ def environment_name(name: str) -> str:
 def child_environment(config: str | Path | None, overrides: Mapping[str, str], **more: str) -> dict[str, str]:
     """This process's environment with `config` and `overrides` written into it, for a child started elsewhere."""
     environment = {**os.environ, **more}
+    # How often this process was started again says nothing of the child.
+    environment.pop(_RESTARTS, None)
     if config is not None:
         environment["OLYMPUS_CONFIG"] = str(Path(config).expanduser().absolute())
     environment.update({environment_name(name): value for name, value in overrides.items()})
@@ -821,9 +906,25 @@ def child_environment(config: str | Path | None, overrides: Mapping[str, str], *
     return environment
 
 
+def supervised_environment(restarts: int) -> dict[str, str]:
+    """This process's environment for a child that it supervises and has started again `restarts` times."""
+    return {**os.environ, _RESTARTS: str(restarts)}
+
+
+def restarts_of_process() -> int:
+    """How often its supervisor has started this process again; 0 without one."""
+    told = os.environ.get(_RESTARTS, "")
+    return int(told) if told.isascii() and told.isdecimal() else 0
+
+
 def honcho_process_name() -> str | None:
     """`broker.1` in a process that honcho started for a line of the Procfile, None elsewhere."""
     return os.environ.get("HONCHO_PROCESS_NAME") or None
+
+
+def notify_socket() -> str:
+    """Where systemd wants to hear that this process is ready; "" where it did not start it."""
+    return os.environ.get("NOTIFY_SOCKET", "")
 
 
 def secret_of_environment(variable: str) -> str:
@@ -859,6 +960,9 @@ def _defaults() -> dict[str, Any]:
 
 _DEFAULTS: Final = _defaults()
 _SECTIONS: Final = {name.partition(".")[0] for name in _DEFAULTS if "." in name}
+# Told by a supervisor to its child; no setting.
+_RESTARTS: Final = "OLYMPUS_RESTARTS"
+
 _BY_VARIABLE: Final = {environment_name(name): name for name in _DEFAULTS}
 
 # Variables that other programs for language models use too, and the keys they set.
@@ -892,7 +996,12 @@ def _from_file(path: Path | None) -> dict[str, _Written]:
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: the configuration file is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+        # Not its own words, which show the line: a password may stand in it.
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise SettingsError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'wrong character'}"
+        ) from error
     reader = yaml.SafeLoader("")
     written: dict[str, _Written] = {}
 
@@ -916,8 +1025,9 @@ def _from_file(path: Path | None) -> dict[str, _Written]:
                 raise SettingsError(f"{line(key_node)}: {_unknown(name)}")
             try:
                 value = reader.construct_object(value_node, deep=True)
-            except yaml.YAMLError as error:
-                raise SettingsError(f"{line(value_node)}: {name} is not a plain value: {error}") from error
+            except (yaml.YAMLError, ValueError) as error:
+                why = getattr(error, "problem", None) or "it cannot be read"
+                raise SettingsError(f"{line(value_node)}: {name} is not a plain value: {why}") from error
             written[name] = _Written(value, line(key_node))
 
     if tree is not None:
@@ -989,7 +1099,8 @@ def _convert(written: Mapping[str, _Written]) -> Settings:
 
 
 def _refusal(name: str, entry: _Written, why: str) -> SettingsError:
-    return SettingsError(f"{entry.origin}: {name} = {_excerpt(entry.value)} is not allowed; {why}")
+    value = HIDDEN if is_secret(name) else _excerpt(shown(name, entry.value))
+    return SettingsError(f"{entry.origin}: {name} = {value} is not allowed; {why}")
 
 
 def _excerpt(value: Any) -> str:
@@ -1102,7 +1213,7 @@ def _with_addresses(settings: Settings, written: Mapping[str, _Written]) -> Sett
     except ValueError as error:
         raise _refusal("machine.addresses", written["machine.addresses"], str(error)) from error
     replace = msgspec.structs.replace
-    bus, rest, legacy = settings.bus, settings.rest, settings.legacy
+    bus, rest, legacy, exporter = settings.bus, settings.rest, settings.legacy, settings.exporter
     return replace(
         settings,
         bus=replace(
@@ -1111,6 +1222,7 @@ def _with_addresses(settings: Settings, written: Mapping[str, _Written]) -> Sett
             listen=tuple(known.get(address, address) for address in bus.listen),
         ),
         rest=replace(rest, host=known.get(rest.host, rest.host)),
+        exporter=replace(exporter, host=known.get(exporter.host, exporter.host)),
         legacy=replace(
             legacy,
             host=known.get(legacy.host, legacy.host),
@@ -1197,6 +1309,34 @@ def _check_rest(settings: Settings, written: Mapping[str, _Written]) -> None:
         " everything. Keep it on 127.0.0.1, set `auth.required: true`, or say `rest.insecure: true` to accept that"
     )
     raise _refusal("rest.host", written["rest.host"], why)
+
+
+def _check_errors(settings: Settings, written: Mapping[str, _Written]) -> None:
+    if all(_is_post_url(url) for url in settings.errors.webhooks):
+        return
+    # Without the value: such addresses often hold a secret.
+    raise SettingsError(
+        f"{written['errors.webhooks'].origin}: errors.webhooks holds what is no address; allowed: http://HOST[:PORT]/PATH"
+        " and https://..., without a user and without spaces"
+    )
+
+
+def _check_exporter(settings: Settings, written: Mapping[str, _Written]) -> None:
+    exporter = settings.exporter
+    if exporter.otlp_endpoint and not _is_http_url(exporter.otlp_endpoint):
+        why = "allowed: http://HOST[:PORT][/PATH], https://..., without user, query and fragment, or empty"
+        raise _refusal("exporter.otlp_endpoint", written["exporter.otlp_endpoint"], why)
+    if not exporter.insecure and not is_loopback(exporter.host):
+        why = (
+            "it can be reached from other machines, and nobody has to sign in: anybody who reaches it may read the"
+            " figures. Keep it on 127.0.0.1, or say `exporter.insecure: true`"
+        )
+        raise _refusal("exporter.host", written["exporter.host"], why)
+
+
+def _is_post_url(url: str) -> bool:
+    """An address to post to; it may have a query, where some services put their key."""
+    return _is_http_url(url.partition("?")[0]) and "#" not in url and not any(one.isspace() for one in url)
 
 
 def _check_redis_url(settings: Settings, written: Mapping[str, _Written]) -> None:

@@ -104,6 +104,7 @@ class Subscription:
         ready: Callable[[Channel], Awaitable[Link]],
         reader: Reader | None,
         on_closed: Callable[[Subscription], None],
+        after_seq: int | None = None,
     ) -> None:
         self.patterns = tuple(subjects.validate_pattern(pattern) for pattern in patterns or (">",))
         # The broker takes a pattern without wildcards as a prefix, as ZeroMQ does; here it means that subject alone.
@@ -114,9 +115,9 @@ class Subscription:
         self._arrived: deque[list[Buffer]] = deque()
         self._replay: deque[ReceivedEvent] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._last_seq: int | None = None
+        self._last_seq = after_seq
         self._was_up = False
-        self._must_read_back = False
+        self._must_read_back = after_seq is not None and reader is not None
         self._is_paused = False
         self._is_closed = False
         self._channel = Channel(
@@ -142,14 +143,24 @@ class Subscription:
         self._wake()
         await self._channel.close()
 
+    def catch_up(self) -> None:
+        """Read back what came after the last event: of the last ones of a storm nobody says that they were lost."""
+        if self._reader is not None:
+            self._must_read_back = True
+            self._wake()
+
     def __aiter__(self) -> AsyncIterator[ReceivedEvent]:
         return self
 
     async def __anext__(self) -> ReceivedEvent:
         while True:
             if self._must_read_back and self._last_seq is not None:
-                await self._read_back(self._last_seq + 1, None)
                 self._must_read_back = False
+                try:
+                    await self._read_back(self._last_seq + 1, None)
+                except BaseException:
+                    self._must_read_back = True
+                    raise
             if self._replay:
                 event = self._replay.popleft()
             elif self._arrived:

@@ -23,7 +23,7 @@ from enum import StrEnum
 from types import FrameType
 from typing import Final, NamedTuple
 
-from bus.settings import EX_CONFIG, SupervisorSettings, honcho_process_name
+from bus.settings import EX_CONFIG, SupervisorSettings, honcho_process_name, supervised_environment
 
 log = logging.getLogger("olympus.supervisor")
 
@@ -118,11 +118,15 @@ def die_with_parent(signum: int) -> Callable[[], None]:
 
 
 class Child:
-    """The supervised process, in a process group of its own. What it says on stderr passes through and is remembered."""
+    """The supervised process, in a process group of its own. What it says on stderr passes through and is remembered.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    restarts: how often it was started again, which it is told.
+    """
+
+    def __init__(self, command: Sequence[str], restarts: int) -> None:
         self._process = subprocess.Popen(
             command,
+            env=supervised_environment(restarts),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             process_group=0,
@@ -275,6 +279,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._ancestors: list[Ancestor] = []
         self._stop_reason: str | None = None
+        self._starts = 0
 
     def run(self) -> int:
         """Supervise, and return this process's exit status. Call from the main thread: it handles signals and forks.
@@ -297,7 +302,8 @@ class Supervisor:
                 return end
 
     def _start(self) -> Child:
-        child = Child(self._command)
+        child = Child(self._command, self._starts)
+        self._starts += 1
         self._policy.started(time.monotonic())
         self._selector.register(child.stderr_fd, selectors.EVENT_READ, child)
         log.debug("started", extra={"action": "process.started", "service": self._name, "child": child.pid})

@@ -10,31 +10,51 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import re
 import resource
 import signal
 import socket
 import time
-import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
-from bus.authorize import Authorizer, Caller, check_namespaces
+from bus.audit import Auditor, actor_of, address_of, target_of
+from bus.authorize import REFUSED, Authorizer, Caller, check_namespaces, refusal_of
 from bus.channel import Channel
 from bus.client import Client
+from bus.context import asked_by, current
 from bus.gather import gather
+from bus.machine import host_figures, process_figures, rss_bytes, started_at
+from bus.metrics import Figures, Told, only
 from bus.needs import in_words, missing, needs_of
 from bus.reminder import Reminder
+from bus.reports import Reports, token
 from bus.settings import Settings
+from bus.tally import OK, Tallies, Tally
 from bus.transport import Dial, Link, Role, dialer
 from bus.version import VERSION
-from schemas import catalog, subjects
+from schemas import catalog, metrics, subjects
 from schemas.bodies.base import SecretRequest
-from schemas.bodies.control import BusServices, ErrorReport, Heartbeat, Ready, ServiceList, Welcome
-from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw
-from schemas.errors import BadRequest, BusError, Cancelled, ErrorBody, Internal, NoWorker, TooLarge, WorkerLost
+from schemas.bodies.control import BusServices, Heartbeat, Ready, ServiceList, Welcome
+from schemas.bodies.telling import AuditEvent, Series
+from schemas.bodies.telling import Figures as FiguresTold
+from schemas.envelope import NIL, Buffer, Headers, Kind, Message, decode, encode, encode_raw, id_of
+from schemas.errors import (
+    BadRequest,
+    BusError,
+    Cancelled,
+    ErrorBody,
+    Forbidden,
+    Internal,
+    NoWorker,
+    QuotaExceeded,
+    TooLarge,
+    Unauthenticated,
+    WorkerLost,
+)
 from schemas.limits import MAX_BODY_BYTES
 from schemas.values import as_json, check_values
 
@@ -49,7 +69,14 @@ _LOOK_EVERY_S: Final = 0.5
 # Of the time to leave, kept for saying so and closing.
 _LEAVE_S: Final = 0.3
 
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+# Seconds after the welcome in which the figures of a new process are told first, at most.
+_FIRST_TELLING_S: Final = 1.0
+
+# Share of the interval by which a telling may come early or late.
+_JITTER: Final = 0.1
+
+# Dependencies named in a heartbeat, at most (schemas.bodies.control.Heartbeat).
+_DEGRADED_MAX: Final = 16
 
 Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
@@ -113,12 +140,16 @@ class Call:
 class _Served:
     """A handler with the decoders of its request type."""
 
-    __slots__ = ("from_json", "from_msgpack", "function", "is_secret", "type")
+    __slots__ = ("audit", "from_json", "from_msgpack", "function", "is_secret", "subject", "tally", "type")
 
-    def __init__(self, function: Handler, request_type: Any) -> None:
+    def __init__(self, subject: str, function: Handler, request_type: Any, tally: Tally, *, is_secret: bool) -> None:
+        self.subject = subject
         self.function = function
+        self.tally = tally
+        operation = catalog.lookup(subject)
+        self.audit = operation.audit if operation is not None else ""
         self.type = request_type
-        self.is_secret = isinstance(request_type, type) and issubclass(request_type, SecretRequest)
+        self.is_secret = is_secret or (isinstance(request_type, type) and issubclass(request_type, SecretRequest))
         self.from_msgpack = msgspec.msgpack.Decoder(request_type).decode
         self.from_json = msgspec.json.Decoder(request_type).decode
 
@@ -223,13 +254,24 @@ class Worker:
         self._dial = dial or dialer(self.settings, name)
         self.client = Client(self.settings, name=name, dial=self._dial)
         self.authorizer = Authorizer(self.settings, self.client) if self.settings.auth.required else None
+        self.figures = Figures()
+        self.reports = Reports(service, self.instance, self.client.publish)
+        self._auditor = Auditor(service, self._publish_audit)
+        self._auditing: set[asyncio.Task[None]] = set()
+        # Why the broker sent this worker away last; empty once it is welcome.
+        self._refused = ""
+        self._tallies = Tallies()
+        self._refusals = self.figures.counter(metrics.REFUSALS)
+        self._worst_lag_s = 0.0
+        self._telling: asyncio.Task[None] | None = None
+        self._add_figures()
+        self._degraded: Callable[[], dict[str, str]] = dict
         self._listening: asyncio.Task[None] | None = None
         self._awaiting: asyncio.Task[None] | None = None
         self._reminder = Reminder()
         self._handlers: dict[str, _Served] = {}
         self._patterns: list[tuple[str, _Served]] = []
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self._reporting: set[asyncio.Task[None]] = set()
         self._unsent: dict[bytes, list[Buffer]] = {}
         self._counters = {"handled": 0, "failed": 0, "cancelled": 0}
         self._max_body_bytes = MAX_BODY_BYTES
@@ -265,7 +307,14 @@ class Worker:
         """
         subjects.validate_pattern(subject)
         operation = catalog.lookup(subject)
-        served = _Served(handler, request_type or (operation.request if operation else Any))
+        tally = self._tallies.of(subject)
+        served = _Served(
+            subject,
+            handler,
+            request_type or (operation.request if operation else Any),
+            tally,
+            is_secret=operation is not None and operation.is_secret,
+        )
         if subjects.is_pattern(subject):
             self._patterns.append((subject, served))
         else:
@@ -280,6 +329,21 @@ class Worker:
 
         return register
 
+    def degraded_by(self, read: Callable[[], dict[str, str]]) -> None:
+        """Ask `read` with every heartbeat what this worker does without, and why, by the name of the dependency.
+
+        `olympus status`, /health and the figures show it. `read` must be quick and not block.
+        """
+        self._degraded = read
+
+    def degraded(self) -> dict[str, str]:
+        """What this worker does without, as a heartbeat may carry it; a `read` that fails is a reason of its own."""
+        try:
+            reasons = {str(name)[:64]: str(reason)[:1024] for name, reason in self._degraded().items() if name}
+        except Exception as error:  # noqa: BLE001 - a worker must not be lost for what it cannot say of itself
+            reasons = {"itself": f"it cannot say how it is: {type(error).__name__}: {error}"[:1024]}
+        return dict(list(reasons.items())[:_DEGRADED_MAX])
+
     # Life
 
     async def start(self, timeout_s: float | None = None) -> None:
@@ -290,10 +354,13 @@ class Worker:
         if not self._handlers and not self._patterns:
             raise BadRequest(f"the worker of {self.service!r} serves nothing: register a handler before it starts")
         self._loop = asyncio.get_running_loop()
+        self.reports.bind()
         self._is_serving = True
         if self.authorizer is not None:
             self._listening = self._loop.create_task(self.authorizer.listen())
         self._awaiting = self._loop.create_task(self._await_needs())
+        if self.settings.bus.metrics_interval_s:
+            self._telling = self._loop.create_task(self._tell_forever())
         self._channel.start()
         async with asyncio.timeout(timeout_s):
             await self._welcomed.wait()
@@ -303,6 +370,10 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.leave)
+        with self.reports.hooks():
+            await self._run()
+
+    async def _run(self) -> None:
         waiting = asyncio.ensure_future(self._stop.wait())
         starting = asyncio.ensure_future(self.start())
         await asyncio.wait({waiting, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -337,6 +408,7 @@ class Worker:
         abandoned = list(self._tasks.values())
         if abandoned:
             log.warning("left with requests in flight", extra={"action": "worker.abandoned", "count": len(abandoned)})
+        await self._tell_last()
         for task in (self._beating, self._listening, self._awaiting):
             if task is not None:
                 task.cancel()
@@ -345,8 +417,10 @@ class Worker:
         for task in abandoned:
             task.cancel()
         await asyncio.gather(*abandoned, return_exceptions=True)
-        if self._reporting:
-            await asyncio.wait(list(self._reporting), timeout=_LEAVE_S)
+        self._auditor.tell_due(is_last=True)
+        if self._auditing:
+            await asyncio.wait(list(self._auditing), timeout=_LEAVE_S)
+        await self.reports.close(_LEAVE_S)
         await self.client.close()
 
     async def publish(self, subject: str, body: Any = None) -> None:
@@ -357,6 +431,11 @@ class Worker:
         """Change how many requests are taken at once; 0 pauses."""
         self.capacity = capacity
         self._send(encode(Kind.CREDIT, body={"capacity": capacity}))
+
+    @property
+    def is_welcome(self) -> bool:
+        """True while the broker is there and knows this worker."""
+        return self._welcomed.is_set()
 
     @property
     def in_flight(self) -> int:
@@ -391,6 +470,7 @@ class Worker:
         for frames in unsent.values():
             self._send(frames)
         self._welcomed.set()
+        self._refused = ""
         if self._reminder.was_said:
             log.info("the broker is there", extra={"action": "worker.connected", "service": self.service})
         self._reminder.clear()
@@ -425,13 +505,14 @@ class Worker:
                 log.warning("waiting for other services", extra={"action": "worker.waiting", **fields})
 
     def _on_down(self, reason: str) -> None:
+        was_welcomed = self._welcomed.is_set()
         self._welcomed.clear()
         self._last_request_came.set()
         self._connections += 1
         if self.authorizer is not None:
             # What was revoked while the broker is away is not heard of.
             self.authorizer.forget()
-        if self._is_serving and not self._is_draining:
+        if self._is_serving and not self._is_draining and (was_welcomed or not self._refused):
             log.warning(
                 "lost the broker", extra={"action": "worker.disconnected", "service": self.service, "reason": reason}
             )
@@ -443,6 +524,8 @@ class Worker:
             await asyncio.sleep(self._heartbeat_s)
             now = loop.time()
             self._loop_lag_s = max(now - slept_at - self._heartbeat_s, 0.0)
+            self._worst_lag_s = max(self._worst_lag_s, self._loop_lag_s)
+            self._auditor.tell_due()
             link = self._channel.link
             if link is None or not self._welcomed.is_set():
                 continue
@@ -458,21 +541,90 @@ class Worker:
             rss_bytes=rss_bytes(),
             cpu_s=usage.ru_utime + usage.ru_stime,
             loop_lag_s=self._loop_lag_s,
+            degraded=self.degraded(),
             **self._counters,
         )
+
+    # Figures
+
+    def _add_figures(self) -> None:
+        figures = self.figures
+        figures.tell(process_figures)
+        figures.tell(lambda: host_figures(self.settings.path("")))
+        figures.tell(self._tallies.told)
+        figures.tell(self._state_figures)
+        figures.read(metrics.ERROR_REPORTS, lambda: only(self.reports.failures))
+        figures.read(metrics.ERROR_REPORTS_DAMPED, lambda: only(self.reports.damped))
+        for reason in REFUSED:
+            self._refusals.add(reason, by=0)
+
+    def _state_figures(self) -> Iterator[Told]:
+        """Gauges of this worker."""
+        yield metrics.LOOP_LAG, Series((), self._worst_lag_s)
+        yield metrics.WORKER_IN_FLIGHT, Series((), len(self._tasks))
+        yield metrics.WORKER_CAPACITY, Series((), self.capacity)
+        for dependency in self.degraded():
+            yield metrics.WORKER_DEGRADED, Series((dependency,), 1)
+
+    def told_figures(self) -> FiguresTold:
+        """Every figure of this process now."""
+        return FiguresTold(
+            service=self.service,
+            instance=self.instance,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=started_at(),
+            at=time.time(),
+            every_s=self.settings.bus.metrics_interval_s,
+            metrics=self.figures.series(),
+        )
+
+    async def tell_figures(self) -> None:
+        """Publish every figure now; nothing, and without a word, while the broker is away."""
+        if self._welcomed.is_set():
+            with contextlib.suppress(BusError):
+                await self.client.publish(f"metrics.{token(self.service)}", self.told_figures())
+        # Whoever looks in between sees the same.
+        self._worst_lag_s = 0.0
+
+    async def _tell_forever(self) -> None:
+        """Soon after the welcome, then at the interval; at odd times, so that a house does not tell all at once."""
+        interval_s = self.settings.bus.metrics_interval_s
+        await self._welcomed.wait()
+        await asyncio.sleep(random.uniform(0, min(interval_s, _FIRST_TELLING_S)))
+        while True:
+            await self.tell_figures()
+            await asyncio.sleep(interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    async def _tell_last(self) -> None:
+        if self._telling is None:
+            return
+        self._telling.cancel()
+        if not self._welcomed.is_set():
+            return
+        with contextlib.suppress(TimeoutError, ConnectionError, BusError):
+            async with asyncio.timeout(_LEAVE_S):
+                await self.tell_figures()
+                # Or the broker may hear first that this worker has left, and then that it still has figures.
+                await self.client.flush()
 
     def _on_messages(self, messages: list[list[Buffer]]) -> None:
         loop = self._loop
         assert loop is not None
         self._heard_at = loop.time()
+        # Not the loop's clock, which stands still while one turn of it lasts and counts in milliseconds.
+        received_at = time.monotonic()
         for frames in messages:
             try:
                 message = decode(frames)
             except (BadRequest, TooLarge) as error:
                 log.warning("undecodable message", extra={"action": "worker.undecodable", "error": str(error)})
+                if len(frames[0]) > 3 and frames[0][3] == _REQUEST and (id := id_of(frames)):
+                    # Or it would count as in flight here for ever.
+                    self._send(encode(Kind.ERROR, id, body=error.body()))
                 continue
             if message.kind is _REQUEST:
-                self._accept(message, loop)
+                self._accept(message, loop, received_at)
             elif message.kind is Kind.CANCEL:
                 task = self._tasks.get(message.id)
                 if task is not None:
@@ -485,14 +637,17 @@ class Worker:
             elif message.kind is Kind.ERROR:
                 # Of no request: the broker sends this worker away, or could not read what it said.
                 refused = msgspec.msgpack.decode(message.body, type=ErrorBody)
-                log.warning(
-                    "refused by the broker",
-                    extra={"action": "worker.refused", "service": self.service, "reason": refused.message},
-                )
+                # It is asked again every few seconds, and says the same until a person changes something.
+                if refused.message != self._refused:
+                    self._refused = refused.message
+                    log.warning(
+                        "refused by the broker",
+                        extra={"action": "worker.refused", "service": self.service, "reason": refused.message},
+                    )
 
-    def _accept(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
+    def _accept(self, message: Message, loop: asyncio.AbstractEventLoop, received_at: float) -> None:
         if message.id not in self._tasks:
-            self._tasks[message.id] = loop.create_task(self._serve(message))
+            self._tasks[message.id] = loop.create_task(self._serve(message, received_at))
 
     def _served(self, subject: str) -> _Served:
         served = self._handlers.get(subject) or self._handlers.get(subject.partition("@")[0])
@@ -502,10 +657,15 @@ class Worker:
             raise NoWorker(f"{self.instance} does not serve {subject!r}", subject=subject)
         return served
 
-    async def _serve(self, message: Message) -> None:
+    async def _serve(self, message: Message, received_at: float) -> None:
         call = Call(self, message)
+        tally = self._tallies.unknown
+        outcome = OK
+        current.set(asked_by(message.id, message.headers))
+        served = request = reply = None
         try:
             served = self._served(message.subject)
+            tally = served.tally
             if self.authorizer is None:
                 request = served.request(message)
             else:
@@ -515,24 +675,72 @@ class Worker:
             self._counters["handled"] += 1
         except BusError as error:
             self._counters["failed"] += 1
+            outcome = error.code
             frames = self._error_frames(call, error)
         except asyncio.CancelledError:
             self._counters["cancelled"] += 1
+            outcome = Cancelled.code
             frames = self._error_frames(call, Cancelled("the request was cancelled"))
         except Exception as error:  # noqa: BLE001 - the dispatch: whatever a handler raises ends its request
             self._counters["failed"] += 1
-            frames = self._error_frames(call, self._on_failure(call, error))
+            outcome = Internal.code
+            frames = self._error_frames(call, self._on_failure(call, error, served))
+        tally.ended(time.monotonic() - received_at, outcome)
+        if served is not None and served.audit and request is not None:
+            self._audit(call, served, request, reply, outcome)
         del self._tasks[message.id]
         if self._is_serving:
             self._send(frames, message.id)
 
     async def _authorized(self, authorizer: Authorizer, served: _Served, message: Message, call: Call) -> Any:
         """The request, of a caller who may make it; nothing of it is decoded before that is known."""
-        call.caller = await authorizer.admit(message.subject, call.headers)
-        request = served.request(message)
-        if call.caller is not None:
-            check_namespaces(call.caller, message.subject, request)
+        try:
+            call.caller = await authorizer.admit(message.subject, call.headers)
+            request = served.request(message)
+            if call.caller is not None:
+                check_namespaces(call.caller, message.subject, request)
+        except (Unauthenticated, Forbidden, QuotaExceeded) as error:
+            self._refusals.add(refusal_of(error))
+            self._auditor.tell_damped(
+                "refusal",
+                actor=actor_of(call.caller, call.headers, str(error.details.get("user_id", "(not signed in)"))),
+                action=served.subject,
+                outcome=error.code,
+                reason=error.message,
+                address=address_of(call.headers),
+            )
+            raise
         return request
+
+    def _audit(self, call: Call, served: _Served, request: Any, reply: Any, outcome: str) -> None:
+        """A line for the audit log; failures are summed up in a storm, for anybody may cause them."""
+        assert served.audit
+        tell = self._auditor.tell if outcome == OK else self._auditor.tell_damped
+        named = getattr(reply, "user_id", "") or getattr(request, "user_id", "") if served.audit == "sign_in" else ""
+        tell(
+            served.audit,
+            actor=actor_of(call.caller, call.headers, named),
+            action=served.subject,
+            target=target_of(request),
+            outcome=outcome,
+            address=address_of(call.headers),
+            # Whoever knows the id of a request may ask for its reply once more, and these hold tokens.
+            request_id="" if served.is_secret else call.id.hex(),
+        )
+
+    def _publish_audit(self, subject: str, event: AuditEvent) -> None:
+        task = asyncio.get_running_loop().create_task(self._tell_audit(subject, event))
+        self._auditing.add(task)
+        task.add_done_callback(self._auditing.discard)
+
+    async def _tell_audit(self, subject: str, event: AuditEvent) -> None:
+        try:
+            await self.client.publish(subject, event)
+        except BusError as error:
+            log.warning(
+                "audit line not published",
+                extra={"action": "worker.unaudited", "line": event.action, "error": error.message},
+            )
 
     def _frames(self, call: Call, kind: Kind, body: Any) -> list[Buffer]:
         if call.headers.get("encoding") == "json":
@@ -567,48 +775,11 @@ class Worker:
         if link is not None:
             await link.drain()
 
-    def _on_failure(self, call: Call, error: Exception) -> Internal:
-        """A handler raised what it did not declare: log it, count it, report it on the bus."""
+    def _on_failure(self, call: Call, error: Exception, served: _Served | None) -> Internal:
+        """A handler raised what it did not declare: it is counted, logged and reported, and the caller is told."""
         kind = type(error).__name__
-        log.error(
-            "handler failed",
-            exc_info=error,
-            extra={"action": "worker.failed", "service": self.service, "subject": call.subject, "id": call.id.hex()},
+        operation, is_secret = ("", False) if served is None else (served.subject, served.is_secret)
+        message = self.reports.failed(
+            error, "handler failed", subject=call.subject, operation=operation, is_secret=is_secret
         )
-        report = ErrorReport(
-            service=self.service,
-            severity="error",
-            kind=kind,
-            message=str(error)[:4096],
-            traceback="".join(traceback.format_exception(error))[-16_384:],
-            subject=call.subject,
-            request_id=call.id.hex(),
-            instance=self.instance,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            at=time.time(),
-        )
-        task = asyncio.get_running_loop().create_task(self._report(report))
-        self._reporting.add(task)
-        task.add_done_callback(self._reporting.discard)
-        return Internal(f"{self.service} failed on {call.subject}: {kind}: {error}", kind=kind)
-
-    async def _report(self, report: ErrorReport) -> None:
-        try:
-            await self.client.publish(f"error.{_token(report.service)}.{report.severity}", report)
-        except BusError as error:
-            log.warning("error report not published", extra={"action": "worker.unreported", "error": str(error)})
-
-
-def _token(service: str) -> str:
-    """A service name as one subject token."""
-    return service.replace(".", "-")
-
-
-def rss_bytes() -> int:
-    """Resident bytes of this process; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0
+        return Internal(f"{self.service} failed on {call.subject}: {kind}: {message}", kind=kind)

@@ -24,7 +24,7 @@ from schemas.bodies.control import BusServices, BusWorkers, WorkerInfo
 from schemas.errors import BusError
 
 # Lines of the Procfile that are named otherwise than the service they run.
-SERVICES = {"models": "model", "resources": "resource"}
+SERVICES = {"errors": "error", "models": "model", "resources": "resource"}
 # The service of a loaded model.
 RUNNER = "model.runner"
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from broker.server import Broker
 from bus.client import Client
+from bus.metrics import Figures
 from bus.settings import Settings, load_settings
 from tests.conftest import settings_of
 from workers.gateway.rest.edge import RestEdge
@@ -101,7 +102,7 @@ class EdgeHouse:
             await _serve(name, settings, stack)
         self.client = await stack.enter_async_context(Client(settings, name="test"))
         client = await stack.enter_async_context(Client(settings, name="gateway", signs=False))
-        edge = RestEdge(settings, client)
+        edge = RestEdge(settings, client, Figures())
         for service, routes in (self._routes(settings, client) if self._routes is not None else {}).items():
             edge.add_routes(service, routes)
         stack.push_async_callback(edge.stop, 1.0)

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from bus.client import Client
+from bus.metrics import Figures
 from bus.settings import Settings
 from schemas.bodies.gateway import PortInfo
 from workers.gateway.rest.edge import RestEdge
@@ -47,7 +48,7 @@ async def rest_house(
     ports = {f"{service}_{kind}port": 0 for service in SERVICES for kind in ("", "health_")}
     changed = msgspec.structs.replace(settings, rest=msgspec.structs.replace(settings.rest, **{**ports, **rest}))
     async with Client(changed, name="rest", signs=False) as client:
-        edge = RestEdge(changed, client)
+        edge = RestEdge(changed, client, Figures())
         for service, added in (routes or {}).items():
             edge.add_routes(service, added)
         infos = await edge.start()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from typing import Any, Final
+from typing import Any
 
 from bus.cli import exits
 from bus.cli.arguments import overrides_from, settings_from
 from bus.cli.failures import UsageError
 from bus.cli.output import print_json, table, write_line
+from bus.redaction import shown
 from bus.settings import Settings, every_key, read_origins
 
 HELP = "Show the effective settings: defaults < file < environment < flags."
@@ -22,11 +22,6 @@ examples:
   olympus --config config/olympus.yaml config show --json
   olympus --set bus.request_port=7400 config show bus
 """
-
-_SECRET: Final = re.compile(r"(secret|password|token|api_?key|private)s?$")
-
-# Who signs in, within an address: before the host, or as an argument behind the path.
-_SECRET_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=[?&]password=)[^&]*")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     keys = [key for key in every_key() if not args.section or f"{key.name}.".startswith(f"{args.section}.")]
     if not keys:
         raise UsageError(f"no setting starts with {args.section!r}")
-    shown = {key.name: displayed(key.name, value_of(settings, key.name)) for key in keys}
+    values = {key.name: displayed(key.name, value_of(settings, key.name)) for key in keys}
     if args.json:
-        print_json({name: {"value": value, "origin": origins[name]} for name, value in shown.items()}, indent=2)
+        print_json({name: {"value": value, "origin": origins[name]} for name, value in values.items()}, indent=2)
     else:
-        rows = [(name, _text(value), origins[name]) for name, value in shown.items()]
+        rows = [(name, _text(value), origins[name]) for name, value in values.items()]
         write_line("\n".join(table(("KEY", "VALUE", "FROM"), rows)))
     return exits.OK
 
@@ -62,12 +57,8 @@ def value_of(settings: Settings, name: str) -> Any:
 
 
 def displayed(name: str, value: Any) -> Any:
-    """`value`, unless the key's name says that it is a secret; without the password where it is an address."""
-    if not value or not isinstance(value, str):
-        return value
-    if _SECRET.search(name):
-        return "(hidden)"
-    return _SECRET_IN_ADDRESS.sub("(hidden)", value) if "://" in value else value
+    """`value`, unless it is a secret; without the password where it is an address."""
+    return shown(name, value)
 
 
 def _text(value: Any) -> str:

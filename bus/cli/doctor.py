@@ -16,7 +16,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from bus.cli import clone, exits
+from bus import state
+from bus.cli import clone, exits, safety
 from bus.cli.arguments import settings_from
 from bus.cli.output import print_json, size, table, write_line
 from bus.cli.status import not_running
@@ -90,6 +91,7 @@ def examine(args: argparse.Namespace) -> Iterator[Check]:
         yield Check("settings", "ok", "valid")
         yield check_home(settings.home_path)
         yield from check_keys(settings)
+        yield from (Check(*finding) for finding in safety.findings(settings))
         yield from asyncio.run(check_bus(settings))
     yield check_program("redis-server", "the hot tier and a peer in olympus bench; memory runs on SQLite without it")
     yield check_program("nats-server", "only a peer in olympus bench")
@@ -158,7 +160,11 @@ def check_compiler() -> Check:
 
 
 def check_home(home: Path) -> Check:
-    """The state folder can be written and has room."""
+    """The state folder can be written, is of a format that is known here, and has room."""
+    try:
+        state.check(home)
+    except state.UnusableHome as error:
+        return Check("home", "missing", f"{home} cannot be used", str(error))
     existing = next(path for path in (home, *home.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Check("home", "missing", f"{home} cannot be written", "set OLYMPUS_HOME to a folder you may write")

@@ -21,7 +21,7 @@ MEANINGS: Final[dict[int, str]] = {
     UNREACHABLE: "no broker answers at the configured address",
     TIMED_OUT: "no answer, or not enough events, within the time given",
     GAVE_UP: "a process kept dying and its supervisor gave up",
-    CONFIGURATION: "the settings are wrong",
+    CONFIGURATION: "the settings are wrong, or the home cannot be used",
     INTERRUPTED: "ended by Ctrl-C",
     BROKEN_PIPE: "whoever read the output stopped reading",
 }

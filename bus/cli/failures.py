@@ -8,6 +8,7 @@ import sys
 from bus.cli import exits
 from bus.client import BrokerUnreachable
 from bus.settings import SettingsError
+from bus.state import UnusableHome
 from schemas.errors import BusError, DeadlineExceeded
 
 
@@ -31,6 +32,9 @@ def explain(error: Exception) -> int | None:
         return exits.TIMED_OUT if isinstance(error, DeadlineExceeded) else exits.FAILED
     if isinstance(error, SettingsError):
         say(f"settings: {error}")
+        return exits.CONFIGURATION
+    if isinstance(error, UnusableHome):
+        say(str(error))
         return exits.CONFIGURATION
     if isinstance(error, UsageError):
         say(str(error))

@@ -16,7 +16,7 @@ from bus.cli.output import print_json, printable, table, to_json, write_line
 from bus.cli.request_body import read_body, read_headers
 from bus.client import Client, Priority
 from schemas import catalog, subjects
-from schemas.envelope import Headers
+from schemas.envelope import Headers, new_id
 from schemas.errors import NoWorker
 
 HELP = "Send one request and print its reply; partial replies are printed as they come."
@@ -28,6 +28,7 @@ examples:
   olympus req model.generate prompt='2 + 3 =' max_tokens=8
   olympus req model.chat @conversation.json --timeout 2m
   olympus req model.list --raw | head -c 300
+  olympus req memory.search query=city -v
   olympus req --list
   olympus req memory.kv.set --describe
 
@@ -43,6 +44,7 @@ class _Options(TypedDict):
     headers: Headers | None
     priority: Priority
     raw: bool
+    id: bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("body", nargs="*", metavar="BODY", help="JSON, @file, '-' for stdin, or key=value words")
     parser.add_argument("--timeout", type=duration, metavar="TIME", help="give up after this long (30s, 2m)")
     parser.add_argument("--header", action="append", default=[], metavar="NAME=VALUE", help="add a header; repeatable")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say the request's id, for olympus trace")
     parser.add_argument("--priority", choices=("interactive", "batch"), default="interactive")
     parser.add_argument("--stdin", action="store_true", help="read the body as JSON from stdin, like BODY '-'")
     shape = parser.add_mutually_exclusive_group()
@@ -82,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
     printer = _printer(args)
 
     async def ask(client: Client) -> int:
-        options = _Options(timeout_s=args.timeout, headers=headers, priority=args.priority, raw=True)
+        id = new_id()
+        if args.verbose:
+            say(f"request {id.hex()}; once it has ended: olympus trace {id.hex()[:12]}")
+        options = _Options(timeout_s=args.timeout, headers=headers, priority=args.priority, raw=True, id=id)
         if operation is not None and not operation.is_streaming:
             printer.final(await client.request(subject, body, **options))
             return exits.OK

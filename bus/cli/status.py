@@ -7,7 +7,7 @@ from typing import Final
 
 from bus.cli import exits
 from bus.cli.connection import run_with_client
-from bus.cli.output import duration, milliseconds, number, plural, print_json, size, table, write_line
+from bus.cli.output import duration, milliseconds, number, one_line, plural, print_json, size, table, write_line
 from bus.client import Client
 from schemas import catalog, subjects
 from schemas.bodies.control import (
@@ -35,6 +35,9 @@ BROKER_SERVICES: Final = frozenset({"bus", "deadletter"})
 
 # A worker whose event loop was held up this long answers nobody meanwhile, seconds.
 _LAG_S: Final = 0.25
+
+# Of what a worker says of itself, at most.
+_REASON_CHARACTERS: Final = 300
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +103,7 @@ def problems(services: list[ServiceInfo], workers: list[WorkerInfo], stats: Brok
         for service in services
         if service.queued
     ]
+    found += degraded_lines(workers)
     found += [
         f"{worker.service} {worker.instance}: its event loop was held up for {worker.loop_lag_s:.1f} s"
         for worker in workers
@@ -114,10 +118,17 @@ def problems(services: list[ServiceInfo], workers: list[WorkerInfo], stats: Brok
     if stats.log_failed:
         found.append(f"the event log cannot be written: {stats.log_failed}")
     if stats.dead_letters:
-        found.append(
-            f"{plural(stats.dead_letters, 'dead letter')} since the broker started: olympus req deadletter.list"
-        )
+        found.append(f"{plural(stats.dead_letters, 'dead letter')} since the broker started: olympus deadletters")
     return found
+
+
+def degraded_lines(workers: list[WorkerInfo]) -> list[str]:
+    """What workers do without, and why."""
+    return [
+        one_line(f"{worker.service} {worker.instance}: {dependency}: {reason}", _REASON_CHARACTERS)
+        for worker in workers
+        for dependency, reason in worker.degraded.items()
+    ]
 
 
 def service_lines(services: list[ServiceInfo]) -> list[str]:

@@ -35,12 +35,12 @@ examples:
   olympus tap --requests 'memory.>'
   olympus tap 'memory.>' --raw | jq .key
 
-Without PATTERN everything is shown but bus.stats and bus.trace.*; name them to see them.
+Without PATTERN everything is shown but bus.stats, bus.trace.* and metrics.*; name them to see them.
 A gap is told on stderr. Ends with 4 when --for is over before --count events came.
 """
 
 # Noise unless asked for: what is hidden, and how a pattern starts that asks for it.
-_HIDDEN: Final = (("bus.stats", "bus."), ("bus.trace.*", "bus.trace."))
+_HIDDEN: Final = (("bus.stats", "bus."), ("bus.trace.*", "bus.trace."), ("metrics.*", "metrics."))
 
 # The longest error code.
 _OUTCOME_COLUMNS: Final = max(map(len, BY_CODE))
@@ -157,6 +157,7 @@ def exchange_line(exchange: Exchange, width: int | None) -> str:
         parts.append(f"attempt {exchange.attempt}")
     if exchange.worker:
         parts.append(exchange.worker)
+    parts.append(f"id {exchange.id[:12]}")
     return fit("  ".join(parts), width)
 
 

@@ -17,7 +17,7 @@ from bus.cli import exits
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError
 from bus.cli.output import duration, fit, milliseconds, number, print_json, size, table, write_line
-from bus.cli.status import not_running
+from bus.cli.status import degraded_lines, not_running
 from bus.client import Client
 from schemas.bodies.control import (
     BrokerStats,
@@ -149,6 +149,9 @@ def frame(now: Sample, rate: Rates | None, width: int | None, height: int | None
     if loaded:
         rows = [(each.name, each.state, size(each.size_bytes), each.instance or "-") for each in loaded]
         lines += ["", *table(("MODEL", "STATE", "SIZE", "INSTANCE"), rows)]
+    without = degraded_lines(now.workers)
+    if without:
+        lines += ["", *(f"! {line}" for line in without)]
     if height is not None and len(lines) > height:
         hidden = len(lines) - height + 1
         lines = [*lines[: height - 1], f"… {hidden} more lines; a taller window shows them"]

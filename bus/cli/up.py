@@ -26,8 +26,10 @@ from bus.client import Client
 from bus.keys import Keys, UnusableKey
 from bus.needs import in_words, needs_of, service_of
 from bus.needs import missing as needed_and_missing
+from bus.readiness import say_ready
 from bus.reminder import Reminder
 from bus.settings import Need, Settings, SettingsError, child_environment, parse_services
+from bus.state import enter
 from bus.supervisor import STOP_SIGNALS, describe_status, die_with_parent
 from schemas.bodies.control import BusWorkers, WorkerList
 from schemas.bodies.gateway import GatewayPorts, PortInfo, PortList
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Start, say when everything is ready, and wait for the end."""
     settings = settings_from(args)
     names = _chosen(settings, args.only)
+    enter(settings.home_path)
     if "broker" in names:
         _check_ports(settings)
     _check_key(settings, names)
@@ -181,7 +184,7 @@ class _Run:
         procfile = clone.procfile(self._settings.machine.name)
         environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "honcho", "-f", str(procfile), "-e", os.devnull, "start", *self._names),
+            *(sys.executable, "-P", "-m", "bus.procfile", "-f", str(procfile), "-e", os.devnull, "start", *self._names),
             env=environment,
             process_group=0,
             preexec_fn=die_with_parent(signal.SIGTERM),
@@ -200,7 +203,7 @@ class _Run:
     def _explain_end(self, status: int) -> int:
         why = {
             exits.GAVE_UP: "a service kept dying and was given up; its last lines are above",
-            exits.CONFIGURATION: "the settings are wrong; the line above says which",
+            exits.CONFIGURATION: "the settings or the home cannot be used; the line above says why",
         }.get(status, f"honcho {describe_status(status)}")
         say(f"everything has stopped: {why}")
         return status if status in (exits.GAVE_UP, exits.CONFIGURATION) else exits.FAILED
@@ -224,6 +227,7 @@ class _Run:
                 await asyncio.sleep(_LOOK_EVERY_S)
             edges = edge_lines(await self._edge_ports(client))
         self._print_ready(edges)
+        say_ready()
 
     async def _look(self, client: Client) -> tuple[dict[str, str], list[str]]:
         """Names that are not ready, with the reason; and what is missing on other machines, in words."""

@@ -24,7 +24,7 @@ deaths in a row.
 exit codes:
     0  stopped by SIGTERM or Ctrl-C
   {exits.GAVE_UP:>3}  given up
-  {exits.CONFIGURATION:>3}  the settings are wrong"""
+  {exits.CONFIGURATION:>3}  the settings are wrong, or the home cannot be used"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -172,6 +172,23 @@ def test_child_killed_with_9_comes_back_and_a_stop_ends_both(make_toy: Callable[
     assert said.count("serving") == 2
 
 
+def test_a_child_is_told_how_often_it_was_started_again(make_toy: Callable[..., Toy]) -> None:
+    """It tells so in its figures; what it starts in turn does not take that for its own."""
+    toy = make_toy(
+        "from bus.settings import child_environment, restarts_of_process\n"
+        "print(f'restarts {restarts_of_process()}', file=open('restarts', 'a'))\n"
+        "assert 'OLYMPUS_RESTARTS' not in child_environment(None, {})\n"
+        "if restarts_of_process() < 2:\n"
+        "    raise SystemExit(1)\n" + SERVE
+    )
+    supervisor = toy.supervise()
+    toy.wait_for_child()
+    supervisor.terminate()
+    supervisor.communicate(timeout=TIMEOUT_S)
+
+    assert (toy.folder / "restarts").read_text().split("\n") == ["restarts 0", "restarts 1", "restarts 2", ""]
+
+
 def test_interrupt_stops_in_good_order(make_toy: Callable[..., Toy]) -> None:
     """Ctrl-C on a supervisor run by hand is a stop like any other."""
     toy = make_toy()

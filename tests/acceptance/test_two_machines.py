@@ -148,6 +148,7 @@ def test_machines_find_each_other_in_any_order_and_after_a_restart(make: Make) -
         **{f"rest.{name}_port": 0 for name in ("memory", "models", "learning")},
         **{f"rest.{name}_health_port": 0 for name in ("memory", "models", "learning")},
         "rest.host": "127.0.0.1",
+        "exporter.port": 0,
         "legacy.enabled": "false",
     }
     flags = tuple(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
@@ -166,7 +167,7 @@ def test_machines_find_each_other_in_any_order_and_after_a_restart(make: Make) -
     main.olympus("keys", "trust", "pc2", public["pc2"])
     second.hears("the broker is there")
     second.hears("Olympus is ready: memory, gateway")
-    main.hears("Olympus is ready: broker, resources, models, learning, gateway")
+    main.hears("Olympus is ready: broker, resources, models, learning, gateway, errors, exporter")
 
     main.olympus("req", "memory.remember", '{"key": "from-main", "value": "1"}')
     second.olympus("req", "memory.remember", '{"key": "from-pc2", "value": "2"}')

@@ -53,6 +53,7 @@ from schemas.errors import (
     Unauthenticated,
     Unprocessable,
 )
+from workers.errors.audit import AuditLog
 from workers.memory.accounts.accounts import Accounts
 from workers.memory.accounts.handlers import register as register_accounts
 from workers.memory.clock import Now
@@ -824,3 +825,58 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_is_sent(
 
     assert app.main(["auth", *words]) == exits.USAGE
     assert says in capsys.readouterr().err
+
+
+async def test_sign_ins_and_changes_of_users_stand_in_the_audit_log_without_a_secret(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Good and bad ones with their address, stolen tokens, revocations; the command lists them and checks the chain."""
+    async with serve_broker() as settings, house(settings) as here:
+        service = Worker("error", here.settings)
+        log = AuditLog(here.settings, service)
+        log.handle()
+        await service.start(10)
+        await log.start()
+        try:
+            ada = await here.add("ada", admin=True)
+            with pytest.raises(Unauthenticated):
+                await here.sign_in("ada", "a wrong one", source="http 192.0.2.7")
+            await here.client.request("auth.refresh", Refresh(refresh_token=ada.refresh_token))
+            with pytest.raises(Unauthenticated):
+                await here.client.request("auth.refresh", Refresh(refresh_token=ada.refresh_token))
+            again = await here.sign_in("ada")
+            await here.ask("auth.keys.rotate", KeyRotate(revoke=False), again.access_token)
+            await here.ask("auth.user.update", UserUpdate(user_id="ada", password="yet another"), here.admin["token"])
+            terminal = Terminal(here, monkeypatch, capsys)
+            async with asyncio.timeout(10):
+                while True:
+                    assert await terminal.run("audit", "list", "--json") == exits.OK
+                    lines = json.loads(terminal.out)["entries"][::-1]
+                    if len(lines) >= 8:
+                        break
+            assert await terminal.run("audit", "list", "--kind", "sign_in", "--outcome", "unauthenticated") == exits.OK
+            table = terminal.out
+            assert await terminal.run("audit", "verify") == exits.OK
+            noted = terminal.out.strip()
+            assert await terminal.run("audit", "verify", "--noted", noted) == exits.OK
+            assert await terminal.run("audit", "verify", "--noted", f"{noted[:-1]}x") == exits.USAGE
+            kept = log.path.read_bytes()
+        finally:
+            await log.stop()
+            await service.stop(0)
+
+    told = [(line["actor"], line["action"], line["outcome"], line["address"]) for line in lines]
+    assert told == [
+        ("local", "auth.user.add", "ok", ""),
+        ("ada", "auth.login", "ok", ""),
+        ("ada", "auth.login", "unauthenticated", "http 192.0.2.7"),
+        ("ada", "auth.refresh", "ok", ""),
+        ("local", "auth.refresh", "unauthenticated", ""),
+        ("ada", "auth.login", "ok", ""),
+        ("ada", "auth.keys.rotate", "ok", ""),
+        ("local", "auth.user.update", "ok", ""),
+    ]
+    assert "http 192.0.2.7" in table and table.count("auth.") == 2
+    assert not any(line["request_id"] for line in lines if line["action"] in ("auth.login", "auth.refresh"))
+    for secret in (PASSWORD, "a wrong one", "yet another", ada.refresh_token, again.access_token):
+        assert secret.encode() not in kept

@@ -12,13 +12,16 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from broker.server import Broker
 from bus import transport, zmtp
 from bus.client import Client
+from bus.machine import rss_bytes
 from bus.settings import Settings
 from bus.transport import AddressInUse
-from bus.worker import Call, Worker, rss_bytes
+from bus.worker import Call, Worker
 from schemas.bodies.control import Ready
 from schemas.envelope import Buffer, Kind, decode, encode, encode_raw, new_id
 from schemas.errors import BusError, DeadlineExceeded, TooLarge
@@ -380,6 +383,47 @@ async def test_worker_that_answers_nonsense_harms_only_its_own_requests(serve_br
                     frames = await caller.arrived.get()
                 assert frames[0] in (b"error", b"ok")
         await works(client)
+
+
+async def test_headers_that_grow_over_the_limit_on_their_way_take_no_credit(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker adds some of its own: what no worker could read then is refused, or answered by the worker."""
+    async with serve_broker() as settings:
+        worker = Worker("test", settings, capacity=2)
+
+        async def echo(request: Any, call: Call) -> Any:
+            return request
+
+        worker.handle("test.echo", echo)
+        await worker.start(10)
+        context = zmq.asyncio.Context()
+        try:
+            req = context.socket(zmq.REQ)
+            req.linger = 0
+            req.connect(f"tcp://127.0.0.1:{settings.bus.request_port}")
+            heard = []
+            for size in (8_100, 8_180, 8_184, 8_186, 8_186, 9_000, 100):
+                headers = msgspec.msgpack.encode({"x": "y" * size})
+                for frames in (
+                    [b"test.echo", msgspec.msgpack.encode({}), headers],
+                    [msgspec.msgpack.encode({"subject": "test.echo", "body": {}, "headers": {"x": "y" * size}})],
+                ):
+                    await req.send_multipart(frames)
+                    async with asyncio.timeout(10):
+                        answer = b"".join(await req.recv_multipart())
+                    heard.append(b"too_large" if b"too_large" in answer else b"ok")
+            told: list[list[Buffer]] = []
+            monkeypatch.setattr(worker, "_send", told.append)
+            id = new_id()
+            worker._on_messages([encode(Kind.REQUEST, id, "test.echo", 0, {"x": "y" * 9_000})])
+            monkeypatch.undo()
+        finally:
+            context.destroy(0)
+            await worker.stop(0)
+
+    assert heard == [b"ok"] * 2 + [b"too_large"] * 10 + [b"ok"] * 2
+    assert [(decode(frames).kind, decode(frames).id) for frames in told] == [(Kind.ERROR, id)]
 
 
 async def test_subscriptions_outside_the_grammar_cost_nothing(serve_broker: Serve) -> None:

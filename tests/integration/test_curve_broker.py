@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,52 +21,12 @@ from broker.server import Broker
 from bus import transport, z85
 from bus.client import BrokerUnreachable, Client
 from bus.curve import CurveClient, KeyPair, fingerprint, key_pair
-from bus.keys import Keys
-from bus.settings import Settings, load_settings
+from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.envelope import Buffer
-from tests.conftest import settings_of
+from tests.curve_house import house_of
 
 TIMEOUT_S = 10.0
-
-
-class House(NamedTuple):
-    """A broker on 127.0.0.1 in clear and on 127.0.0.2 encrypted; what a machine there and one elsewhere would set."""
-
-    here: Settings
-    elsewhere: Settings
-    keys: Keys
-    keys_elsewhere: Keys
-
-
-@asynccontextmanager
-async def house_of(settings: Settings, tmp_path: Path, *, is_traded: bool = True) -> AsyncIterator[House]:
-    """Both machines have keys; with `is_traded` each trusts the other's."""
-    listening = msgspec.structs.replace(settings, bus=msgspec.structs.replace(settings.bus, listen=("127.0.0.2",)))
-    keys = Keys(settings)
-    public = keys.make().public
-    running = Broker(listening)
-    await running.start()
-    try:
-        here = settings_of(running)
-        ports = {f"bus.{name}_port": port for name, port in running.ports._asdict().items()}
-        elsewhere = load_settings(
-            None,
-            {
-                **ports,
-                "home": str(tmp_path / "elsewhere"),
-                "machine.addresses": "mainpc=127.0.0.2",
-                "bus.host": "mainpc",
-                "bus.server_key": "mainpc",
-            },
-        )
-        house = House(here, elsewhere, keys, Keys(elsewhere))
-        if is_traded:
-            keys.trust("pc2", house.keys_elsewhere.make().public)
-            house.keys_elsewhere.trust("mainpc", public)
-        yield house
-    finally:
-        await running.stop()
 
 
 async def echo(request: Any, call: Call) -> Any:

@@ -685,7 +685,7 @@ async def test_a_storm_of_answers_is_bounded_and_what_was_dropped_is_told(
                 await at.client.publish("model.answered", event)
 
             async def has_dropped() -> bool:
-                return at.detection.exchanges._dropped > 300
+                return at.detection.exchanges.dropped > 300
 
             await until(has_dropped, "answers are dropped")
             assert at.detection.exchanges._waiting_bytes <= 20_000
@@ -695,10 +695,10 @@ async def test_a_storm_of_answers_is_bounded_and_what_was_dropped_is_told(
 
         async def is_all_accounted_for() -> bool:
             kept = (await at.ask("exchange.list", ExchangeList(model=MODEL, limit=1_000))).exchanges
-            return len(kept) + at.detection.exchanges._dropped == 500
+            return len(kept) + at.detection.exchanges.dropped == 500
 
         await until(is_all_accounted_for, "every answer is kept or counted")
-        dropped = at.detection.exchanges._dropped
+        dropped = at.detection.exchanges.dropped
     said = [record for record in caplog.records if getattr(record, "action", "") == "learning.dropped"]
     assert sum(getattr(record, "count", 0) for record in said) == dropped > 0
 

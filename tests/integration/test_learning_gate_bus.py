@@ -270,6 +270,7 @@ async def test_a_good_adapter_passes_and_its_verdict_is_kept_shown_and_told(serv
         assert phases[-1].done == phases[-1].total == 2 * 740
         assert [event.subject for event in events] == ["learning.gate.passed"]
         assert await stage.gate.verdict_of("good") == result
+        assert stage.gate.decided == {"passed": 1, "failed": 0}
 
         shown = await stage.request("learning.gate.show", bodies.GateShow(job_id="good", limit=3))
         assert shown.result == result

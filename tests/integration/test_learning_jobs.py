@@ -247,6 +247,7 @@ class FakeTrainer:
                     learning_rate=1e-3,
                     grad_norm=1.0,
                     tokens_per_s=10.0,
+                    tokens=5,
                     eta_s=1.0,
                     memory_bytes=1,
                     seq_length=8,
@@ -427,6 +428,8 @@ async def test_a_job_goes_from_its_dataset_to_a_promoted_adapter(
             info = await home.start()
 
             assert (info.state, info.verdict, info.adapter) == ("promoted", "passed", "facts-0123")
+            assert home.training.tally.ended == {"finished": 1, "failed": 0, "stopped": 0}
+            assert (home.training.tally.tokens, home.training.progress()) == (30, None)
             assert info.power == "a gain of 10 points would be seen"
             assert info.config["learning_rate"] == 1e-3 and info.attempts == 1
             shown = await home.ask("training.log", bodies.TrainingLog(job_id="j1", points=3))

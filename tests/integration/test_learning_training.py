@@ -96,6 +96,7 @@ def test_adapter_folder_holds_safetensors_and_no_pickle(undisturbed: tuple[Finis
     progress = of_kind(said, Progress)
     assert progress[-1].step == 7
     assert progress[-1].tokens_per_s > 0
+    assert all(one.tokens > 0 for one in progress)
     assert progress[-1].memory_bytes > 100 * 2**20
     assert len(list_checkpoints(folder / "checkpoints")) == 2
 

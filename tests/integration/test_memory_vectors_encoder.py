@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from bus.metrics import Figures
+from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED
 from tests.vectors_bench import TINY_TOKENS, cosine, needs_model, tiny_model, until
 from workers.memory.vectors import encoder as encoder_module
 from workers.memory.vectors.encoder import ProcessEncoder
@@ -63,7 +65,8 @@ async def test_vectors_are_the_models_in_the_order_of_the_texts(tmp_path: Path) 
     pytest.importorskip("onnx")
     folder = tiny_model(tmp_path / "model")
     plain = plain_vectors(folder, TEXTS)
-    async with opened(folder, tmp_path / "cache") as encoder:
+    figures = Figures()
+    async with opened(folder, tmp_path / "cache", figures=figures) as encoder:
         vectors = await encoder.encode(TEXTS * 40)
 
         assert len(vectors) == 240
@@ -72,6 +75,9 @@ async def test_vectors_are_the_models_in_the_order_of_the_texts(tmp_path: Path) 
             assert cosine(vector, plain[number % len(TEXTS)]) > 0.9
         assert encoder.dimension == 32
         assert await encoder.encode([]) == []
+    told = figures.series()
+    assert told[MEMORY_ENCODED.name][0].value == 240
+    assert sum(told[MEMORY_ENCODE_SECONDS.name][0].counts) == 1
 
 
 async def test_same_query_always_has_the_same_vector(tmp_path: Path) -> None:

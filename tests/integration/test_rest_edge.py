@@ -322,7 +322,7 @@ async def test_a_caller_who_hangs_up_takes_the_request_back(serve_broker: Serve,
 
         await asyncio.wait_for(cancelled.wait(), WITHIN_S)
         await writer.wait_closed()
-        assert 'rest_requests_abandoned_total{service="memory"} 1.0' in (await house.ask("GET", "/metrics")).text
+        assert 'olympus_rest_requests_abandoned_total{api="memory"} 1.0' in (await house.ask("GET", "/metrics")).text
 
 
 async def test_a_quiet_stream_is_kept_awake(serve_broker: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -679,7 +679,7 @@ async def test_pages_tell_what_a_port_answers_and_how_it_is(serve_broker: Serve)
         await house.ask("GET", "/kv/very-secret-key")
         await house.ask("GET", "/made/up/by/somebody")
         counted = (await house.ask("GET", "/metrics")).text
-        assert 'rest_requests_total{method="GET",route="/kv/{key}",service="memory",status="404"} 1.0' in counted
+        assert 'olympus_rest_requests_total{api="memory",method="GET",route="/kv/{key}",status="404"} 1.0' in counted
         assert 'route="unknown"' in counted
         assert "secret" not in counted and "somebody" not in counted
         page = (await house.ask("GET", "/docs")).text
@@ -712,20 +712,27 @@ async def test_health_names_what_is_missing_within_a_second(serve_broker: Serve)
 
 
 async def test_degraded_memory_is_degraded_and_still_serves(serve_broker: Serve) -> None:
-    """What the service says of itself is the reason."""
+    """What the service does without is named with the reason, on the ports of whoever needs that service."""
 
-    async def stats(request: Any, call: Call) -> Any:
-        none = {"namespaces": [], "database_bytes": 0, "vectors": 0, "waiting": 0, "encoder": "", "encoder_state": ""}
-        return {**none, "vector_engine": "", "hot_tier": "", "schema_version": 1, "degraded": ["no encoder"]}
+    async def get(request: Any, call: Call) -> None:
+        pass
 
     async with serve_broker() as settings, rest_house(settings) as house:
         worker = Worker("memory", settings)
-        worker.handle("memory.stats", stats)
+        worker.handle("memory.kv.get", get)
+        worker.degraded_by(lambda: {"encoder": "its model is missing"})
         await worker.start(10)
         try:
-            report = await house.ask("GET", "/health")
-            assert (report.status_code, report.json()["status"]) == (200, "degraded")
-            assert report.json()["dependencies"]["memory"] == {"status": "degraded", "reason": "no encoder"}
+            async with asyncio.timeout(WITHIN_S):
+                # With its first heartbeat.
+                while (await house.ask("GET", "/health")).json()["status"] == "ok":
+                    await asyncio.sleep(0.1)
+            for api, status, code in (("memory", "degraded", 200), ("learning", "failing", 503)):
+                report = await house.ask("GET", "/health", api)
+                assert (report.status_code, report.json()["status"]) == (code, status)
+                found = report.json()["dependencies"]
+                assert found["memory"] == {"status": "ok", "reason": ""}
+                assert found["memory.encoder"] == {"status": "degraded", "reason": "its model is missing"}
         finally:
             await worker.stop(drain_s=0)
 

@@ -114,14 +114,17 @@ async def test_worker_that_serves_nothing_says_so_at_once(settings: Settings) ->
         await Worker("test", settings).start(TIMEOUT_S)
 
 
-async def test_worker_that_is_sent_away_hears_why_and_waits_longer_each_time(
+async def test_worker_that_is_sent_away_says_why_once_and_waits_longer_each_time(
     serve_broker: Serve, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another version may register in a way that this broker does not take; both logs stay readable."""
     waits: list[float] = []
+    has_come_often = asyncio.Event()
 
     def waiting(low: float, high: float) -> float:
         waits.append(high)
+        if len(waits) >= 3:
+            has_come_often.set()
         return 0.0
 
     monkeypatch.setattr(random, "uniform", waiting)
@@ -131,11 +134,14 @@ async def test_worker_that_is_sent_away_hears_why_and_waits_longer_each_time(
         monkeypatch.setattr(runtime, "Ready", lambda **fields: Ready(**{**fields, "subjects": []}))
         starting = asyncio.ensure_future(worker.start(TIMEOUT_S))
         try:
-            for _ in range(3):
-                refused = await heard.next("worker.refused")
-                assert refused["reason"] == "a worker must serve at least one subject"
+            refused = await heard.next("worker.refused")
+            async with asyncio.timeout(TIMEOUT_S):
+                await has_come_often.wait()
         finally:
             starting.cancel()
             await worker.stop(0)
 
-    assert waits[:2] == [0.02, 0.04]
+    assert refused["reason"] == "a worker must serve at least one subject"
+    assert waits[:3] == [0.02, 0.04, 0.08]
+    again = [heard.records.get_nowait() for _ in range(heard.records.qsize())]
+    assert not [record for record in again if record.__dict__.get("action") == "worker.refused"]

@@ -51,7 +51,8 @@ def test_trusted_machine_is_listed_with_its_fingerprint_until_untrusted(capsys: 
     assert fingerprint(public) in talk
 
     listed = json.loads(said(capsys, "list", "--json")[0])
-    assert listed["trusted"] == [{"name": "pc2", "public_key": key, "fingerprint": fingerprint(public)}]
+    expected = {"name": "pc2", "public_key": key, "fingerprint": fingerprint(public), "allowed": None, "problem": ""}
+    assert listed["trusted"] == [expected]
     assert listed["public_key"] == said(capsys, "export")[0].strip()
     assert f"pc2             {key}" in said(capsys, "list")[0]
 

@@ -14,6 +14,9 @@ from schemas import catalog
 from schemas.bodies.control import BrokerStats, LoggedEvent, ServiceInfo, SubscriberStats, WorkerInfo
 from schemas.bodies.model import ModelInfo
 
+# Services of the catalogue beside memory and the broker's own, in its order.
+OTHERS = ["model", "resource", "learning", "error", "exporter", "gateway"]
+
 
 def service(name: str = "memory", **more: Any) -> ServiceInfo:
     """A service that serves all of its part of the catalogue."""
@@ -68,16 +71,16 @@ def test_services_of_the_catalogue_that_nobody_serves_are_not_running() -> None:
     """The broker's own services are never listed so."""
     services = [service("memory")]
 
-    assert status.not_running(services) == ["model", "resource", "learning", "gateway"]
+    assert status.not_running(services) == OTHERS
     names = [line.split("  ")[0] for line in status.service_lines(services)[1:]]
-    assert names == ["memory", "model", "resource", "learning", "gateway"]
+    assert names == ["memory", *OTHERS]
     assert "not running" in status.service_lines(services)[2]
 
 
 def test_a_service_that_serves_only_a_part_is_told() -> None:
     """A missing operation is named; the service counts as running."""
     partly = service("model", subjects=["model.list", "model.c*", "model.chat@demo"])
-    services = [service("memory"), partly, service("resource"), service("learning"), service("gateway")]
+    services = [service("memory"), partly, *(service(name) for name in OTHERS if name != "model")]
 
     found = status.problems(services, [], stats())
 
@@ -90,7 +93,7 @@ def test_a_service_that_serves_only_a_part_is_told() -> None:
 def test_one_look_names_everything_that_is_wrong() -> None:
     """Backlog, stalled loop, slow subscriber, failed log and dead letters each get a sentence."""
     slow = SubscriberStats(peer="1.2.3.4:5", patterns=["memory.>"], delivered=1, dropped=3, pending_bytes=0)
-    others = [service("model"), service("resource"), service("learning"), service("gateway")]
+    others = [service(name) for name in OTHERS]
     services = [service("memory", queued=9, in_flight=256), *others]
 
     found = status.problems(
@@ -106,6 +109,18 @@ def sample(at: float, **more: Any) -> top.Sample:
     """A look at a bus with one service and one worker."""
     plain: dict[str, Any] = {"stats": stats(), "services": [service()], "workers": [worker()], "models": None}
     return top.Sample(at=at, **{**plain, **more})
+
+
+def test_what_a_worker_does_without_is_named_with_the_reason() -> None:
+    """By status among what is wrong and by top below its tables, in one line that cannot drive a terminal."""
+    limping = worker(degraded={"encoder": "no model\n\x1b[2J in models/"})
+
+    wrong = status.problems([service(name) for name in ("memory", *OTHERS)], [limping], stats())
+    shown = top.frame(sample(1.0, workers=[limping]), None, None, None)
+
+    line = next(line for line in wrong if "encoder" in line)
+    assert line == "memory pc-1-4711: encoder: no model \\x1b[2J in models/"
+    assert shown[-1] == f"! {line}"
 
 
 def test_rates_are_differences_of_counters_over_time() -> None:
@@ -154,16 +169,14 @@ def test_a_frame_stays_within_the_terminal(width: int, height: int) -> None:
 
 
 def test_noise_is_hidden_unless_asked_for() -> None:
-    """`>` leaves out bus.stats and traces; naming them brings them back; --ignore takes out more."""
+    """`>` leaves out bus.stats, traces and figures; naming them brings them back; --ignore takes out more."""
     everything = tap.subject_filter([">"], [])
     bus = tap.subject_filter(["bus.>"], ["bus.worker.*"])
     traces = tap.subject_filter(["bus.trace.>"], [])
 
-    assert [everything(subject) for subject in ("memory.changed.kv", "bus.stats", "bus.trace.final")] == [
-        True,
-        False,
-        False,
-    ]
+    shown = [everything(subject) for subject in ("memory.changed.kv", "bus.stats", "bus.trace.final", "metrics.bus")]
+    assert shown == [True, False, False, False]
+    assert tap.subject_filter(["metrics.>"], [])("metrics.bus")
     assert [bus(subject) for subject in ("bus.stats", "bus.worker.joined", "bus.trace.final")] == [True, False, False]
     assert traces("bus.trace.final")
     assert not traces("memory.changed.kv")
@@ -196,7 +209,7 @@ def test_an_exchange_line_tells_time_outcome_bytes_and_worker() -> None:
     waiting = Exchange(id="2", subject="memory.kv.get", at=0, request_bytes=9)
 
     assert "0.50 ms  ok                 9 B -> 70 B  m/1" in tap.exchange_line(done, None)
-    assert tap.exchange_line(waiting, None).endswith("unanswered         9 B")
+    assert "unanswered         9 B" in tap.exchange_line(waiting, None)
 
 
 @pytest.mark.parametrize(

@@ -470,7 +470,7 @@ class CoreLife(RuleBasedStateMachine):
         for id, pending in core._pending.items():
             places = [id in queued, pending.worker is not None, id in core._retries, id in core._held]
             assert sum(places) == 1, f"{pending.message.subject} is in {places}"
-        assert core._parked_bytes == sum(message.size_bytes for _, message in core._parked.values())
+        assert core._parked_bytes == sum(message.size_bytes for _, message, _ in core._parked.values())
 
     def teardown(self) -> None:
         """Everybody comes back and answers, and time passes: then all is answered, and nothing is left behind."""

@@ -288,6 +288,7 @@ async def test_promotion_rollback_and_what_served_before(house: Any, tmp_path: P
         with pytest.raises(Conflict, match="no learned adapter"):
             await one.promotion.rollback(Rollback())
         assert [subject for subject, _ in one.told] == ["learning.promoted"] * 2 + ["learning.rolled_back"] * 2
+        assert (one.promotion.promotions, one.promotion.rollbacks) == (2, 2)
 
 
 async def test_a_worse_canary_is_taken_back_and_a_good_one_becomes_the_champion(house: Any, tmp_path: Path) -> None:

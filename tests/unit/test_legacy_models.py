@@ -104,6 +104,7 @@ class StubHouse:
         self.started_at = time.time()
         self._state: Any = None
         self.published: list[bytes] = []
+        self.outcomes: list[str] = []
 
     async def ask(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         self.asked.append((subject, body))
@@ -122,6 +123,9 @@ class StubHouse:
 
     def requests_of(self, name: str) -> int:
         return 7
+
+    def note(self, name: str, outcome: str) -> None:
+        self.outcomes.append(outcome)
 
     def on_failure(self, agent: Agent, error: Exception) -> None:
         raise error

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from bus.metrics import Figures
 from schemas.errors import Conflict, Internal
+from schemas.metrics import MEMORY_COMMIT_SECONDS, MEMORY_COMMITS, MEMORY_WRITES, MEMORY_WRITES_WAITING
 from workers.memory.connection import Connection
 from workers.memory.database import MAX_BATCH, Database
 from workers.memory.migrations import Migration, load_migrations
@@ -30,11 +32,17 @@ PROBE = Migration(
 
 @asynccontextmanager
 async def opened(
-    path: Path, *, committed: list[Event] | None = None, migrations: Sequence[Migration] | None = None
+    path: Path,
+    *,
+    committed: list[Event] | None = None,
+    migrations: Sequence[Migration] | None = None,
+    figures: Figures | None = None,
 ) -> AsyncIterator[Database]:
     """The database at `path`; `committed` gathers what it reports."""
     heard = [] if committed is None else committed
-    database = await Database.open(path, readers=2, now=lambda: 100.0, on_committed=heard.extend, migrations=migrations)
+    database = await Database.open(
+        path, readers=2, now=lambda: 100.0, on_committed=heard.extend, migrations=migrations, figures=figures
+    )
     try:
         yield database
     finally:
@@ -75,6 +83,32 @@ async def test_a_write_is_on_file_before_it_is_answered(tmp_path: Path) -> None:
         assert await database.write(insert("a")) == "a"
 
         assert stored_keys(path) == ["a"]
+
+
+async def test_commits_are_counted_and_what_keeps_the_disk_from_taking_writes_is_said_until_it_is_over(
+    tmp_path: Path,
+) -> None:
+    """A write that is refused for itself is no problem of the database; one that nobody could do better is."""
+    figures = Figures()
+    async with opened(tmp_path / "memory.db", figures=figures) as database:
+        await asyncio.gather(*(database.write(insert(key)) for key in "abc"))
+        with pytest.raises(Conflict):
+            await database.write(insert("d", failure=Conflict("no")))
+        told = figures.series()
+        assert told[MEMORY_WRITES.name][0].value == 4
+        assert told[MEMORY_COMMITS.name][0].value == sum(told[MEMORY_COMMIT_SECONDS.name][0].counts) < 4
+        assert told[MEMORY_WRITES_WAITING.name][0].value == 0
+        assert database.problem == ""
+
+        await database.exclusively(lambda connection: connection.execute("PRAGMA query_only = ON").close())
+        with pytest.raises(Internal):
+            await database.write(insert("e"))
+        assert "check the permissions" in database.problem
+        assert figures.series()[MEMORY_WRITES.name][0].value == 4
+
+        await database.exclusively(lambda connection: connection.execute("PRAGMA query_only = OFF").close())
+        await database.write(insert("e"))
+        assert database.problem == ""
 
 
 async def test_a_failing_write_leaves_its_neighbours_in_the_batch_alone(tmp_path: Path) -> None:

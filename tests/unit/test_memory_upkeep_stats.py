@@ -73,7 +73,7 @@ async def test_counting_reads_indexes_and_no_values(tmp_path: Path) -> None:
     """However large the values are: every table is counted along an index that begins with the namespace."""
     records = await Records.open(tmp_path / "memory.db", readers=1, on_committed=lambda events: None)
     try:
-        for table in stats._TABLES.values():
+        for table in stats.TABLES.values():
             plan = await records.read(
                 lambda raw, table=table: raw.execute(  # type: ignore[misc]
                     f"EXPLAIN QUERY PLAN SELECT ns, count(*) FROM {table} GROUP BY ns ORDER BY ns"

@@ -10,9 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from bus.metrics import Figures
 from schemas.errors import Conflict, DeadlineExceeded, Overloaded, Unprocessable, Unsupported, WorkerLost
+from schemas.metrics import MODEL_LOADS, MODEL_PRELOADS, MODEL_UNLOADS
 from workers.models import decisions as core
 from workers.models import scheduler
+from workers.models.figures import LoadFigures
 from workers.models.scheduler import Scheduler
 
 
@@ -174,6 +177,41 @@ def test_the_least_recently_used_idle_model_makes_room() -> None:
     evicted = next(e for e in of(core.Announce, effects) if e.what == "evicted")
     assert evicted.model == "a"
     assert "make room for c" in evicted.reason
+
+
+def test_what_becomes_of_models_is_counted_by_why() -> None:
+    """Room, idleness, a request and a crash take models out of memory; what fails to load was never there."""
+    bench, figures = Bench(max_loaded=1), Figures()
+    counted = LoadFigures(figures)
+
+    room = bench.load("a", keep_alive_s=60.0)
+    bench.ask("b")
+    (loading,) = (effect.runner for effect in bench.send(core.Exited(room, "0")) if isinstance(effect, core.Load))
+    bench.send(core.LoadFailed(loading, Unprocessable("no model")))
+    bench.send(core.Exited(loading, "9"))
+    idle = bench.load("c", keep_alive_s=60.0)
+    bench.pass_time(60.0)
+    bench.send(core.Exited(idle, "0"))
+    asked = bench.load("d")
+    bench.send(core.UnloadAsked(request=99, model="d", is_forced=False))
+    bench.send(core.Exited(asked, "0"))
+    died = bench.load("e")
+    bench.send(core.Exited(died, "signal 11"))
+    predicted = one(core.Load, bench.expect(("f", 0.9))).runner
+    bench.ask("g")
+    bench.send(core.Exited(predicted, "9"))
+    for effect in bench.effects:
+        if isinstance(effect, core.Announce):
+            counted.on_announce(effect)
+
+    told = {
+        name: {one.labels[0]: one.value for one in series if one.labels} for name, series in figures.series().items()
+    }
+    assert told[MODEL_UNLOADS.name] == {"room": 1, "idle": 1, "asked": 1, "crash": 1}
+    assert told[MODEL_LOADS.name] == {"ok": 4, "failed": 1}
+    assert told[MODEL_PRELOADS.name] == {"hit": 0, "wasted": 0, "cancelled": 1}
+    # The request for g, whose load has begun.
+    assert bench.scheduler.waiting() == 1
 
 
 def test_a_model_in_use_is_never_evicted_and_the_caller_is_told_who_is() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import schemathesis
 
+from bus.metrics import Figures
 from bus.settings import SettingsError, load_settings
 from schemas import catalog
 from workers.gateway.rest.docs_page import page
@@ -150,13 +151,15 @@ def test_the_worst_dependency_is_the_state_of_the_whole() -> None:
 
 def test_counters_are_kept_by_route_and_made_up_methods_share_one_label() -> None:
     """Nobody can fill the memory with names of their own."""
-    metrics = Metrics(lambda: 3)
+    metrics = Metrics(Figures(), lambda: 3, SERVICES)
     metrics.in_flight = 2
     for method in ("GET", "PROPFIND", "MKCOL"):
         metrics.answered("memory", method, "/kv/{key}", 200, 0.003)
     text = metrics.text().decode()
 
-    assert 'rest_requests_total{method="GET",route="/kv/{key}",service="memory",status="200"} 1.0' in text
-    assert 'rest_requests_total{method="unknown",route="/kv/{key}",service="memory",status="200"} 2.0' in text
-    assert 'rest_request_seconds_bucket{le="0.005",method="GET",route="/kv/{key}",service="memory"} 1.0' in text
-    assert "rest_connections 3.0" in text and "rest_requests_in_flight 2.0" in text
+    assert 'olympus_rest_requests_total{api="memory",method="GET",route="/kv/{key}",status="200"} 1.0' in text
+    assert 'olympus_rest_requests_total{api="memory",method="unknown",route="/kv/{key}",status="200"} 2.0' in text
+    named = 'olympus_rest_request_duration_seconds_bucket{api="memory",method="GET",route="/kv/{key}",le="0.005"} 1'
+    assert named in text
+    assert 'olympus_rest_requests_abandoned_total{api="learning"} 0.0' in text
+    assert "olympus_rest_connections 3.0" in text and "olympus_rest_requests_in_flight 2.0" in text

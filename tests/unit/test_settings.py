@@ -391,6 +391,6 @@ def test_every_setting_is_read_somewhere() -> None:
     unread = [key.name for key in every_key() if not re.search(rf"\.{key.name.rpartition('.')[2]}\b", code)]
 
     # These are read by the settings themselves, and by names that are made of a service's.
-    own = {"home", "bus.insecure", "legacy.insecure", "machine.addresses", "rest.insecure"}
+    own = {"home", "bus.insecure", "exporter.insecure", "legacy.insecure", "machine.addresses", "rest.insecure"}
     ports = {f"rest.{service}_{kind}" for service in Settings().rest.services for kind in ("port", "health_port")}
     assert set(unread) - own - ports == set()

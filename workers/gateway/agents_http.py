@@ -41,10 +41,13 @@ def _answering(agent: Agent, route: HttpRoute, house: House) -> Handler:
         try:
             body = await request.json() if request.method == "POST" else None
             status, value = await route.handle(HttpAsk(dict(request.query), body), house)
+            house.note(agent.name, "ok" if status < 400 else "failed")
             return json_response(value, status)
         except Refused as refused:
+            house.note(agent.name, "failed")
             return json_response(agent.failure(refused.text, **refused.extra), 400)
         except BusError as error:
+            house.note(agent.name, "failed")
             return json_response(agent.failure(error.message, code=error.code), error.http_status)
 
     return answer

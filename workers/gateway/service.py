@@ -9,10 +9,12 @@ from typing import Final
 import msgspec
 
 from bus.client import Client
+from bus.metrics import only
 from bus.serving import serve_until_told
 from bus.settings import Settings
 from bus.worker import Call, Worker
 from schemas.bodies.gateway import GatewayPorts, PortInfo, PortList
+from schemas.metrics import LEGACY_CONNECTIONS, LEGACY_PORTS, LEGACY_REQUESTS
 from workers.gateway.agents_http import serve_agents
 from workers.gateway.caller import StandIn
 from workers.gateway.legacy.agent import Agent
@@ -30,6 +32,9 @@ log = logging.getLogger("olympus.gateway")
 
 # Of the time to leave, kept for leaving the bus.
 _LEAVE_S: Final = 0.5
+
+# Ports that could not be bound and are named, at most.
+_PORTS_NAMED: Final = 5
 
 
 class Gateway:
@@ -54,7 +59,7 @@ class Gateway:
             self._legacy = LegacyEdge(self.house, mine)
             rest, moved = move_health(settings, mine)
         self._moved = moved
-        self._rest = RestEdge(msgspec.structs.replace(settings, rest=rest), self._client)
+        self._rest = RestEdge(msgspec.structs.replace(settings, rest=rest), self._client, self.worker.figures)
         self._rest.add_routes("models", openai_routes())
         self._chores = Chores(self.house)
         self._at_work: list[Agent] = []
@@ -65,6 +70,8 @@ class Gateway:
             bound = () if self._legacy is None else self._legacy.agents
             self._at_work = [agent for agent in agents if agent.name in asked and agent not in bound]
         self.table: list[PortInfo] = []
+        self._tell_figures()
+        self.worker.degraded_by(self._degraded)
 
     async def start(self) -> None:
         """Open the ports, then join the bus. Raises SettingsError; a port in use is told of and left out."""
@@ -92,6 +99,22 @@ class Gateway:
     def _with_move(self, info: PortInfo) -> PortInfo:
         note = self._moved.get(info.owner) if info.purpose == "health" else None
         return msgspec.structs.replace(info, note=f"{note}. {info.note}".rstrip(" .")) if note else info
+
+    def _tell_figures(self) -> None:
+        figures, legacy = self.worker.figures, self._legacy
+        figures.read(LEGACY_REQUESTS, self.house.outcomes)
+        figures.read(LEGACY_PORTS, lambda: only(sum(self._is_bound_for_agent(info) for info in self.table)))
+        figures.read(LEGACY_CONNECTIONS, lambda: only(legacy.connections if legacy is not None else 0))
+
+    def _is_bound_for_agent(self, info: PortInfo) -> bool:
+        return info.state == "bound" and info.owner in self.house.agents
+
+    def _degraded(self) -> dict[str, str]:
+        taken = [f"{info.port} ({info.owner})" for info in self.table if info.state == "taken"]
+        if not taken:
+            return {}
+        others = f" and {len(taken) - _PORTS_NAMED} more" if len(taken) > _PORTS_NAMED else ""
+        return {"ports": f"not bound: {', '.join(taken[:_PORTS_NAMED])}{others}; `olympus ports` says why"}
 
     def _tell(self) -> None:
         """What is bound in one line, and each port that is not as it was wanted; `olympus ports` has the whole table."""

@@ -23,6 +23,7 @@ from workers.learning.curation import handlers as curation_handlers
 from workers.learning.curation.curation import Curation
 from workers.learning.detection import handlers as detection_handlers
 from workers.learning.detection.detection import Detection
+from workers.learning.figures import LearningFigures
 from workers.learning.gate import handlers as gate_handlers
 from workers.learning.gate.gate import Gate, Judged
 from workers.learning.gate.items import Item
@@ -141,7 +142,16 @@ class LearningService:
         gate_handlers.register(worker, self._gate)
         promotion_handlers.register(worker, self._promotion)
         tuning_handlers.register(worker, tuning, self._sessions, ParameterStore(records))
-        self._expiring: asyncio.Task[None] | None = None
+        self._figures = LearningFigures(
+            worker.figures,
+            records,
+            exchanges=self._detection.exchanges,
+            training=self._training,
+            gate=self._gate,
+            promotion=self._promotion,
+        )
+        worker.degraded_by(self._figures.degraded)
+        self._background: list[asyncio.Task[None]] = []
 
     # What curation asks of parts that are made after it.
 
@@ -167,7 +177,10 @@ class LearningService:
         await self._detection.start()
         await self._promotion.start()
         await self._training.start()
-        self._expiring = asyncio.ensure_future(self._expire_forever())
+        self._background = [
+            asyncio.create_task(self._expire_forever(), name="learning sessions"),
+            asyncio.create_task(self._figures.count_forever(), name="learning figures"),
+        ]
         await self.worker.start()
 
     async def stop(self) -> None:
@@ -175,9 +188,9 @@ class LearningService:
         leaves_at = time.monotonic() + self._settings.supervisor.stop_s - _LEAVE_S
         await self._training.stop(leaves_at - time.monotonic())
         await self.worker.stop(leaves_at - time.monotonic())
-        if self._expiring is not None:
-            self._expiring.cancel()
-            await asyncio.gather(self._expiring, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(self._promotion.stop(), self._detection.stop())
         await self._curation.stop()
         await self._records.close()

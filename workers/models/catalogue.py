@@ -68,6 +68,8 @@ class Catalogue:
     A file's name without ".gguf", or a folder's name, is the model's. The first of a name wins; later ones, and files
     that are no usable model, are listed with state "unusable" and the reason, so that nobody searches for a model that
     vanished. `scan` may run in a thread while others read: what they see changes as a whole.
+
+    problem: which roots could not be read at the last scan, "" for none.
     """
 
     def __init__(self, roots: Sequence[Path], rules: Rules | None = None) -> None:
@@ -77,11 +79,13 @@ class Catalogue:
         self._read: dict[Path, _Read] = {}
         self._aliases: dict[str, str] = {}
         self._entries: tuple[Entry, ...] = ()
+        self.problem = ""
         self._by_name: dict[str, Entry] = {}
 
     def scan(self) -> None:
         """Read the roots again. What has the size, time and inode it had is not opened. Blocks on the disk."""
         with self._scanning:
+            self.problem = "; ".join(_unreadable(self.roots))
             read: dict[Path, _Read] = {}
             candidates = (found for root in self.roots for found in found_below(root))
             # A root may lie within another one, and what is in both is one model.
@@ -210,6 +214,16 @@ class Catalogue:
             backend=self._rules.backend_for(remote.name, "remote"),
         )
         return Entry(info=info, facts=Facts(weights_bytes=0, context_tokens=info.context_tokens), remote=remote)
+
+
+def _unreadable(roots: Sequence[Path]) -> Iterable[str]:
+    """Why roots show no model. The first one is made when something is put there."""
+    for root in roots:
+        try:
+            os.scandir(root).close()
+        except OSError as error:
+            if root != roots[0] or not isinstance(error, FileNotFoundError):
+                yield f"the model folder {root} cannot be read ({error.strerror or error}): models.roots names it"
 
 
 def _described(found: Found) -> Described | str | None:

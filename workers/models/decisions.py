@@ -329,8 +329,12 @@ class Refuse(msgspec.Struct, frozen=True):
     error: BusError
 
 
+# Why a model leaves memory: somebody asked, others need its room, nobody used it, its process died or hung.
+Cause = Literal["", "asked", "room", "idle", "crash"]
+
+
 class Announce(msgspec.Struct, frozen=True):
-    """Publish the event `model.<what>`."""
+    """Publish the event `model.<what>`. cause: why a model that was in memory leaves it, "" for everything else."""
 
     what: Literal["loading", "loaded", "unloaded", "evicted", "failed", "preloaded"]
     model: str
@@ -339,6 +343,7 @@ class Announce(msgspec.Struct, frozen=True):
     took_s: float | None = None
     device: str | None = None
     memory_bytes: int | None = None
+    cause: Cause = ""
 
 
 class Judged(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ class Runner(msgspec.Struct):
     """A process with a model.
 
     told_at: when it was told to load. silent_since: when it lost a request, if it has said nothing since. leaving: what
-    is announced at its end, and why.
+    is announced at its end, and why; cause: the same in one word.
     """
 
     id: int
@@ -105,6 +105,7 @@ class Runner(msgspec.Struct):
     why: str = ""
     unused_until: float | None = None
     leaving: tuple[Literal["unloaded", "evicted", "failed"], str] = ("failed", "")
+    cause: say.Cause = ""
 
     def bytes_on(self, device: str) -> int:
         """What its end frees there. Beside a GPU it is in main memory."""

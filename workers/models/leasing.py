@@ -89,6 +89,7 @@ class Leasing:
         self._tasks: list[asyncio.Task[None]] = []
         self._are_gpus_known = asyncio.Event()
         self._is_alone = False
+        self._is_answered = True
 
     async def start(self) -> None:
         """Learn which GPUs there are, if somebody knows, and begin to renew and listen."""
@@ -101,6 +102,13 @@ class Leasing:
             loop.create_task(self._keep_renewing(), name="lease renewal"),
             loop.create_task(self._listen(), name="lease events"),
         ]
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is known of the devices' memory, "" while somebody tells."""
+        if self._is_answered:
+            return ""
+        return "the resource service does not answer; until it does, models.max_loaded alone limits what is loaded"
 
     async def gpus_known(self) -> None:
         """Wait until `gpus` says which there are, or nobody told of them for GPUS_WITHIN_S."""
@@ -300,7 +308,9 @@ class Leasing:
             status: GpuStatusReply = await self._client.request("gpu.status", GpuStatus(), timeout_s=_ANSWER_S)
         except BusError:
             # Said once, when memory is needed.
+            self._is_answered = False
             return False
+        self._is_answered = True
         self.gpus = tuple(one.device for one in status.devices if one.device != "cpu" and one.state == "ok")
         return True
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from bus.client import Client
+from bus.metrics import Figures, Labels, by_label, only
 from bus.records import Records
 from bus.settings import Settings
 from bus.worker import Call, Worker
@@ -54,6 +55,14 @@ from schemas.errors import (
     Unsupported,
     WorkerLost,
 )
+from schemas.metrics import (
+    MODEL_BYTES,
+    MODEL_IN_FLIGHT,
+    MODEL_QUARANTINED,
+    MODEL_WAITING,
+    MODELS_KNOWN,
+    MODELS_LOADED,
+)
 from schemas.subjects import split_instance
 from workers.models import decisions as say
 from workers.models.adapters.canary import InUse
@@ -69,7 +78,8 @@ from workers.models.control import (
     RunnerWaiting,
     SetAdapters,
 )
-from workers.models.holding import Phase
+from workers.models.figures import LoadFigures
+from workers.models.holding import Phase, State
 from workers.models.leasing import Leasing
 from workers.models.prediction import Predictor
 from workers.models.relay import RELAYED, Relay, Relays, caller_of
@@ -97,6 +107,9 @@ _SAVE_LEARNED_S: Final = 300.0
 
 # Of the time to leave, for giving leases back.
 _RELEASE_S: Final = 0.3
+
+# How figures name what a model in memory is at.
+_STATES: Final = {Phase.LOADING: "loading", Phase.LOADED: "serving", Phase.DRAINING: "unloading"}
 
 
 class AdapterSource(Protocol):
@@ -152,7 +165,9 @@ class Loading:
         self._processes: dict[int, RunnerProcess] = {}
         self._tickets: dict[int, _Ticket] = {}
         self._swaps: dict[int, tuple[int, asyncio.Future[None]]] = {}
-        self._without_gpu: set[str] = set()
+        # Backends that cannot do what they are here for, and why: at all, or on the GPU that is there.
+        self._without: dict[str, str] = {}
+        self._without_gpu: dict[str, str] = {}
         self._ids = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
@@ -160,6 +175,8 @@ class Loading:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_started = False
         self._is_stopping = False
+        self._figures = LoadFigures(worker.figures)
+        self._tell_figures(worker.figures)
 
     async def start(self) -> None:
         """Begin with the pinned models and the default one, which load in the background."""
@@ -435,6 +452,52 @@ class Loading:
             keep_alive_s=state.keep_alive_s,
         )
 
+    def degraded(self) -> dict[str, str]:
+        """What this service does without, and why: folders, backends, the GPU, the resource service, single models."""
+        default = self._settings.models.default
+        is_there = self._rules.profile(default) is not None or self._is_known(default)
+        reasons = {
+            "catalogue": self._catalogue.problem,
+            **self._without_gpu,
+            **self._without,
+            "resource": self._leasing.problem,
+            "default_model": "" if is_there else f"there is no model {default!r}, which models.default names",
+            "quarantine": "; ".join(self._scheduler.quarantined(asyncio.get_running_loop().time())),
+        }
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def _is_known(self, name: str) -> bool:
+        with contextlib.suppress(NotFound):
+            self._catalogue.entry(name)
+            return True
+        return False
+
+    def _tell_figures(self, figures: Figures) -> None:
+        def quarantined() -> dict[Labels, float]:
+            return only(len(self._scheduler.quarantined(asyncio.get_running_loop().time())))
+
+        figures.read(MODELS_KNOWN, lambda: only(sum(one.info.state != "unusable" for one in self._catalogue.all())))
+        figures.read(MODELS_LOADED, self._by_phase)
+        figures.read(MODEL_BYTES, self._bytes)
+        figures.read(MODEL_IN_FLIGHT, lambda: by_label((name, one.in_flight) for name, one in self._present().items()))
+        figures.read(MODEL_WAITING, lambda: only(self._scheduler.waiting()))
+        figures.read(MODEL_QUARANTINED, quarantined)
+
+    def _present(self) -> dict[str, State]:
+        states = {name: self._scheduler.state_of(name) for name in self._scheduler.present()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def _by_phase(self) -> dict[Labels, float]:
+        phases = [state.phase for state in self._present().values()]
+        return by_label((state, phases.count(phase)) for phase, state in _STATES.items())
+
+    def _bytes(self) -> dict[Labels, float]:
+        return {
+            (name, state.device): state.memory_bytes
+            for name, state in self._present().items()
+            if state.device is not None
+        }
+
     # Names and entries
 
     async def _usable(self, name: str) -> Entry:
@@ -509,6 +572,7 @@ class Loading:
                 self._settle(request, error)
             case say.Judged(model, is_hit, idle_s):
                 self._stats.on_judged(model, is_hit=is_hit, idle_s=idle_s)
+                self._figures.on_judged(is_hit=is_hit)
             case say.Announce():
                 self._announce(effect)
 
@@ -561,6 +625,7 @@ class Loading:
                 self._on_loaded(process, news)
             case RunnerFailed(code, message):
                 error = BY_CODE.get(code, Unprocessable)(message)
+                self._note_backend(process.model, error)
                 self._feed(say.LoadFailed(runner, error, self._instead_of(process.model, error)))
             case RunnerBusy(in_flight, caller):
                 for _ in range(in_flight - process.in_flight):
@@ -572,6 +637,7 @@ class Loading:
                 self._on_adapters_set(id, error)
 
     def _on_loaded(self, process: RunnerProcess, news: RunnerLoaded) -> None:
+        self._note_backend(process.model, None)
         state = self._scheduler.state_of(process.model)
         is_on_gpu = state is not None and state.device not in (None, CPU)
         expected = state.memory_bytes if state is not None else 0
@@ -598,7 +664,7 @@ class Loading:
             return None
         with contextlib.suppress(NotFound):
             entry = self._catalogue.entry(name)
-            self._without_gpu.add(entry.info.backend)
+            self._without_gpu[entry.info.backend] = error.message
             return self._terms(entry)
         return None
 
@@ -612,12 +678,29 @@ class Loading:
             done.set_result(None)
 
     def _on_exit(self, runner: int, how: str) -> None:
-        self._processes.pop(runner, None)
+        process = self._processes.pop(runner, None)
+        if process is not None and self._is_death(process):
+            self._figures.on_crash()
         self._relays.on_exit(runner)
         for on, done in self._swaps.values():
             if on == runner and not done.done():
                 done.set_exception(Conflict(f"the model's process ended ({how}) while its adapters were changed"))
         self._feed(say.Exited(runner, how))
+
+    def _is_death(self, process: RunnerProcess) -> bool:
+        """True of the end of a runner that nobody had told to go."""
+        state = self._scheduler.state_of(process.model)
+        is_told = state is not None and state.runner == process.id and state.phase is Phase.DRAINING
+        return not is_told and not self._is_stopping
+
+    def _note_backend(self, name: str, error: BusError | None) -> None:
+        """Remember for which backends something is not installed, until a load shows that it is."""
+        with contextlib.suppress(NotFound):
+            backend = self._catalogue.entry(name).info.backend
+            if isinstance(error, Unsupported):
+                self._without[backend] = error.message
+            elif error is None:
+                self._without.pop(backend, None)
 
     # Prediction
 
@@ -675,6 +758,7 @@ class Loading:
     def _announce(self, effect: say.Announce) -> None:
         process = self._processes.get(effect.runner) if effect.runner is not None else None
         self._stats.on_event(effect.what, effect.model, effect.took_s, effect.memory_bytes)
+        self._figures.on_announce(effect)
         log.log(
             logging.WARNING if effect.what == "failed" else logging.INFO,
             f"model {effect.what}",

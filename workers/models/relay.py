@@ -29,8 +29,8 @@ _LAST_WORDS_S: Final = 1.0
 _NO_DEADLINE_S: Final = 86_400.0
 
 
-# Headers of the caller's that a request passed on keeps.
-_PASSED_ON: Final = frozenset({"traceparent", "priority", PURPOSE})
+# Headers of the caller's that a request passed on keeps. Its place in the trace is another: below the caller's.
+_PASSED_ON: Final = frozenset({"priority", PURPOSE})
 
 
 def caller_of(call: Call) -> str:

@@ -46,7 +46,8 @@ from schemas.bodies.model import (
     UsageEvent,
 )
 from schemas.bodies.resource import LockHolder
-from schemas.errors import BadRequest, BusError, Internal, NotFound, Unprocessable, Unsupported
+from schemas.errors import BadRequest, BusError, Cancelled, Internal, NotFound, Unprocessable, Unsupported
+from schemas.metrics import MODEL_FIRST_TOKEN, MODEL_GENERATIONS, MODEL_SECONDS, MODEL_TOKENS
 from schemas.purpose import PURPOSE
 from schemas.values import require_json
 from workers.models.adapters.canary import Canary, InUse
@@ -129,6 +130,13 @@ class Runner:
         name = command.name
         self.worker = Worker("model.runner", settings, capacity=parallel * (1 + _QUEUED_PER_SEQUENCE), instance=name)
         self._answers = Answers(self.worker.publish, observe=settings.learning.observe)
+        figures = self.worker.figures
+        self._generations = figures.counter(MODEL_GENERATIONS)
+        self._tokens = figures.counter(MODEL_TOKENS)
+        self._answer_s = figures.histogram(MODEL_SECONDS)
+        self._first_token_s = figures.histogram(MODEL_FIRST_TOKEN)
+        self._generations.add(name, "ok", by=0)
+        self._count_tokens(Usage(prompt_tokens=0, completion_tokens=0))
         self.worker.handle(f"model.generate@{name}", self.generate)
         self.worker.handle(f"model.chat@{name}", self.chat)
         self.worker.handle(f"model.embed@{name}", self.embed)
@@ -252,18 +260,29 @@ class Runner:
         self, request: Generate | Chat, question: Question, adapter: AdapterFile | None, call: Call
     ) -> Generation:
         name = adapter.name if adapter is not None else ""
+        began = time.perf_counter()
         try:
             outcome = await self._outcome(question, call)
         except BusError as error:
+            self._generations.add(self._name, error.code)
             # The service tells of what it passed on itself: it may yet find another way.
             if not is_relayed(call):
                 self._answers.failed(request, self._name, error, call, name)
             raise
         except asyncio.CancelledError:
+            self._generations.add(self._name, Cancelled.code)
             if not is_relayed(call):
                 self._answers.late(request, self._name, call, name)
             raise
+        except Exception:
+            self._generations.add(self._name, Internal.code)
+            raise
         generation = _generation(self._name, outcome, name or None, reply_id_of(call))
+        self._generations.add(self._name, "ok")
+        self._answer_s.observe(time.perf_counter() - began, self._name)
+        if generation.usage.completion_tokens:
+            self._first_token_s.observe(outcome.first_token_s, self._name)
+        self._count_tokens(generation.usage)
         event = UsageEvent(
             model=self._name,
             operation="chat" if isinstance(request, Chat) else "generate",
@@ -304,6 +323,12 @@ class Runner:
             adapter=adapter.name if adapter is not None else None,
         )
         tell(self._pipe, RunnerUsed(event))
+        self._count_tokens(usage)
+
+    def _count_tokens(self, usage: Usage) -> None:
+        self._tokens.add(self._name, "prompt", by=usage.prompt_tokens)
+        self._tokens.add(self._name, "cached", by=usage.cached_tokens)
+        self._tokens.add(self._name, "completion", by=usage.completion_tokens)
 
     def _publish_usage(self, event: UsageEvent) -> None:
         """Publish `model.usage` without making the caller wait for it."""
@@ -466,6 +491,13 @@ async def serve(pipe: BinaryIO) -> int:
         # The service ends this process; what a failed load left behind goes with it.
         await anext(commands, None)
         return 0
+    with runner.worker.reports.hooks():
+        return await _serve_until_told(runner, command, commands, pipe)
+
+
+async def _serve_until_told(
+    runner: Runner, command: LoadModel, commands: AsyncGenerator[Command, None], pipe: BinaryIO
+) -> int:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     signalled = asyncio.ensure_future(told.wait())

@@ -86,6 +86,9 @@ WORTH: Final = 0.02
 WORTH_RATIO: Final = 1.2
 WORTH_MORE: Final = 0.02
 
+# Why a model leaves memory, by what is announced of it, unless something else is known.
+_CAUSES: Final[dict[str, say.Cause]] = {"unloaded": "asked", "evicted": "room", "failed": "crash"}
+
 
 class Scheduler:
     """The decision core. Feed it every event with a `now` that never goes back, carry out its effects in order."""
@@ -175,6 +178,14 @@ class Scheduler:
     def present(self) -> list[str]:
         """Models that have a runner, in the order in which they got it."""
         return [runner.model for runner in self._runners.values()]
+
+    def waiting(self) -> int:
+        """Requests that wait for a load."""
+        return sum(len(model.waiting) for model in self._models.values())
+
+    def quarantined(self, now: float) -> list[str]:
+        """Why models are not loaded any more, a sentence for each."""
+        return [quarantined(model, now).message for model in self._models.values() if model.quarantined_until > now]
 
     def next_wakeup(self) -> float | None:
         """When Tick is due next, if nothing else happens before; None for never."""
@@ -372,6 +383,7 @@ class Scheduler:
             self._drop_hold(model)
         for runner in self._runners.values():
             runner.phase, runner.leaving = Phase.DRAINING, ("unloaded", "the model service is leaving")
+            runner.cause = _CAUSES["unloaded"]
 
     # Ahead of need
 
@@ -462,7 +474,8 @@ class Scheduler:
         took_s: float | None = None,
     ) -> None:
         size = runner.memory_bytes or None
-        self._effects.append(say.Announce(what, runner.model, reason, runner.id, took_s, runner.device, size))
+        cause = runner.cause if runner.loaded_at else ""
+        self._effects.append(say.Announce(what, runner.model, reason, runner.id, took_s, runner.device, size, cause))
 
     def _serve_waiting(self, model: Model, now: float) -> None:
         waiting, model.waiting = model.waiting, []
@@ -552,6 +565,7 @@ class Scheduler:
             reason = quarantined(model, now).message
             self._refuse_waiting(model, quarantined(model, now))
         # One event a death: they are counted.
+        runner.cause = "crash"
         self._announce("failed", runner, reason)
         if model.terms.is_pinned:
             model.ahead = PINNED
@@ -565,8 +579,10 @@ class Scheduler:
         now: float,
         *,
         is_killed: bool = False,
+        cause: say.Cause = "",
     ) -> None:
         runner.phase, runner.leaving, runner.suspect_until = Phase.DRAINING, (what, reason), None
+        runner.cause = cause or _CAUSES[what]
         if is_killed:
             self._effects.append(say.Kill(runner.id))
             return
@@ -598,7 +614,7 @@ class Scheduler:
         elif now < runner.asked_back_until and runner.may_go:
             self._send_away(runner, "evicted", f"its memory was asked back for {runner.asked_back_by}", now)
         elif idle_limit is not None and idle_limit[0] <= now:
-            self._send_away(runner, "evicted", idle_limit[1], now)
+            self._send_away(runner, "evicted", idle_limit[1], now, cause="idle")
         elif runner.kill_at is not None and runner.kill_at <= now:
             runner.kill_at = now + LEAVE_S
             self._effects.append(say.Kill(runner.id))

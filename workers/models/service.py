@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bus.metrics import by_label
 from bus.serving import serve_until_told
 from bus.settings import Settings
 from bus.worker import Call, Worker
@@ -27,6 +28,7 @@ from schemas.bodies.model import (
     TokenCounts,
 )
 from schemas.errors import BadRequest, BusError, Unprocessable, Unsupported
+from schemas.metrics import MODEL_ADAPTERS
 from schemas.subjects import split_instance
 from workers.models import loading_handlers
 from workers.models.adapters import handlers as adapter_handlers
@@ -93,6 +95,8 @@ class ModelService:
         worker.handle("model.tokenize", self.tokenize)
         for verb in ("generate", "chat", "embed", "score"):
             worker.handle(f"model.{verb}", self.use)
+        worker.figures.read(MODEL_ADAPTERS, lambda: by_label(self._adapters.counts().items()))
+        worker.degraded_by(self._loading.degraded)
 
     async def start(self) -> None:
         """Read the catalogue, start the first runner, register. The default model loads in the background."""

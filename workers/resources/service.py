@@ -31,8 +31,10 @@ from schemas.bodies.resource import (
     Leases,
 )
 from schemas.errors import BusError, Internal, Unprocessable, Unsupported
+from schemas.metrics import LEASE_EVENTS
 from workers.resources.book import Book
 from workers.resources.device import Device
+from workers.resources.figures import DeviceFigures
 from workers.resources.inventory import Inventory
 from workers.resources.ledger import Granted, Lease, Ledger, Now, Refused
 from workers.resources.nvml import Nvml, Readings, Sampler
@@ -66,7 +68,15 @@ class ResourceService:
         self._timer: asyncio.TimerHandle | None = None
         self._events: asyncio.Queue[tuple[str, LeaseEvent]] = asyncio.Queue()
         self._publisher: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        # Why the leases are not in their file, "" when they are.
+        self._unkept = ""
         self.worker = Worker("resource", settings)
+        self._figures = DeviceFigures(self.worker.figures, self._inventory.devices, self._ledger, self._locks)
+        self._happened = self.worker.figures.counter(LEASE_EVENTS)
+        for event in ("granted", "released", "expired", "preempting", "refused"):
+            self._happened.add(event, by=0)
+        self.worker.degraded_by(self._degraded)
         self.worker.handle("gpu.status", self.status)
         self.worker.handle("resource.lease.acquire", self.acquire)
         self.worker.handle("resource.lease.renew", self.renew)
@@ -85,6 +95,8 @@ class ResourceService:
             if not self._watch(lease, is_known=True):
                 self._end(lease, "released", "its process had ended when the resource service came back")
         self._set_timer()
+        self._figures.look()
+        self._looking = asyncio.get_running_loop().create_task(self._figures.look_forever(), name="device figures")
         await self.worker.start()
 
     async def stop(self) -> None:
@@ -96,9 +108,10 @@ class ResourceService:
             self._unwatch(lease_id)
         if self._sampler is not None:
             await self._sampler.stop()
-        if self._publisher is not None:
-            self._publisher.cancel()
-            await asyncio.gather(self._publisher, return_exceptions=True)
+        tasks = [task for task in (self._publisher, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._book.close()
 
     # Operations
@@ -158,6 +171,7 @@ class ResourceService:
         """The lease; raises the refusal after those it concerns have been asked to make room."""
         if isinstance(decision, Granted):
             return decision.lease
+        self._happened.add("refused")
         wanted = decision.error.details.get("wanted_bytes")
         for victim in decision.asked:
             self._announce("preempting", victim, reason, wanted_by=wanted_by, wanted_bytes=wanted)
@@ -186,6 +200,10 @@ class ResourceService:
         if not self._inventory.problem and silent_s > max(_HANGS_S, 3 * self._sample_s):
             return f"the NVIDIA driver has not answered for {silent_s:.0f} s"
         return self._inventory.problem
+
+    def _degraded(self) -> dict[str, str]:
+        reasons = {"nvml": self._problem(), "leases": self._unkept, **self._figures.problems(time.time())}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def _device_status(self, device: Device, now: Now) -> DeviceStatus:
         problem = device.problem
@@ -280,14 +298,19 @@ class ResourceService:
         except OSError as error:
             self._ledger.release(lease.lease_id)
             self._unwatch(lease.lease_id)
+            self._unkept = f"leases cannot be written ({error.strerror or error}), so none is granted"
             raise Internal(f"the lease cannot be kept on disk: {error.strerror or error}") from error
+        self._unkept = ""
 
     def _keep(self) -> None:
         """Write the leases; one that is written too many or too large ends by itself after a restart."""
         try:
             self._book.write(self._ledger.leases())
         except OSError as error:
+            self._unkept = f"leases cannot be written ({error.strerror or error}), so none is granted"
             log.error("leases not written", extra={"action": "leases.unwritten", "error": str(error)})
+        else:
+            self._unkept = ""
 
     # Events
 
@@ -296,6 +319,7 @@ class ResourceService:
     ) -> None:
         body = LeaseEvent(lease=lease.info(_now()), reason=reason, wanted_by=wanted_by, wanted_bytes=wanted_bytes)
         self._events.put_nowait((f"resource.lease.{event}", body))
+        self._happened.add(event)
         log.info(
             f"lease {event}",
             extra={

@@ -181,7 +181,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
     async def answer(self, request: object, house: House) -> Reply:
         """The reply to a decoded request, whatever it is; raises nothing but CancelledError."""
-        reply = await self._guarded(self._answer(request, house), house)
+        reply, is_done = await self._guarded(self._answer(request, house), house)
+        house.note(self.name, "ok" if is_done else "failed")
         if self.echoes and isinstance(reply, dict):
             asked = request if isinstance(request, dict) else {}
             return {**reply, **{key: asked.get(key, "") for key in self.echoes}}
@@ -190,21 +191,23 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     async def healthy(self, message: object, house: House) -> Reply:
         """The reply of its health ports to any message; raises nothing but CancelledError."""
         socket = self.health_socket
-        return await self._guarded(house.health_of(self) if socket is None else socket(message, house), house)
+        reply, _ = await self._guarded(house.health_of(self) if socket is None else socket(message, house), house)
+        return reply
 
-    async def _guarded(self, answering: Awaitable[Reply], house: House) -> Reply:
+    async def _guarded(self, answering: Awaitable[Reply], house: House) -> tuple[Reply, bool]:
+        """The reply, and whether it is what was asked for."""
         try:
-            return await answering
+            return await answering, True
         except Refused as refused:
-            return self.failure(refused.text, **refused.extra)
+            return self.failure(refused.text, **refused.extra), False
         except BusError as error:
-            return self.failure(error.message, code=error.code)
+            return self.failure(error.message, code=error.code), False
         except (UnicodeEncodeError, OverflowError) as error:
             # JSON text can hold half a character, and numbers past 64 bits; the bus cannot.
-            return self.failure(f"a field holds what cannot be kept: {error}")
+            return self.failure(f"a field holds what cannot be kept: {error}"), False
         except Exception as error:  # noqa: BLE001 - the dispatch: the client is told, as the old loop did
             house.on_failure(self, error)
-            return self.failure(f"{type(error).__name__}: {error}")
+            return self.failure(f"{type(error).__name__}: {error}"), False
 
     def failure(self, text: str, **extra: Any) -> dict[str, Any]:
         """The reply that says what went wrong."""

@@ -29,6 +29,11 @@ class LegacyEdge:
         self._ports: list[Port] = []
         self._chores = Chores(house)
 
+    @property
+    def connections(self) -> int:
+        """Peers connected to all ports together."""
+        return sum(port.connections for port in self._ports)
+
     async def start(self) -> list[PortInfo]:
         """Open what can be opened; returns the whole table. Raises SettingsError; a port in use is only told of."""
         planned, refused = plan(self.agents, self._settings.legacy)

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from bus.client import Client, Stream
+from bus.metrics import Labels
 from bus.settings import Settings
 from schemas.bodies.control import BusServices
 from schemas.envelope import Headers
@@ -64,6 +65,7 @@ class _Desk:
         self.state: Any = None
         self.requests = 0
         self.failures = 0
+        self.outcomes = {"ok": 0, "failed": 0}
         self.last_request_at = 0.0
         self.publishers: list[Publish] = []
 
@@ -205,6 +207,19 @@ class House:
         desk = self._desks[name]
         desk.requests += 1
         desk.last_request_at = time.time()
+
+    def note(self, name: str, outcome: Literal["ok", "failed"]) -> None:
+        """A request to an agent was answered, as asked or with why not."""
+        self._desks[name].outcomes[outcome] += 1
+
+    def outcomes(self) -> dict[Labels, float]:
+        """Requests answered since the start, by agent and outcome, of the agents that were asked."""
+        return {
+            (name, outcome): count
+            for name, desk in self._desks.items()
+            if desk.requests
+            for outcome, count in desk.outcomes.items()
+        }
 
     def on_failure(self, agent: Agent, error: Exception) -> None:
         """A translation raised what it did not declare: a defect of ours, logged with its stack."""

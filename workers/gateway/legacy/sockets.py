@@ -60,6 +60,11 @@ class Port:
         self._peers: dict[Link, _Peer] = {}
         self.port = 0
 
+    @property
+    def connections(self) -> int:
+        """Peers that are connected."""
+        return len(self._peers)
+
     async def open(self, host: str, port: int, *, key: str) -> None:
         """Bind. Raises AddressInUse naming `key`, OSError."""
         self._server, self.port = await listen(host, port, zmtp.ANY, self, key=key, max_body_bytes=MAX_MESSAGE_BYTES)

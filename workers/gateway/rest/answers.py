@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from bus.client import Client, JsonText
+from bus.context import asked_by
 from bus.settings import Settings
+from schemas.envelope import new_id
 from schemas.errors import Conflict
 from workers.gateway.rest.operations import OperationRoute
 from workers.gateway.rest.request import MAX_TIMEOUT_S, RestRequest
@@ -45,19 +47,25 @@ class Answers:
         text = JsonText(route.request(params, query, body))
         operation = route.operation
         headers: dict[str, Any] = request.bus_headers()
-        if operation.subject.startswith("auth.") and request.client_host:
-            # Who guesses passwords there does not slow down those who sign in from elsewhere.
+        if (operation.subject.startswith("auth.") or operation.audit) and request.client_host:
+            # Who guesses passwords there does not slow down those who sign in from elsewhere; the audit log names it.
             headers["source"] = f"http {request.client_host}"
         timeout_s = request.timeout_s or self._patience_s(route)
         if operation.is_streaming:
             # Rather than wait long for a broker that is not there.
             await self._client.connect(min(timeout_s, self._settings.bus.timeout_s))
         if operation.is_streaming and (form := form_of(request.header("accept"))):
-            stream = self._client.stream_json(operation.subject, text, timeout_s=timeout_s, headers=headers)
+            id = new_id()
+            request.asked = request.asked or asked_by(id, headers)
+            stream = self._client.stream_json(operation.subject, text, timeout_s=timeout_s, headers=headers, id=id)
             return await streamed(stream, form)
-        id = request.request_id
-        if id is None:
-            reply = await self._client.request_json(operation.subject, text, timeout_s=timeout_s, headers=headers)
+        own_id = request.request_id
+        id = own_id or new_id()
+        request.asked = request.asked or asked_by(id, headers)
+        if own_id is None:
+            reply = await self._client.request_json(
+                operation.subject, text, timeout_s=timeout_s, headers=headers, id=id
+            )
         else:
             reply = await self._once(id, operation.subject, text, timeout_s, headers)
         return Response(body=reply, headers=_HEADERS)

@@ -20,8 +20,8 @@ from workers.gateway.rest.response import HeaderPairs, WrongHost
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # Headers of ours that a script may send and read; browsers allow the simplest ones by themselves.
-_MAY_SEND: Final = "authorization, content-type, idempotency-key, traceparent, x-timeout-s"
-_MAY_READ: Final = "retry-after, www-authenticate"
+_MAY_SEND: Final = "authorization, content-type, idempotency-key, traceparent, tracestate, x-timeout-s"
+_MAY_READ: Final = "retry-after, traceparent, www-authenticate, x-request-id"
 
 # Seconds a browser may remember what it was allowed; more than two hours no browser does.
 _PREFLIGHT_S: Final = 600

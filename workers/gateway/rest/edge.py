@@ -8,6 +8,7 @@ from collections.abc import Iterable, Set
 from typing import Final, Literal
 
 from bus.client import Client
+from bus.metrics import Figures
 from bus.settings import Settings, is_loopback
 from schemas.bodies.gateway import PortInfo
 from workers.gateway.rest import openapi, pages
@@ -31,14 +32,17 @@ _BODIES_HELD: Final = 4
 
 
 class RestEdge:
-    """The HTTP ports of this process. client: sends no token of its own, for it speaks for whoever comes in."""
+    """The HTTP ports of this process. client: sends no token of its own, for it speaks for whoever comes in.
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    figures: those of the process, which every port's /metrics shows.
+    """
+
+    def __init__(self, settings: Settings, client: Client, figures: Figures) -> None:
         self._settings = settings
         self._client = client
         self._server = HttpServer(settings.rest)
-        self._metrics = Metrics(lambda: self._server.connections)
-        self._health = Health(settings, client)
+        self._metrics = Metrics(figures, lambda: self._server.connections, SERVICES)
+        self._health = Health(client)
         self._answers = Answers(client, settings)
         self._room = BodyRoom(_BODIES_HELD * settings.rest.max_body_bytes)
         self._numbers: dict[str, int] = {}

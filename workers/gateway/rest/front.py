@@ -14,7 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
 from typing import Any, Final
 
+from bus import traceparent
 from bus.client import BrokerUnreachable, Client
+from bus.context import Asked, asked_by, current
+from schemas.envelope import new_id
 from schemas.errors import BusError, Internal, NotFound, NoWorker
 from workers.gateway.rest.answers import Answers
 from workers.gateway.rest.browsers import Browsers
@@ -155,6 +158,11 @@ class Front:
 
     async def _ask_added(self, route: Route, request: RestRequest) -> Response:
         try:
+            # What it asks the bus, be it several requests, is one trace, and is found by that.
+            headers = request.trace_headers()
+            known = traceparent.parse(headers.get("traceparent"))
+            request.asked = asked_by(bytes.fromhex(known.trace) if known else new_id(), headers)
+            current.set(request.asked)
             if not self._client.is_connected:
                 await self._reach(request)
             return await route.handler(request)
@@ -234,6 +242,8 @@ class Front:
                 raise ValueError(f"the header {name} of a response holds {value[:80]!r}")
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
         headers += self._cors(request)
+        if request.asked is not None:
+            headers += _names(request.asked, response)
         if not request.is_read:
             # What is left of the body would be taken for the next request.
             headers.append((b"connection", b"close"))
@@ -248,6 +258,15 @@ class Front:
         else:
             await _send_pieces(start, body, send, is_head=scope["method"] == "HEAD")
         return response.status
+
+
+def _names(asked: Asked, response: Response) -> list[tuple[bytes, bytes]]:
+    """By what `olympus trace` finds the request, and by what a caller's own traces name it."""
+    trace, id = asked.trace, asked.id.hex()
+    named = [(b"traceparent", traceparent.written(trace, id[:16]).encode())]
+    if not any(name == "x-request-id" for name, _ in response.headers):
+        named.append((b"x-request-id", id.encode()))
+    return named
 
 
 async def _send_pieces(start: MutableMapping[str, Any], pieces: Pieces, send: Send, *, is_head: bool) -> None:

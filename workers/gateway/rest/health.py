@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 import msgspec
 
 from bus.client import Client
-from bus.settings import Settings
-from bus.tokens import token_source
 from bus.version import VERSION
-from schemas.bodies.control import BusServices, ServiceList
-from schemas.bodies.upkeep import MemoryStats, StatsReply
-from schemas.envelope import Headers
+from schemas.bodies.control import BusWorkers, WorkerInfo, WorkerList
 from schemas.errors import BusError
 
 State = Literal["ok", "degraded", "failing"]
@@ -55,9 +50,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
 class Health:
     """Asks the bus, for itself and not for whoever asked: an answer names no content."""
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._token = token_source(settings)
         self._began_at = time.monotonic()
         self._asking: dict[str, asyncio.Task[HealthReport]] = {}
         self._known: dict[str, tuple[float, HealthReport]] = {}
@@ -81,12 +75,9 @@ class Health:
 
     async def _look(self, service: str) -> HealthReport:
         found: dict[str, Dependency] = {}
-        looks: list[Callable[[], Awaitable[None]]] = [lambda: self._look_at_services(service, found)]
-        if service == "memory":
-            looks.append(lambda: self._look_at_memory(found))
         try:
             async with asyncio.timeout(_WITHIN_S):
-                await asyncio.gather(*(look() for look in looks))
+                await self._look_at_workers(service, found)
         except TimeoutError:
             found.setdefault("broker", Dependency(status="failing", reason=f"no answer within {_WITHIN_S:g} s"))
         report = HealthReport(
@@ -99,37 +90,27 @@ class Health:
         self._known[service] = (time.monotonic(), report)
         return report
 
-    async def _look_at_services(self, service: str, found: dict[str, Dependency]) -> None:
+    async def _look_at_workers(self, service: str, found: dict[str, Dependency]) -> None:
         try:
-            known: ServiceList = await self._client.request("bus.services", BusServices(), timeout_s=_WITHIN_S)
+            known: WorkerList = await self._client.request("bus.workers", BusWorkers(), timeout_s=_WITHIN_S)
         except BusError as error:
             found["broker"] = Dependency(status="failing", reason=error.message)
             return
         found["broker"] = Dependency(status="ok")
-        instances = {each.service: each.instances for each in known.services}
         for needed, is_vital in _NEEDS[service].items():
-            if instances.get(needed):
-                found.setdefault(needed, Dependency(status="ok"))
-            else:
-                found[needed] = Dependency(
-                    status="failing" if is_vital else "degraded",
-                    reason=f"no worker of the service {needed!r} has joined",
-                )
+            found |= _state_of(needed, [each for each in known.workers if each.service == needed], is_vital=is_vital)
 
-    async def _look_at_memory(self, found: dict[str, Dependency]) -> None:
-        token = self._token() if self._token is not None else ""
-        headers: Headers | None = {"token": token} if token else None
-        try:
-            stats: StatsReply = await self._client.request(
-                "memory.stats", MemoryStats(), timeout_s=_WITHIN_S, headers=headers
-            )
-        except BusError as error:
-            found.setdefault(
-                "memory", Dependency(status="degraded", reason=f"it does not say how it is: {error.message}")
-            )
-            return
-        if stats.degraded:
-            found["memory"] = Dependency(status="degraded", reason="; ".join(stats.degraded))
+
+def _state_of(service: str, workers: list[WorkerInfo], *, is_vital: bool) -> dict[str, Dependency]:
+    """That of a service, and of each thing that a worker of it does without, as `service.thing`."""
+    if not workers:
+        reason = f"no worker of the service {service!r} has joined"
+        return {service: Dependency(status="failing" if is_vital else "degraded", reason=reason)}
+    found = {service: Dependency(status="ok")}
+    for worker in workers:
+        for name, reason in worker.degraded.items():
+            found[f"{service}.{name}"] = Dependency(status="degraded", reason=reason)
+    return found
 
 
 def worst(found: dict[str, Dependency]) -> State:

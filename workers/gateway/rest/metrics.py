@@ -1,20 +1,17 @@
-"""Counters of the HTTP edge as Prometheus text, by service, method, route and status, never by what a path names."""
+"""Counters of the HTTP edge, by port, method, route and status, never by what a path names."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from bus import exposition
+from bus.metrics import Figures, Told
+from schemas import metrics
+from schemas.bodies.telling import Series
 
-MEDIA_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-
-# Seconds. From a value read over the bus (about a millisecond) to a generation of minutes.
-_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+MEDIA_TYPE: Final = exposition.TEXT.media_type
 
 # Label of what no route answers, so that nobody fills the memory with made-up paths.
 UNKNOWN: Final = "unknown"
@@ -22,8 +19,9 @@ UNKNOWN: Final = "unknown"
 # Methods that are counted under their name: RFC 9110, section 9, and PATCH.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_BUCKETS: Final = metrics.REST_SECONDS.buckets
 
-# Service, method, route, status.
+# Port, method, route, status.
 _Key = tuple[str, str, str, int]
 
 
@@ -36,47 +34,25 @@ class _Tally:
         self.buckets = [0] * (len(_BUCKETS) + 1)
         self.seconds = 0.0
 
-
-class _Requests:
-    """Makes metrics of tallies when they are asked for: counting there costs a request three times as much."""
-
-    def __init__(self, known: dict[_Key, _Tally]) -> None:
-        self._known = known
-
-    def collect(self) -> Iterator[Metric]:
-        """Answers by status, and their times."""
-        labels = ["service", "method", "route"]
-        counted = CounterMetricFamily("rest_requests", "Requests answered.", labels=[*labels, "status"])
-        timed = HistogramMetricFamily(
-            "rest_request_seconds", "From a request's head to the end of its answer.", labels=labels
-        )
-        merged: dict[tuple[str, str, str], _Tally] = {}
-        for (*named, status), tally in self._known.items():
-            counted.add_metric([*named, str(status)], sum(tally.buckets))
-            whole = merged.setdefault((named[0], named[1], named[2]), _Tally())
-            whole.seconds += tally.seconds
-            whole.buckets = [one + more for one, more in zip(whole.buckets, tally.buckets, strict=True)]
-        for names, tally in merged.items():
-            bounds = [*(f"{bound:g}" for bound in _BUCKETS), "+Inf"]
-            timed.add_metric(names, list(zip(bounds, accumulate(tally.buckets), strict=True)), tally.seconds)
-        yield counted
-        yield timed
+    def add(self, other: _Tally) -> None:
+        """Count another's in."""
+        self.seconds += other.seconds
+        self.buckets = [one + more for one, more in zip(self.buckets, other.buckets, strict=True)]
 
 
 class Metrics:
-    """Of all ports of one edge."""
+    """Of all ports of one edge, told with the other figures of its process. services: those the ports are named for."""
 
-    def __init__(self, connections: Callable[[], int]) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, figures: Figures, connections: Callable[[], int], services: Iterable[str]) -> None:
+        self._figures = figures
+        self._connections = connections
         self._known: dict[_Key, _Tally] = {}
-        self._registry.register(_Requests(self._known))
-        self._in_flight = Gauge("rest_requests_in_flight", "Requests being answered.", registry=self._registry)
-        self._abandoned = Counter(
-            "rest_requests_abandoned", "Requests whose caller hung up first.", ["service"], registry=self._registry
-        )
-        open_now = Gauge("rest_connections", "Open connections.", registry=self._registry)
-        open_now.set_function(connections)
+        self._abandoned = figures.counter(metrics.REST_ABANDONED)
+        for service in services:
+            # There before the first: a rate sees it only so.
+            self._abandoned.add(service, by=0)
         self.in_flight = 0
+        figures.tell(self._told)
 
     def answered(self, service: str, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -89,9 +65,19 @@ class Metrics:
 
     def abandoned(self, service: str) -> None:
         """Count one request whose caller hung up."""
-        self._abandoned.labels(service).inc()
+        self._abandoned.add(service)
 
     def text(self) -> bytes:
-        """All of it."""
-        self._in_flight.set(self.in_flight)
-        return generate_latest(self._registry)
+        """Every figure of this process, as Prometheus reads it."""
+        return exposition.text(self._figures.series())
+
+    def _told(self) -> Iterator[Told]:
+        merged: dict[tuple[str, str, str], _Tally] = {}
+        for (*names, status), tally in self._known.items():
+            api, method, route = names
+            yield metrics.REST_REQUESTS, Series((api, method, route, str(status)), sum(tally.buckets))
+            merged.setdefault((api, method, route), _Tally()).add(tally)
+        for labels, tally in merged.items():
+            yield metrics.REST_SECONDS, Series(labels, tally.seconds, tuple(tally.buckets))
+        yield metrics.REST_IN_FLIGHT, Series((), self.in_flight)
+        yield metrics.REST_CONNECTIONS, Series((), self._connections())

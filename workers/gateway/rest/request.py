@@ -10,7 +10,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from bus import traceparent
 from bus.client import Client
+from bus.context import Asked
 from schemas.errors import BadRequest, Cancelled, Overloaded, TooLarge, Unauthenticated
 from workers.gateway.rest.response import Response, UnsupportedMediaType
 
@@ -25,9 +27,6 @@ _TOKEN_CHARACTERS: Final = 4096
 
 # Characters of an Idempotency-Key, which is hashed and so may be anything.
 _KEY_CHARACTERS: Final = 255
-
-# W3C Trace Context, section 3.2.2: one that does not fit is to be ignored.
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _ID: Final = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -68,7 +67,8 @@ class AnswersNatively(Protocol):
 
 class RestRequest:
     """`path` is as it was sent, `template` and `params` are those of the route that matched it; names of `headers` are
-    in lower case."""
+    in lower case. `asked`: the request on the bus that it became, or the one that stands for it; None while there is none.
+    """
 
     __slots__ = (
         "_body",
@@ -77,6 +77,7 @@ class RestRequest:
         "_receive",
         "_room",
         "_scope",
+        "asked",
         "client",
         "headers",
         "max_body_bytes",
@@ -97,6 +98,7 @@ class RestRequest:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._body: bytes | None = None
         self._native: AnswersNatively | None = None
+        self.asked: Asked | None = None
         self.service = service
         self.client = client
         self.max_body_bytes = max_body_bytes
@@ -197,14 +199,18 @@ class RestRequest:
 
     def bus_headers(self) -> dict[str, Any]:
         """What travels on the bus with this request. Raises Unauthenticated as `token` does."""
-        headers: dict[str, Any] = {}
+        headers: dict[str, Any] = self.trace_headers() if b"traceparent" in self.headers else {}
         if b"authorization" in self.headers:
             headers["token"] = self.token
-        if b"traceparent" in self.headers:
-            trace = self.headers[b"traceparent"].decode("latin-1")
-            if _TRACEPARENT.fullmatch(trace):
-                headers["traceparent"] = trace
         return headers
+
+    def trace_headers(self) -> dict[str, Any]:
+        """The headers of W3C Trace Context that came with it, where they are such."""
+        header = self.header("traceparent")
+        if traceparent.parse(header) is None:
+            return {}
+        state = traceparent.passable_state(self.header("tracestate"))
+        return {"traceparent": header} if state is None else {"traceparent": header, "tracestate": state}
 
     # Body
 

@@ -55,7 +55,10 @@ _decode = msgspec.msgpack.Decoder(AnswerEvent).decode
 
 
 class Exchanges:
-    """`start` when the records are open. `on_kept` is called after answers were written and outcomes settled."""
+    """`start` when the records are open. `on_kept` is called after answers were written and outcomes settled.
+
+    taken, dropped: exchanges kept and lost since it started. problem: why the last ones were not kept, "" when they were.
+    """
 
     def __init__(self, settings: LearningSettings, records: Records, client: Client) -> None:
         self.on_kept: Callable[[], None] = lambda: None
@@ -68,7 +71,8 @@ class Exchanges:
         self._wakes = asyncio.Event()
         self._written = asyncio.Condition()
         self._is_writing = False
-        self._dropped = self._told = 0
+        self.taken = self.dropped = self._told = 0
+        self.problem = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -195,9 +199,9 @@ class Exchanges:
     def _take(self, event: ReceivedEvent) -> None:
         raw = event.raw
         if event.missed is not None:
-            self._dropped += 1
+            self.dropped += 1
         if self._waiting_bytes + len(raw) > _WAITING_BYTES:
-            self._dropped += 1
+            self.dropped += 1
             return
         self._waiting.append(raw)
         self._waiting_bytes += len(raw)
@@ -212,9 +216,11 @@ class Exchanges:
                 batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 self._waiting_bytes -= sum(map(len, batch))
                 try:
-                    await self._records.run(partial(_take_in, self._usuals, batch))
+                    self.taken += await self._records.run(partial(_take_in, self._usuals, batch))
+                    self.problem = ""
                 except Internal as error:
-                    self._dropped += len(batch)
+                    self.dropped += len(batch)
+                    self.problem = f"exchanges cannot be kept: {error.message}"
                     log.error("exchanges not kept", extra={"action": "learning.unkept", "error": str(error)})
                 finally:
                     self._is_writing = False
@@ -259,10 +265,10 @@ class Exchanges:
         )
 
     def _tell_dropped(self) -> None:
-        if self._dropped > self._told:
-            more = self._dropped - self._told
-            self._told = self._dropped
-            log.warning("exchanges dropped", extra={"action": "learning.dropped", "count": more, "all": self._dropped})
+        if self.dropped > self._told:
+            more = self.dropped - self._told
+            self._told = self.dropped
+            log.warning("exchanges dropped", extra={"action": "learning.dropped", "count": more, "all": self.dropped})
 
 
 def _take_in(usuals: Usuals, batch: list[bytes], connection: sqlite3.Connection) -> int:

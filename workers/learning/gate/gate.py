@@ -90,11 +90,15 @@ class _Sets(msgspec.Struct, frozen=True):
 
 
 class Gate:
-    """Judges adapters. The records must be open; `promoted` and `job_of` say what the other parts know."""
+    """Judges adapters. The records must be open; `promoted` and `job_of` say what the other parts know.
+
+    decided: verdicts since it was made, by whether they let the adapter pass.
+    """
 
     def __init__(
         self, settings: Settings, client: Client, records: Records, rows: Rows, promoted: Promoted, job_of: JobOf
     ) -> None:
+        self.decided = {"passed": 0, "failed": 0}
         self._settings = settings.learning
         self._client = client
         self._kept = Kept(records)
@@ -208,6 +212,7 @@ class Gate:
                 items=list(_shown_items(sets.named(), pairs, answers[0], answers[1])),
             )
         )
+        self.decided["passed" if result.verdict == "passed" else "failed"] += 1
         return result
 
     async def verdict_of(self, job_id: str) -> GateResult | None:

@@ -31,7 +31,8 @@ from workers.learning.jobs.decisions import How
 from workers.learning.jobs.leasing import Held, Lease, Leases, Wanted
 from workers.learning.jobs.live import Live
 from workers.learning.jobs.seams import Datasets, Judge, Needs, Promoter, Trained, Tuner
-from workers.learning.training import checkpoints
+from workers.learning.jobs.tally import Tally
+from workers.learning.training import checkpoints, messages
 from workers.learning.training import spec as specs
 from workers.learning.training.base import shape_of
 from workers.learning.training.estimate import estimate
@@ -73,6 +74,7 @@ class Parts(NamedTuple):
     promoter: Promoter
     tuner: Tuner
     needs: Needs
+    tally: Tally
 
 
 class Over(NamedTuple):
@@ -353,7 +355,7 @@ class Run:
         )
 
     async def _run_trainer(self, spec: specs.TrainSpec) -> Ended:
-        training = self._training = TrainingRun(self._nest, self._live.hear)
+        training = self._training = TrainingRun(self._nest, self._hear)
         self._on_training()
         self._spent_s, self._began_at = self._live.info.spent_s, time.monotonic()
         beside = [
@@ -368,6 +370,11 @@ class Run:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+
+    def _hear(self, message: messages.AnyMessage) -> None:
+        if isinstance(message, messages.Progress):
+            self._parts.tally.tokens += message.tokens
+        self._live.hear(message)
 
     def _count(self) -> None:
         """The seconds of this training, with those of earlier tries."""

@@ -36,6 +36,7 @@ from workers.learning.jobs.live import Live, entry_of
 from workers.learning.jobs.run import Over, Parts, Run, clear, trained_of
 from workers.learning.jobs.scheduler import Scheduler
 from workers.learning.jobs.seams import Datasets, Judge, Needs, Promoter, Trained, Tuner
+from workers.learning.jobs.tally import Tally
 from workers.learning.jobs.timetable import InForce, in_force, merged
 from workers.learning.training import spec as specs
 from workers.learning.training.checkpoints import delete, list_checkpoints, verify
@@ -95,7 +96,10 @@ class Training:
     ) -> None:
         self._settings = settings
         self._client = client
-        self._parts = Parts(settings, client, Leases(client), curation, gate, promotion, tuning, opportunities)
+        self.tally = Tally()
+        self._parts = Parts(
+            settings, client, Leases(client), curation, gate, promotion, tuning, opportunities, self.tally
+        )
         self._book = Book(records)
         self._publish = client.publish
         self._folder = settings.path("learning", "jobs")
@@ -320,6 +324,21 @@ class Training:
         if kept is not None and kept.info.opportunities:
             await self._parts.needs.mark(kept.info.opportunities, "open", job_id=job_id, reason=reason)
 
+    def progress(self) -> bodies.JobProgress | None:
+        """How far the training is that runs, the first of several; None where none does."""
+        running = (self._live[job_id].info.progress for job_id in self._runs)
+        return next((one for one in running if one is not None and one.phase == "training"), None)
+
+    def problems(self) -> dict[str, str]:
+        """What keeps trainings from being done, by what is missing; jobs that wait for their turn have no problem."""
+        problems = {}
+        if not self._devices:
+            problems["resource"] = "the resource service does not tell of the GPUs; no training begins before it does"
+        failing = [live.info for live in self._live.values() if live.kept.failures and not live.kept.is_final]
+        if failing:
+            problems["trainings"] = "; ".join(f"{info.job_id} is {info.state}: {info.reason}" for info in failing)
+        return problems
+
     # New jobs
 
     async def _dataset_of(self, request: bodies.TrainingStart) -> DatasetInfo:
@@ -487,6 +506,8 @@ class Training:
 
     async def _ended(self, live: Live, over: Over) -> None:
         job_id = live.info.job_id
+        if over.how == "trained":
+            self.tally.ended["finished"] += 1
         if self._is_leaving:
             if not live.kept.is_final:
                 live.change(state="queued", reason="the service was stopped; it goes on when it is back")
@@ -525,6 +546,8 @@ class Training:
         live.change(state=state, reason=reason, finished_at=time.time(), progress=None)
         live.say(state, reason)
         if state in ("stopped", "failed"):
+            # One that trained was counted when it had.
+            self.tally.ended[state] += not live.kept.is_trained
             live.announce(f"learning.training.{state}", live.info)
         else:
             await asyncio.to_thread(clear, self._job_folder(live.kept))

@@ -65,7 +65,7 @@ class Promotion:
     """The operations `learning.promote`, `.rollback`, `.adapter.list` and `.watch`, and what jobs need of them.
 
     `start` once the records are open. publish: sends an event. nest: the warm parent of trainers, where what compares with
-    PEFT is forked while it is open.
+    PEFT is forked while it is open. promotions, rollbacks: done since it was made.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Promotion:
         nest: Nest,
     ) -> None:
         learning = settings.learning
+        self.promotions = self.rollbacks = 0
         self._default_model = settings.models.default
         self._canary_share = learning.canary_share
         self._rules = Rules(
@@ -235,6 +236,7 @@ class Promotion:
             kept.keep_watch(connection, done.deployment_id, "watching", progress)
 
         await self._records.run(write)
+        self.promotions += 1
         log.info(
             "adapter promoted",
             extra={"action": "learning.promoted", "model": done.model, "adapter": done.adapter, "share": done.share},
@@ -286,6 +288,7 @@ class Promotion:
             return _retired_since(connection, done)
 
         retired = await self._records.run(write)
+        self.rollbacks += 1
         log.warning(
             "adapter rolled back",
             extra={

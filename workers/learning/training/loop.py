@@ -269,6 +269,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 learning_rate=float(logs.get("learning_rate", 0.0)),
                 grad_norm=norm,
                 tokens_per_s=round((tokens - self._said_tokens) / passed_s, 1),
+                tokens=int(tokens - self._said_tokens),
                 eta_s=round(per_step_s * (state.max_steps - state.global_step), 3),
                 memory_bytes=held,
                 seq_length=self.trainer.longest,

@@ -63,7 +63,8 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     """Step `step` of `steps` is done.
 
     loss: mean since the last message. memory_bytes: resident on a CPU, reserved on a GPU. tokens_per_s: of all
-    processes, padding not counted. seq_length: of the longest batch since the last message, with padding.
+    processes, padding not counted; tokens: so many since the last message. seq_length: of the longest batch since the last
+    message, with padding.
     """
 
     step: int
@@ -73,6 +74,7 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
+    tokens: int
     eta_s: float
     memory_bytes: int
     seq_length: int

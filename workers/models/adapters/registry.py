@@ -190,6 +190,14 @@ class AdapterRegistry:
         """The adapters that a model is loaded with, its champion and its canary."""
         return self._models.get(name, _Of()).in_use()
 
+    def counts(self) -> dict[str, int]:
+        """Adapters in use, and models that answer with one, by `attached` and `champion`."""
+        known = self._models.values()
+        return {
+            "attached": sum(version.is_used for one in known for version in one.versions),
+            "champion": sum(bool(one.champions) for one in known),
+        }
+
     async def use(self, model: str, adapter: str) -> None:
         """Have `adapter` in use, its newest version unless `NAME:VERSION`. Raises NotFound."""
         name, _, version = adapter.rpartition(":") if _VERSIONED.search(adapter) else (adapter, "", "")

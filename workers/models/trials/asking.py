@@ -24,7 +24,6 @@ from schemas.bodies.model import (
     Scores,
     Usage,
 )
-from schemas.envelope import Headers
 from schemas.errors import DeadlineExceeded, NotFound
 from schemas.purpose import UNOBSERVED
 
@@ -44,8 +43,6 @@ class Asking:
         self._client = client
         self._deadline_at = call.deadline_at
         self._priority: Priority = priority
-        trace = call.headers.get("traceparent")
-        self._headers: Headers = {**UNOBSERVED, "traceparent": trace} if trace else UNOBSERVED
 
     def left_s(self) -> float:
         """Seconds an answer may take now. Raises DeadlineExceeded when there are none left."""
@@ -59,14 +56,14 @@ class Asking:
     async def request(self, subject: str, body: Any) -> Any:
         """One whole reply."""
         return await self._client.request(
-            subject, body, timeout_s=self.left_s(), headers=self._headers, priority=self._priority
+            subject, body, timeout_s=self.left_s(), headers=UNOBSERVED, priority=self._priority
         )
 
     @asynccontextmanager
     async def stream(self, subject: str, body: Any) -> AsyncIterator[Stream]:
         """A reply in pieces; leaving early takes the request back."""
         async with self._client.stream(
-            subject, body, timeout_s=self.left_s(), headers=self._headers, priority=self._priority
+            subject, body, timeout_s=self.left_s(), headers=UNOBSERVED, priority=self._priority
         ) as parts:
             yield parts
 

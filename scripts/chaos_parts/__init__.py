@@ -1,0 +1,1 @@
+"""Parts of `scripts/chaos.py`: a house of its own, its Prometheus, and the faults."""
