@@ -364,9 +364,12 @@ class Exchange:
             self._on_forbidden(guard, "request", error)
             raise error
         operation = catalog.lookup(subject)
-        if not subject.startswith(_OWN_FAMILIES) and (operation is None or not operation.audit):
+        is_asked_for = subject.startswith(_OWN_FAMILIES) or (operation is not None and bool(operation.audit))
+        headers = message.headers or {}
+        # Also where the sender named a key itself: a refusal in the audit log would bear that name.
+        if not is_asked_for and "via" not in headers:
             return message
-        headers = {**(message.headers or {}), "via": rights.name}
+        headers = {**headers, "via": rights.name}
         if (size := len(_encode(headers))) > MAX_HEADER_BYTES:
             # The worker would drop it, and its credit with it.
             room = MAX_HEADER_BYTES - (size - len(_encode(message.headers)))

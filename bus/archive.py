@@ -20,17 +20,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, BinaryIO, Final, NamedTuple, Protocol, TypeVar
+from typing import Annotated, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
-
-from bus.holdings import Kind
 
 T = TypeVar("T")
 
 # 1 is the one described above.
 FORMAT: Final = 1
+
+# memory: the database of the memory service, which is told after a restore that its vectors are gone. checkpoint: one file
+# of a folder that is of use only whole. log: grows at its end, and a torn end is cut off by who opens it.
+Kind = Literal["memory", "database", "checkpoint", "log", "keys", "file", "model"]
 
 HEAD: Final = "olympus-backup.json"
 CHECKSUMS: Final = "olympus-checksums.json"
@@ -46,9 +48,23 @@ _OURS_MAX_BYTES: Final = 64 * 1024 * 1024
 
 FILES_MAX: Final = 200_000
 _NAME_MAX: Final = 1_024
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+# Control characters, what separates folders elsewhere, and what is no UTF-8.
+_FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 Size = Annotated[int, Meta(ge=0, le=1 << 62)]
+
+
+def is_name(name: str) -> bool:
+    """Whether a file below a home may have that name in an archive."""
+    path = PurePosixPath(name)
+    return (
+        0 < len(name) <= _NAME_MAX
+        and not _FORBIDDEN.search(name)
+        and not path.is_absolute()
+        and str(path) == name != "."
+        and ".." not in path.parts
+        and name not in (HEAD, CHECKSUMS)
+    )
 
 
 class BadArchive(Exception):
@@ -122,7 +138,9 @@ def write_archive(file: BinaryIO, head: Head, sources: Iterable[Source], report:
     done = 0
     with (
         gzip.GzipFile("", "wb", _LEVEL, file, mtime=int(head.created_at)) as packed,
-        tarfile.TarFile(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT, copybufsize=_BLOCK_BYTES) as tar,
+        tarfile.TarFile(
+            fileobj=packed, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", copybufsize=_BLOCK_BYTES
+        ) as tar,
     ):
         _add_bytes(tar, HEAD, msgspec.json.encode(head), head.created_at)
         for group in _groups(sources):
@@ -225,7 +243,7 @@ class Archive:
         self._stream = _Stream(gzip.GzipFile(fileobj=file, mode="rb"))
         with _explained():
             # Given to it open and typed for files: it reads, tells, and seeks forward.
-            self._tar = tarfile.TarFile(fileobj=self._stream, mode="r", errorlevel=2)  # type: ignore[arg-type]
+            self._tar = tarfile.TarFile(fileobj=self._stream, mode="r", encoding="utf-8", errorlevel=2)  # type: ignore[arg-type]
             self.head = _head(self._next(), self._stream, newest_state)
         self._declared = {entry.name: entry for entry in self.head.files}
 
@@ -392,11 +410,9 @@ def _check_names(names: list[str]) -> None:
     if len(known) < len(names):
         raise BadArchive("it names a file twice")
     for name in names:
-        path = PurePosixPath(name)
-        is_good = 0 < len(name) <= _NAME_MAX and not path.is_absolute() and not _CONTROL.search(name)
-        if not is_good or str(path) != name or ".." in path.parts or name == "." or name in (HEAD, CHECKSUMS):
+        if not is_name(name):
             raise BadArchive(f"it names {name[:200]!r}, which is no place below a home")
-        if any(str(above) in known for above in path.parents):
+        if any(str(above) in known for above in PurePosixPath(name).parents):
             raise BadArchive(f"it names {name[:200]!r} and a file that would be its folder")
 
 

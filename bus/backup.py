@@ -114,12 +114,26 @@ def _copied(items: list[Item], scratch: Path, report: Report) -> list[Source]:
         try:
             _copy(item, copy, report)
         except sqlite3.Error as error:
-            raise BackupFailed(
-                f"{item.path} cannot be copied: {error}. Where it is damaged, the service that keeps it says at its start"
-                " what to do; nothing was backed up"
-            ) from error
+            raise BackupFailed(_why_not_copied(item.path, scratch.parent, error)) from error
         sources.append(Source(Entry(item.name, item.kind, copy.stat().st_size), copy, item.group))
     return sources
+
+
+def _why_not_copied(path: Path, target: Path, error: sqlite3.Error) -> str:
+    # The first eight bits are the kind; what our own check raises has none.
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    if kind == sqlite3.SQLITE_FULL:
+        return f"{target} has no room for a copy of {path}; nothing was backed up"
+    if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        # SQLite writes beside a database with a log even to read it.
+        return (
+            f"{path} cannot be copied: {error}. Its disk and that of {target} need some room and write access for this"
+            " user; nothing was backed up"
+        )
+    return (
+        f"{path} cannot be copied: {error}. Where it is damaged, the service that keeps it says at its start what to do;"
+        " nothing was backed up"
+    )
 
 
 def _copy(item: Item, copy: Path, report: Report) -> None:

@@ -12,14 +12,11 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
+from bus.archive import Kind, is_name
 from bus.settings import Settings
 from bus.state import LOCK
-
-# memory: the database of the memory service, which is told after a restore that its vectors are gone. checkpoint: one file
-# of a folder that is of use only whole. log: grows at its end, and a torn end is cut off by who opens it.
-Kind = Literal["memory", "database", "checkpoint", "log", "keys", "file", "model"]
 
 # Archives that this program writes.
 ARCHIVE_NAME: Final = re.compile(r"olympus-[a-z0-9-]+-\d{8}T\d{6}Z(-\d+)?\.tar\.gz")
@@ -37,11 +34,17 @@ _TRANSIENT: Final = {
 }
 _WRITTEN_AT_START: Final = {"auth/local-admin", LOCK}
 
-# Half-written files, locks and pids of running processes, and what belongs to a database that is copied as a whole.
-_PASSING: Final = re.compile(r"\.|.*(\.(partial|part|new|pid|lock|queue|sock)|-wal|-shm|-journal|\.v\d+-backup)\Z")
+# Belongs to a database, which is copied as a whole.
+_OF_DATABASE: Final = re.compile(r".*-(wal|shm|journal)")
 
-# A folder of processes that find each other while a training runs.
-_MEETING: Final = "meeting-"
+# By name, wherever it lies. `meeting-`: of processes that find each other while a training runs.
+_NOT_TAKEN: Final = (
+    (re.compile(r"\..*"), "hidden, as what is half-written"),
+    (re.compile(r".*\.(partial|part|new)"), "half-written"),
+    (re.compile(r"meeting-.*|.*\.(pid|lock|queue|sock)"), "about running processes"),
+    (re.compile(r".*\.v\d+-backup"), "a copy from before an upgrade"),
+    (ARCHIVE_NAME, "a backup"),
+)
 
 _CHECKPOINT: Final = re.compile(r"(learning/jobs/[^/]+/checkpoints/step-\d+)/[^/]+")
 
@@ -140,23 +143,37 @@ def _files(home: Path, left_out: dict[str, str], not_entered: dict[Path, str]) -
         for name in sorted(os.listdir(folder)):
             path = folder / name
             relative = path.relative_to(home).as_posix()
-            if path in not_entered:
-                left_out[f"{relative}/"] = not_entered[path]
-                continue
-            if _PASSING.match(name) or ARCHIVE_NAME.fullmatch(name) or name.startswith(_MEETING):
+            if relative in _WRITTEN_AT_START or _OF_DATABASE.fullmatch(name):
                 continue
             try:
                 mode = path.stat().st_mode
             except FileNotFoundError:
-                # Gone meanwhile, or a link that leads nowhere.
+                if path.is_symlink():
+                    left_out[_shown(relative)] = "a link that leads nowhere"
+                # Else it is gone meanwhile.
                 continue
-            if stat.S_ISDIR(mode):
+            why = not_entered.get(path) or _why_not_taken(relative, mode)
+            if why:
+                left_out[_shown(relative) + "/" * stat.S_ISDIR(mode)] = why
+            elif stat.S_ISDIR(mode):
                 folders.append(path)
-            elif stat.S_ISREG(mode) and relative not in _WRITTEN_AT_START:
-                if not _is_text(relative):
-                    left_out[ascii(relative)] = "its name is not UTF-8"
-                else:
-                    yield path, relative
+            else:
+                yield path, relative
+
+
+def _why_not_taken(relative: str, mode: int) -> str:
+    """The reason, "" for what is taken; of a file or folder by its name, of others because of what they are."""
+    name = relative.rpartition("/")[2]
+    found = next((why for pattern, why in _NOT_TAKEN if pattern.fullmatch(name)), "")
+    if found or stat.S_ISDIR(mode):
+        return found
+    if not stat.S_ISREG(mode):
+        return "no plain file"
+    return "" if is_name(relative) else "an archive takes no such name"
+
+
+def _shown(relative: str) -> str:
+    return relative if is_name(relative) else ascii(relative)
 
 
 def _kind(path: Path, name: str) -> Kind:
@@ -177,11 +194,3 @@ def _is_database(path: Path) -> bool:
         return False
     # One that was only just made is empty until its first commit.
     return head in (b"", _SQLITE_MAGIC)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -108,7 +108,6 @@ class Keys:
 
     def trust(self, name: str, public: bytes) -> None:
         """Trust the machine `name` by its public key from now on. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(self._trusted / name, z85.encode(public).encode() + b"\n")
 
     def untrust(self, name: str) -> bool:
@@ -128,7 +127,10 @@ class Keys:
             with path.open("rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
                 text = file.read(permissions.MAX_BYTES + 1)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                # It says what is allowed, elsewhere; everything is for a machine of which nothing is said.
+                raise _unreadable(path, error) from error
             return None
         except OSError as error:
             raise _unreadable(path, error) from error

@@ -33,8 +33,9 @@ MAX_PATTERNS: Final = 2_000
 _KEEPERS: Final = ("!deadletter.>", "!bus.trace.read", "!audit.>")
 
 # Events that show what passes between others, or hold what people wrote.
-_PRIVATE_EVENTS: Final = ("!bus.trace.>", "!audit.>", "!model.answered", "!learning.opportunity.found")
-
+_PRIVATE_EVENTS: Final = (
+    "!bus.trace.>", "!audit.>", "!model.answered", "!learning.opportunity.found", "!memory.suggestion.made",
+)  # fmt: skip
 
 # What else is kept from workers, and those that cannot do without it.
 _NEEDED_BY: Final = {"error": ("!audit.>",), "exporter": ("!bus.trace.read",)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def write_private(path: Path, content: bytes) -> None:
     """Put `content` at `path`, in a folder made for this user alone where there is none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(path.parent)
     aside = path.with_name(f".{path.name}.new")
     # A file left behind by a crash may have another mode.
     aside.unlink(missing_ok=True)
@@ -22,3 +22,10 @@ def write_private(path: Path, content: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _make_private(folder: Path) -> None:
+    """Also those above it that are missing, which `parents=True` would make as the umask says: home may be among them."""
+    if not folder.is_dir():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)

@@ -5,13 +5,11 @@ Until that rename nothing at the place has changed; what was there keeps lying b
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +18,9 @@ from typing import BinaryIO, Final, NamedTuple
 
 from bus import moved_paths, state
 from bus.archive import Archive, Entry, Head, stamp
+from bus.scratch import scratch
 from bus.sqlite_copy import sync, sync_folder
+from bus.sqlite_lock import InUse, alone_with
 from bus.state import LOCK, UnusableHome
 
 # Begins the name of the folder in which a home is put together; it lies beside its place.
@@ -34,11 +34,6 @@ _WITHOUT_VECTORS: Final = "workers.memory.upkeep.without_vectors"
 
 # Databases with paths of files below home.
 _WITH_PATHS: Final = ("models.db", "learning.db")
-
-# Where SQLite locks a database file on Unix: whoever has it open with a write-ahead log holds these bytes shared
-# (https://sqlite.org/src/file/src/os.h, PENDING_BYTE + 2 and SHARED_SIZE).
-_SHARED_FIRST: Final = 0x4000_0000 + 2
-_SHARED_BYTES: Final = 510
 
 # Told what is being done, and how much of how much.
 Report = Callable[[str, int, int], None]
@@ -76,7 +71,9 @@ def restore(file: BinaryIO, home: Path, *, may_replace: bool, report: Report) ->
     with _alone(place):
         archive = Archive(file, newest_state=state.FORMAT)
         _check_room(place.parent, archive.total_bytes)
-        with _staging(place.parent) as staged:
+        with scratch(place.parent, _STAGING) as aside:
+            staged = aside / "home"
+            staged.mkdir(mode=0o700)
             total = archive.total_bytes
             sums = archive.read(_Folder(staged), lambda name, done: report("restore", done, total))
             report("adapt", 0, 0)
@@ -121,11 +118,10 @@ def _alone(place: Path) -> Iterator[None]:
     """Nobody serves from there: by the lock of the home, and by those of its databases where an older program does."""
     with ExitStack() as stack:
         stack.enter_context(state.alone(place))
-        for path in sorted(place.rglob("*.db")) if place.exists() else ():
-            file = stack.enter_context(path.open("rb+"))
+        for path in sorted(path for path in place.rglob("*.db") if path.is_file()):
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED_FIRST)
-            except OSError as error:
+                stack.enter_context(alone_with(path))
+            except InUse as error:
                 raise UnusableHome(f"{path} is open in another program: stop Olympus there first") from error
         yield
 
@@ -152,15 +148,6 @@ class _Folder:
             (self._root / folder).mkdir(exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         return open(descriptor, "wb")
-
-
-@contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    staged = Path(tempfile.mkdtemp(prefix=_STAGING, dir=parent))
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _adapt(staged: Path, head: Head, home: Path) -> None:

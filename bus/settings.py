@@ -981,7 +981,12 @@ def _file_to_read(path: str | Path | None) -> Path | None:
     if named:
         return Path(named).expanduser()
     fallback = Path(os.environ.get("OLYMPUS_HOME") or Settings().home).expanduser() / "olympus.yaml"
-    return fallback if fallback.is_file() else None
+    try:
+        return fallback if fallback.is_file() else None
+    except PermissionError as error:
+        raise SettingsError(
+            f"{fallback.parent} is closed to this user: be the one whose home it is, or name another with OLYMPUS_HOME"
+        ) from error
 
 
 def _from_file(path: Path | None) -> dict[str, _Written]:
@@ -1335,8 +1340,9 @@ def _check_exporter(settings: Settings, written: Mapping[str, _Written]) -> None
 
 
 def _is_post_url(url: str) -> bool:
-    """An address to post to; it may have a query, where some services put their key."""
-    return _is_http_url(url.partition("?")[0]) and "#" not in url and not any(one.isspace() for one in url)
+    """An address to post to, as HTTP takes it (ASCII); it may have a query, where some services put their key."""
+    plain = url.isascii() and "#" not in url and not any(one.isspace() for one in url)
+    return plain and _is_http_url(url.partition("?")[0])
 
 
 def _check_redis_url(settings: Settings, written: Mapping[str, _Written]) -> None:

@@ -27,6 +27,7 @@ from bus.channel import Channel
 from bus.client import Client
 from bus.context import asked_by, current
 from bus.gather import gather
+from bus.logs import configure_logging
 from bus.machine import host_figures, process_figures, rss_bytes, started_at
 from bus.metrics import Figures, Told, only
 from bus.needs import in_words, missing, needs_of
@@ -370,6 +371,9 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.leave)
+        if not logging.getLogger().handlers:
+            # A program that sets up no logging of its own would tell nobody of its failures.
+            configure_logging(self.settings.log)
         with self.reports.hooks():
             await self._run()
 

@@ -1201,7 +1201,7 @@ _ERRORS = (
         "How many errors, by service and severity.",
     ),
     _operation(
-        "error", "acknowledge", errors.ErrorAcknowledge, errors.ErrorsChanged, "POST /errors/acknowledge",
+        "error", "acknowledge", errors.ErrorAcknowledge, errors.ErrorsChanged, "POST /errors/{fingerprint}/acknowledge, POST /errors/acknowledge",
         "Say that errors were seen: they are listed again when they come again.", access="write",
     ),
     _operation(

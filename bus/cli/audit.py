@@ -12,11 +12,14 @@ from bus.cli.action import Action, add_actions, configure_json, run_action
 from bus.cli.connection import run_with_client
 from bus.cli.durations import instant
 from bus.cli.failures import UsageError, say
-from bus.cli.output import plural, print_json, printable, table, write_line
+from bus.cli.output import one_line, plural, print_json, table, write_line
 from bus.client import Client
 from schemas.bodies.telling import AuditEntry, AuditKind, AuditList, AuditPage, AuditVerdict, AuditVerify
 
 HELP = "The audit log: who signed in, was refused, deleted, promoted or changed what, newest first."
+
+# Characters shown of a field, such as why something was refused; --json has all of it.
+_SHOWN_MAX: Final = 60
 
 # Lines asked for at a time.
 _PAGE: Final = 500
@@ -119,7 +122,8 @@ def _row(entry: AuditEntry) -> tuple[str, ...]:
     when = f"{datetime.datetime.fromtimestamp(entry.at):%Y-%m-%d %H:%M:%S}"
     outcome = entry.outcome if entry.count == 1 else f"{entry.outcome} x{entry.count}"
     texts = (entry.kind, entry.actor, entry.action, entry.target or entry.reason, outcome, entry.address or entry.host)
-    return (str(entry.id), when, *(printable(text) for text in texts))
+    # In one line each: what somebody tried may have an end of a line in it, and must not look like a line of its own.
+    return (str(entry.id), when, *(one_line(text, _SHOWN_MAX) for text in texts))
 
 
 _ACTIONS: Final = (

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -24,6 +21,7 @@ from bus.cli.failures import UsageError, say
 from bus.cli.output import plural, print_json, size, write_line
 from bus.cli.progress import Progress
 from bus.holdings import ARCHIVE_NAME
+from bus.scratch import scratch
 from bus.settings import Settings, settings_file
 
 HELP = "back up everything that home holds, while it serves"
@@ -41,9 +39,8 @@ examples:
   olympus backup - | age -r age1... > olympus.tar.gz.age
 """
 
-# Begins the name of the folder in which an archive grows, beside its target; one without a living owner is removed.
+# Begins the name of the folder in which an archive grows, beside its target.
 _SCRATCH: Final = ".olympus-backup-"
-_OWNED: Final = "owned"
 
 _PARTIAL: Final = "archive.partial"
 
@@ -91,8 +88,8 @@ def _to_stdout(args: argparse.Namespace, settings: Settings) -> int:
         raise UsageError("an archive would go to this terminal: send it to a file or a program")
     if args.json or args.keep:
         raise UsageError("--json and --keep go with a FILE or a FOLDER")
-    with tempfile.TemporaryDirectory(prefix="olympus-backup-") as scratch:
-        made = _made(args, settings, sys.stdout.buffer, Path(scratch))
+    with scratch(Path(tempfile.gettempdir()), _SCRATCH) as folder:
+        made = _made(args, settings, sys.stdout.buffer, folder)
     sys.stdout.buffer.flush()
     _say_made(made)
     return exits.OK
@@ -108,18 +105,18 @@ def _to_file(args: argparse.Namespace, settings: Settings) -> int:
     folder = target if is_folder else target.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     began_at = time.time()
-    with _scratch(folder) as scratch:
-        partial = scratch / _PARTIAL
+    with scratch(folder, _SCRATCH) as aside:
+        partial = aside / _PARTIAL
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            made = _made(args, settings, file, scratch)
+            made = _made(args, settings, file, aside)
         stem = f"olympus-{machine_of(settings)}-{stamp(began_at)}" if is_folder else None
         target = _placed(partial, target, stem, may_replace=args.force)
-    pruned = _prune(folder, machine_of(settings), args.keep) if args.keep else []
+    pruned = _prune(target, machine_of(settings), args.keep) if args.keep else []
     _show(args, target, made, pruned, time.time() - began_at)
     return exits.OK
 
 
-def _made(args: argparse.Namespace, settings: Settings, file: BinaryIO, scratch: Path) -> Made:
+def _made(args: argparse.Namespace, settings: Settings, file: BinaryIO, aside: Path) -> Made:
     with Progress(is_shown=not args.json) as progress:
         stage_began: dict[str, float] = {}
 
@@ -132,46 +129,12 @@ def _made(args: argparse.Namespace, settings: Settings, file: BinaryIO, scratch:
         return back_up(
             settings,
             file,
-            scratch,
+            aside,
             with_models=args.models,
             with_keys=not args.without_keys,
             config=settings_file(args.config),
             report=report,
         )
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder of this user alone beside the target; what killed backups left there is removed first."""
-    for left in folder.glob(f"{_SCRATCH}*"):
-        if not _is_owned(left):
-            shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
-    try:
-        lock = os.open(scratch / _OWNED, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield scratch
-        finally:
-            os.close(lock)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_owned(scratch: Path) -> bool:
-    try:
-        lock = os.open(scratch / _OWNED, os.O_RDWR)
-    except OSError:
-        # Made this moment, or by somebody killed in that moment; an old one of those is empty.
-        return time.time() - scratch.stat().st_mtime < 60
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(lock)
 
 
 def _placed(partial: Path, target: Path, stem: str | None, *, may_replace: bool) -> Path:
@@ -187,19 +150,26 @@ def _placed(partial: Path, target: Path, stem: str | None, *, may_replace: bool)
     raise AssertionError("there is always a number that is free")
 
 
-def _prune(folder: Path, machine: str, kept: int) -> list[str]:
-    """Remove this machine's older backups; by their names, which sort by time."""
+def _prune(made: Path, machine: str, kept: int) -> list[str]:
+    """Remove this machine's older backups beside `made`, by their names, which sort by time; never `made` itself.
+
+    Where the clock was set back, its name is not the newest.
+    """
     start = f"olympus-{machine}-"
     found = [
         path
-        for path in folder.iterdir()
-        if ARCHIVE_NAME.fullmatch(path.name) and path.name.startswith(start) and path.name[len(start) :][:8].isdecimal()
+        for path in made.parent.iterdir()
+        if path != made
+        and ARCHIVE_NAME.fullmatch(path.name)
+        and path.name.startswith(start)
+        and path.name[len(start) :][:8].isdecimal()
     ]
     # Of one second the first has no number.
     found.sort(key=lambda path: (path.name[len(start) :][:16], len(path.name), path.name))
-    for path in found[:-kept]:
+    older = found[: max(0, len(found) - kept + 1)]
+    for path in older:
         path.unlink(missing_ok=True)
-    return [path.name for path in found[:-kept]]
+    return [path.name for path in older]
 
 
 def _show(args: argparse.Namespace, target: Path, made: Made, pruned: list[str], took_s: float) -> None:

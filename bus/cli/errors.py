@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from datetime import datetime
 from typing import Final, get_args
 
 import msgspec
@@ -31,6 +32,7 @@ from bus.cli.output import duration as spoken
 from bus.client import Client
 from schemas.bodies.control import ErrorReport, Severity
 from schemas.bodies.errors import (
+    AnyState,
     ErrorAcknowledge,
     ErrorForget,
     ErrorGroup,
@@ -43,7 +45,6 @@ from schemas.bodies.errors import (
     ErrorStats,
     ErrorStatsReply,
     ErrorWhole,
-    State,
 )
 
 HELP = "Show what failed, like errors together. Without an action: those that nobody has seen yet, the newest first."
@@ -77,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("--service", help="of this service alone")
     parser.add_argument("--severity", choices=_SEVERITIES, help="at least as bad")
-    parser.add_argument("--state", choices=(*get_args(State), "any"), default="open", help="in this state (open)")
+    parser.add_argument("--state", choices=get_args(AnyState), default="open", help="in this state (open)")
     parser.add_argument("--text", default="", help="with this in kind or message")
     parser.add_argument("--since", type=instant, metavar="WHEN", help="seen since: 10m ago as 10m, or an ISO time")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most (50)")
@@ -101,7 +102,7 @@ def _run_list(args: argparse.Namespace) -> int:
     query = ErrorList(
         service=args.service,
         severity=args.severity,
-        state=None if args.state == "any" else args.state,
+        state=args.state,
         text=args.text,
         since_at=args.since,
         limit=args.limit,
@@ -238,7 +239,7 @@ def graph(counts: list[int]) -> str:
 def report_lines(report: ErrorReport) -> list[str]:
     """One report, whole."""
     many = f"  ({number(report.count)} times)" if report.count > 1 else ""
-    head = f"{day_and_time(report.at)}  {printable(report.kind)}  {printable(report.instance)}".rstrip()
+    head = f"{datetime.fromtimestamp(report.at):%Y-%m-%d %H:%M:%S}  {printable(report.kind)}  {printable(report.instance)}".rstrip()
     return [
         head + many,
         *(f"  {line}" for line in printable(report.message).splitlines()),

@@ -142,16 +142,17 @@ def rates(before: Sample | None, now: Sample) -> Rates | None:
 
 def frame(now: Sample, rate: Rates | None, width: int | None, height: int | None) -> list[str]:
     """The lines of one frame, none wider than `width` and no more than `height`."""
-    lines = [*_head(now.stats, rate), "", *_services(now, rate)]
+    lines = [*_head(now.stats, rate), ""]
+    if without := degraded_lines(now.workers):
+        # Above the tables: a window that is too low hides what is at the end.
+        lines += [*(f"! {line}" for line in without), ""]
+    lines += _services(now, rate)
     if now.workers:
         lines += ["", *_workers(now.workers, rate)]
     loaded = [model for model in now.models or [] if model.state in ("loaded", "loading")]
     if loaded:
         rows = [(each.name, each.state, size(each.size_bytes), each.instance or "-") for each in loaded]
         lines += ["", *table(("MODEL", "STATE", "SIZE", "INSTANCE"), rows)]
-    without = degraded_lines(now.workers)
-    if without:
-        lines += ["", *(f"! {line}" for line in without)]
     if height is not None and len(lines) > height:
         hidden = len(lines) - height + 1
         lines = [*lines[: height - 1], f"… {hidden} more lines; a taller window shows them"]

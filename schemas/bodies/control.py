@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from schemas.bodies.base import Empty, Ordinal, PageSize, Reply, Request, Seconds, Whole
+from schemas.limits import ID_BYTES
 
 DependencyName = Annotated[str, Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, Meta(max_length=1024)]
+RequestId = Annotated[bytes, Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 # Up to some 30,000 years, which leaves out what is infinite.
 FiniteSeconds = Annotated[float, Meta(ge=0, le=1e12)]
 
@@ -25,12 +27,12 @@ class Ready(Reply, frozen=True, kw_only=True):
 
     service: str
     instance: str
-    subjects: list[str]
+    subjects: Annotated[list[str], Meta(max_length=10_000)]
     capacity: Annotated[int, Meta(ge=0, le=1_000_000)]
-    version: str = ""
-    host: str = ""
+    version: Annotated[str, Meta(max_length=255)] = ""
+    host: Annotated[str, Meta(max_length=255)] = ""
     pid: int = 0
-    in_flight: list[bytes] = []
+    in_flight: Annotated[list[RequestId], Meta(max_length=100_000)] = []
 
 
 class Welcome(Reply, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from schemas.bodies.base import PageSize, PositiveSeconds, Reply, Request, Secon
 from schemas.bodies.control import ErrorReport, Severity
 
 State = Literal["open", "acknowledged", "muted"]
+AnyState = Literal["open", "acknowledged", "muted", "any"]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{4,32}$(?!\n)")]
 
 
@@ -61,11 +62,14 @@ class ErrorGroup(Reply, frozen=True, kw_only=True):
 
 
 class ErrorList(Request, frozen=True, kw_only=True):
-    """Groups, the newest first. `text` is looked for in kind and message; `severity` is the least."""
+    """Groups, the newest first. `text` is looked for in kind and message; `severity` is the least.
+
+    state: no state is `any`, too; HTTP has no other word for it.
+    """
 
     service: str | None = None
     severity: Severity | None = None
-    state: State | None = "open"
+    state: AnyState | None = "open"
     text: Annotated[str, Meta(max_length=1024)] = ""
     since_at: Seconds | None = None
     limit: PageSize = 100

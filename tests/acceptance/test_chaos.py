@@ -14,10 +14,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from chaos_parts import prometheus
 from chaos_parts.faults import FAULTS
 
-# Quick ones of three kinds: what stops, what is lost, and what somebody lies about.
+# Quick ones of two kinds: what stops, and what somebody lies about.
 CHOSEN = {
     "kill the broker": {"BrokerGone"},
-    "die while working": {"DeadLetters", "WorkersLost"},
     "lie in figures": {"FiguresRefused"},
 }
 
@@ -29,7 +28,7 @@ def alerts() -> set[str]:
 
 
 def test_faults_are_told_by_their_alerts_which_end_when_they_are_healed() -> None:
-    """As a person runs it, on three of its faults."""
+    """As a person runs it, on two of its faults."""
     program("prometheus")
     only = [part for name in CHOSEN for part in ("--only", name)]
 

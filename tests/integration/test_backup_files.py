@@ -146,6 +146,27 @@ def test_archive_is_of_its_owner_alone_and_says_what_is_not_in_it(
     assert {"cache/", "locks/", "memory/vectors/", "memory/backups/", "resources/"} < set(said["left_out"])
 
 
+def test_files_that_no_archive_takes_are_named_and_the_rest_comes_back(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that a restore would refuse, half-written files, and what is no file."""
+    for name in ("back\\slash", "new\nline", archive.HEAD, "suites/half.part", "suites/.hidden", "models.db.v3-backup"):
+        put(home / name, "x")
+    put(Path(os.fsdecode(os.fsencode(home) + b"/\xff")), "x")
+    os.mkfifo(home / "pipe")
+    (home / "dangling").symlink_to("/nowhere")
+    path = home.with_name("b.tar.gz")
+    assert app.main(["backup", str(path), "--json"]) == exits.OK
+
+    left_out = set(json.loads(capsys.readouterr().out)["left_out"])
+    assert left_out >= {
+        *(ascii("back\\slash"), ascii("new\nline"), ascii("\udcff"), ascii(archive.HEAD)),
+        *("suites/half.part", "suites/.hidden", "models.db.v3-backup", "pipe", "dangling"),
+    }
+    assert app.main(["restore", str(path), "--into", str(tmp_path / "other")]) == exits.OK
+    assert set(tree(tmp_path / "other")) == ALWAYS | KEYS
+
+
 def test_restored_home_is_the_one_that_was_backed_up(home: Path, tmp_path: Path) -> None:
     """In another folder; paths below the old one follow, what people said does not."""
     path = backed_up(home, "--models")
@@ -198,6 +219,7 @@ def test_home_that_holds_something_is_only_replaced_when_asked_and_kept_then(
 ) -> None:
     """Without --replace nothing happens; with it the old one lies beside."""
     path = backed_up(home)
+    (home / "no.db").mkdir()
     put(home / "suites" / "mine.yaml", "changed since")
     before = tree(home)
 
@@ -332,6 +354,19 @@ def test_only_the_newest_backups_of_this_machine_are_kept(home: Path, tmp_path: 
     assert "olympus-here-20200101T000000Z.tar.gz" not in ours
 
 
+def test_backup_made_after_the_clock_was_set_back_is_kept(home: Path, tmp_path: Path) -> None:
+    """Others have newer names then."""
+    folder = tmp_path / "folder"
+    for year in (2998, 2999):
+        put(folder / f"olympus-here-{year}0101T000000Z.tar.gz", "")
+
+    assert app.main(["backup", str(folder), "--keep", "2", "--set", "machine.name=here"]) == exits.OK
+
+    first, second = sorted(os.listdir(folder))
+    assert second == "olympus-here-29990101T000000Z.tar.gz"
+    assert app.main(["restore", "--check", str(folder / first)]) == exits.OK
+
+
 def test_database_outside_of_home_is_taken_and_comes_back_below_it(home: Path, tmp_path: Path) -> None:
     """The settings of the restored home may name the place of the old one, which must not be touched."""
     database(tmp_path / "fast" / "errors.db", "elsewhere")
@@ -424,6 +459,45 @@ def test_killed_backup_leaves_no_archive_and_the_next_one_clears_up(home: Path, 
     assert app.main(["backup", str(folder)]) == exits.OK
     (name,) = os.listdir(folder)
     assert app.main(["restore", "--check", str(folder / name)]) == exits.OK
+
+
+def test_killed_restore_changes_nothing_and_the_next_one_clears_up(home: Path, tmp_path: Path) -> None:
+    """kill -9 while it unpacks: private things lie in a hidden folder until then."""
+    put(home / "suites" / "noise", os.urandom(40_000_000))
+    path = backed_up(home)
+    target = tmp_path / "target"
+    words = command("restore", str(path), "--into", str(target / "home"))
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        until(lambda: list(target.glob(".olympus-restore-*/home/suites/noise")), "files that are unpacked")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (target / "home").exists()
+
+    put(home / "suites" / "noise", b"little")
+    assert app.main(["restore", str(backed_up(home)), "--into", str(target / "home")]) == exits.OK
+    assert os.listdir(target) == ["home"]
+
+
+def test_disk_too_small_for_a_copy_is_named(home: Path, tmp_path: Path) -> None:
+    """The disk that is full is said, and nothing of damage."""
+    database(home / "models.db", *("x" * 1000 for _ in range(2000)))
+    folder = tmp_path / "folder"
+
+    done = subprocess.run(
+        command("backup", f"{folder}/"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+
+    assert done.returncode == exits.FAILED
+    assert str(folder) in done.stderr
+    assert "room" in done.stderr
+    assert "damaged" not in done.stderr
+    assert os.listdir(folder) == []
 
 
 def test_disk_that_fills_up_leaves_nothing(home: Path, tmp_path: Path) -> None:

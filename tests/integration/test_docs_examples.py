@@ -20,7 +20,7 @@ from bus.client import Client
 from bus.settings import Settings, environment_name
 from bus.worker import Call, Worker
 from schemas.bodies.model import Chat, Generation, GenerationPart, Timings, Usage
-from schemas.errors import Unprocessable
+from schemas.errors import Internal, Unprocessable
 from workers.memory.service import service
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ async def test_our_clients_print_what_their_document_says(name: str, serve_broke
 
 
 async def test_the_worker_example_serves_streams_and_leaves(serve_broker: Serve) -> None:
-    """It answers, refuses what does not fit, streams, publishes, and ends well on SIGTERM."""
+    """It answers, refuses what does not fit, streams, publishes, logs what failed, and ends well on SIGTERM."""
     async with (
         serve_broker() as settings,
         Client(settings) as client,
@@ -203,14 +203,19 @@ async def test_the_worker_example_serves_streams_and_leaves(serve_broker: Serve)
         async with client.stream("calculator.count", {"to": 3}) as parts:
             counted = [part async for part in parts]
         event = await asyncio.wait_for(anext(incoming), WAIT_S)
+        with pytest.raises(Internal):
+            await client.request("calculator.count", {"to": "three"})
         process.send_signal(signal.SIGTERM)
         left = await asyncio.wait_for(anext(incoming), WAIT_S)
+        assert process.stderr is not None
+        logged = await asyncio.wait_for(process.stderr.read(), WAIT_S)
         await asyncio.wait_for(process.wait(), WAIT_S)
 
     assert (joined.subject, left.subject) == ("bus.worker.joined", "bus.worker.left")
     assert quotient == {"result": 2.0}
     assert counted == [0, 1, 2]
     assert parts.final == {"counted": 3}
+    assert b"handler failed" in logged
     assert (event.subject, event.body) == ("calculator.counted", {"to": 3})
     assert process.returncode == 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from broker.server import Broker
 from bus.client import Client
 from bus.settings import Settings, child_environment
 from schemas.bodies.control import DeadLetter, ErrorReport, WorkerList
@@ -36,7 +37,7 @@ from schemas.bodies.errors import (
     ReportError,
 )
 from schemas.errors import BadRequest, BusError, NotFound
-from tests.conftest import Serve
+from tests.conftest import Serve, settings_of
 from workers.errors.service import ErrorService
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +170,28 @@ async def test_an_agent_reports_by_a_request_and_followers_see_it(serve_broker: 
         assert event.subject == "error.my-stove.error"
         assert (first.is_new, second.is_new) == (True, False)
         assert first.fingerprint == second.fingerprint == (await groups(client))[0].fingerprint
+
+
+async def test_an_agent_can_report_after_the_broker_was_started_anew(settings: Settings) -> None:
+    """What the service itself published over the broken connection is not the agent's matter."""
+    first = Broker(settings)
+    await first.start()
+    known = settings_of(first)
+    try:
+        async with serving(known) as client:
+            async with client.subscribe("error.opened") as opened:
+                await client.request("error.report", ReportError(service="stove", message="hot"))
+                await asyncio.wait_for(anext(opened), WAIT_S)
+            await first.stop()
+            first = Broker(known)
+            await first.start()
+
+            await until(lambda: client.request("error.list", {}), "the service is back")
+            again: ErrorReported = await client.request("error.report", ReportError(service="stove", message="hot"))
+
+            assert not again.is_new
+    finally:
+        await first.stop()
 
 
 async def test_a_group_that_opens_and_one_that_comes_again_are_events(serve_broker: Serve) -> None:

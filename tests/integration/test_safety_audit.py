@@ -182,6 +182,8 @@ async def test_file_that_cannot_be_used_is_said_and_taken_up_again(
         ("delete from lines where id <= 4", 5, "the 4 lines before it are gone"),
         ("update lines set hash = 'ab' where id = 4", 4, "it was changed"),
         ("update anchor set hash = 'ab'", 1, "it was changed"),
+        ("update lines set kind = 'export' where id = 4", 4, "kind or outcome that it is found by"),
+        ("update lines set at = 0 where id = 4", 4, "the time"),
         ("insert into lines select 11, at, kind, outcome, body, hash from lines where id = 10", 11, "it was changed"),
     ],
 )

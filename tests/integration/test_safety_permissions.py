@@ -223,6 +223,48 @@ async def test_headers_without_room_for_the_keys_name_are_refused_and_take_no_cr
 # Whose request it is --------------------------------------------------------------------------------------------
 
 
+async def test_key_named_in_a_header_is_the_senders_own_whatever_it_says(settings: Settings, tmp_path: Path) -> None:
+    """Workers believe `via` where they write down who was refused, whether or not the operation is audited."""
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(house_of(settings, tmp_path))
+        mallory = await stack.enter_async_context(Client(house.machine("mallory", Permissions(request=(">",)))))
+
+        async def headers_of(request: Any, call: Call) -> Any:
+            return call.headers.get("via")
+
+        worker = Worker("test", house.here)
+        worker.handle("test.via", headers_of)
+        await worker.start(TIMEOUT_S)
+        stack.push_async_callback(worker.stop, 0)
+
+        assert await mallory.request("test.via", headers={"via": "pc2"}) == "mallory"
+        assert await mallory.request("test.via") is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"subjects": [f"test.s{number}" for number in range(10_001)]},
+        {"in_flight": [number.to_bytes(ID_BYTES) for number in range(100_001)]},
+        {"in_flight": [b"short"]},
+        {"host": "h" * 256},
+    ],
+    ids=["subjects", "requests", "id", "host"],
+)
+async def test_registration_past_all_measure_is_refused(
+    settings: Settings, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """What a worker says of itself is kept while it is there, and told to whoever asks."""
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(house_of(settings, tmp_path))
+        raw = await dialled(stack, house.machine("mallory", Permissions(serve=("test.>",))))
+        ready = {"service": "test", "instance": "m", "subjects": ["test.one"], "capacity": 1}
+        raw.link.send(encode(Kind.READY, body={**ready, **more}))
+        answer = decode(list(await soon(raw.messages.get())))
+
+    assert answer.kind is Kind.ERROR and b"does not decode" in bytes(answer.body)
+
+
 async def test_nobody_answers_cancels_or_takes_over_the_request_of_another(settings: Settings, tmp_path: Path) -> None:
     """Not as a stranger, not as a worker that the request was not given to, not with the very id of it."""
     async with AsyncExitStack() as stack:

@@ -112,15 +112,15 @@ def sample(at: float, **more: Any) -> top.Sample:
 
 
 def test_what_a_worker_does_without_is_named_with_the_reason() -> None:
-    """By status among what is wrong and by top below its tables, in one line that cannot drive a terminal."""
+    """By status among what is wrong and by top above its tables, in one line that cannot drive a terminal."""
     limping = worker(degraded={"encoder": "no model\n\x1b[2J in models/"})
 
     wrong = status.problems([service(name) for name in ("memory", *OTHERS)], [limping], stats())
-    shown = top.frame(sample(1.0, workers=[limping]), None, None, None)
+    shown = top.frame(sample(1.0, workers=[limping]), None, 80, 8)
 
     line = next(line for line in wrong if "encoder" in line)
     assert line == "memory pc-1-4711: encoder: no model \\x1b[2J in models/"
-    assert shown[-1] == f"! {line}"
+    assert shown.index(f"! {line}") < next(at for at, row in enumerate(shown) if row.startswith("SERVICE"))
 
 
 def test_rates_are_differences_of_counters_over_time() -> None:

@@ -53,12 +53,14 @@ def _example(info: Any) -> Any:
     if isinstance(info, inspect.BoolType):
         return True
     if isinstance(info, inspect.BytesType):
-        return b"\x00\xff"
+        return b"\x00\xff".ljust(info.min_length or 0, b"-")
     if isinstance(info, inspect.AnyType):
         return {"any": [1, None]}
     assert isinstance(info, inspect.StrType), info
     # A scope, a device, hashes and hours have forms of their own.
-    texts = (text.ljust(info.min_length or 0, "-") for text in ("text", "admin", "gpu0", "abcd", "a" * 64, "22:00-06:00"))
+    texts = (
+        text.ljust(info.min_length or 0, "-") for text in ("text", "admin", "gpu0", "abcd", "a" * 64, "22:00-06:00")
+    )
     return next(text for text in texts if info.pattern is None or re.search(info.pattern, text))
 
 

@@ -70,13 +70,28 @@ def test_errors_that_differ_in_kind_are_two(other: str) -> None:
     assert of() != other
 
 
-def test_only_frames_of_our_packages_count_where_there_are_any() -> None:
+def test_frames_of_libraries_do_not_count_where_there_are_others() -> None:
     """Libraries may change their insides."""
     assert fingerprint.stack(OURS.format(root="/x", line=1)) == "worker.py:_serve\nstore.py:get"
 
 
-def test_frames_of_others_count_where_none_is_ours() -> None:
-    """An agent's own program is told by its own functions."""
+def test_frames_of_libraries_count_where_there_is_nothing_else() -> None:
+    """Code that a library runs by itself is told by what the library did."""
+    stack = '  File "/usr/lib/python3.11/threading.py", line 3, in run\n  File "<frozen x>", line 9, in find\n'
+
+    assert fingerprint.stack(stack) == "threading.py:run\n<frozen x>:find"
+
+
+def test_a_worker_of_somebody_else_is_told_by_its_own_functions() -> None:
+    """Its errors come through our runtime, which is the same for all of them."""
+    stack = '  File "/opt/olympus/bus/worker.py", line 3, in _serve\n  File "/home/me/oven.py", line 9, in {}\n'
+
+    assert fingerprint.stack(stack.format("heat")) != fingerprint.stack(stack.format("cool"))
+    assert fingerprint.where(stack.format("heat")) == "oven.py:9 heat"
+
+
+def test_an_agent_that_is_no_worker_is_told_by_its_own_functions() -> None:
+    """Also one that uses nothing of ours."""
     stack = '  File "/home/me/agent.py", line 3, in main\n  File "/home/me/talk.py", line 9, in say\n'
 
     assert fingerprint.stack(stack) == "agent.py:main\ntalk.py:say"

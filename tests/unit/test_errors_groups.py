@@ -137,6 +137,7 @@ def test_a_muted_group_is_counted_and_neither_listed_nor_told_until_its_time() -
     assert groups.note(report(severity="critical"), AT + 1, now(1)).change == ""
     assert groups.list(ErrorList(), now(59)).groups == []
     assert groups.list(ErrorList(state="muted"), now(59)).groups[0].count == 2
+    assert groups.list(ErrorList(state="any"), now(59)).total == groups.list(ErrorList(state=None), now(59)).total == 1
     assert groups.list(ErrorList(), now(60)).groups[0].state == "open"
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.settings import SettingsError, load_settings
 from schemas.bodies.control import DeadLetter, ErrorReport
 from schemas.bodies.errors import ErrorGroup
 from workers.errors import reading, wording
@@ -190,6 +191,21 @@ def test_its_own_events_are_not_counted() -> None:
     assert reading.read("error.reopened", 1.0, lambda: b"x") is None
 
 
+def test_what_strangers_publish_is_kept_without_its_secrets() -> None:
+    """It is shown to people and posted to webhooks; programs that are not ours hide nothing themselves."""
+    body = {"message": "no entry with password=hunter2", "traceback": "http://me:hunter2@pc2/", "password": "hunter2"}
+    told: dict[str, Any] = {"service": "door", "severity": "error", "kind": "", "message": "shut", "context": {}}
+    told["context"] = {"door": {"api_key": "hunter2", "number": 3}}
+
+    made = reading.read("error.door.error", 1.0, lambda: body)
+    declared = reading.read("error.door.error", 1.0, lambda: told)
+
+    assert made is not None and declared is not None
+    assert made.message == "no entry with password=(hidden)"
+    assert declared.context == {"door": {"api_key": "(hidden)", "number": 3}}
+    assert "hunter2" not in f"{made} {declared}"
+
+
 def test_what_is_kept_of_a_report_is_bounded() -> None:
     """Long texts are cut, a context that is too long or cannot be sent on is left out."""
     report = ErrorReport(service="s", severity="error", kind="k" * 9_999, message="m" * 99_999, traceback="t" * 99_999)
@@ -223,3 +239,12 @@ def test_any_body_makes_a_report_that_can_be_kept(subject: str, body: Any) -> No
     assert report is not None
     assert 1 <= len(report.service) <= 64
     assert len(msgspec.msgpack.encode(report)) < 200_000
+
+
+@pytest.mark.parametrize("address", ["http://pc2/hunter2-ä", "ftp://pc2/hunter2", "http://me:hunter2@pc2/x"])
+def test_an_address_that_cannot_be_posted_to_is_refused_unseen(address: str) -> None:
+    """At the start, and not at the first error; it may hold a secret, so that it is not said."""
+    with pytest.raises(SettingsError, match=r"errors\.webhooks holds what is no address") as refused:
+        load_settings(overrides={"errors.webhooks": address})
+
+    assert "hunter2" not in str(refused.value)

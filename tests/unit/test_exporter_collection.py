@@ -227,14 +227,15 @@ def test_a_process_with_too_many_series_keeps_out_nobody() -> None:
 
 
 def test_many_made_up_processes_stay_within_the_bound() -> None:
-    """On series and on processes; those that were there first are served on."""
+    """On series and on processes; those that were there first are served on, and those that come find room."""
     collection = Collection(1_000)
     collection.take("memory", body(requests(1)), 0.0)
     flood = {metrics.WORKER_REQUESTS: [Series((f"made.up.{number}", "ok"), 1) for number in range(100)]}
     for number in range(1_500):
         collection.take("liar", body(flood, service="liar", instance=f"liar-{number}"), 0.0)
 
-    assert collection.series <= 1_000 and len(collection.processes) <= 1_000
+    assert collection.take("memory", body(requests(1), instance="pc-1-4712"), 0.0) == {}
+    assert collection.series == 252 and len(collection.processes) == 252
     assert (*OPERATION, "memory", "pc-1-4711") in samples(collection, "olympus_worker_requests_total")
 
 
@@ -296,7 +297,8 @@ def test_a_machine_is_served_once_whoever_tells_of_it() -> None:
     collection = Collection(50_000)
     collection.take("memory", body(cpu(10)), 0.0)
     collection.take("model", body(cpu(11), service="model"), 1.0)
-    collection.take("model", body({metrics.HOST_CORES: [Series(("pc-2",), 8)]}, service="model", host="pc-2"), 1.0)
+    elsewhere = {"service": "model", "instance": "pc-2-1", "host": "pc-2"}
+    collection.take("model", body({metrics.HOST_CORES: [Series(("pc-2",), 8)]}, **elsewhere), 1.0)
 
     assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 11}
     assert samples(collection, "olympus_host_cores") == {("pc-1",): 4, ("pc-2",): 8}
@@ -309,15 +311,37 @@ def test_a_machine_is_served_once_whoever_tells_of_it() -> None:
 def test_counters_of_a_machine_never_go_back_by_a_tick() -> None:
     """Two processes look at the same moment: the lower of the two would be a restart, and the rate a jump.
 
-    A machine that really began anew is served when what was told before has gone by its silence.
+    A machine that really began anew is served as soon as that can be no tick.
     """
     collection = Collection(50_000)
     collection.take("memory", body(cpu(10.01)), 0.0)
     collection.take("model", body(cpu(10.0), service="model"), 0.001)
     assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 10.01}
-    for second in range(1, 17):
-        collection.take("memory", body(cpu(0.5)), float(second))
-    assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 0.5}
+    collection.take("memory", body(cpu(0.5)), 4.9)
+    assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 10.01}
+    collection.take("memory", body(cpu(0.6)), 5.1)
+    assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 0.6}
+
+
+def test_one_lie_about_a_machine_keeps_out_the_truth_for_one_interval() -> None:
+    """Though it says that it holds for an hour, and that the machine's counters were as high as can be."""
+    collection = Collection(50_000)
+    collection.take("liar", body(cpu(1e300), service="liar", every_s=3600.0), 0.0)
+    collection.take("memory", body(cpu(10)), 1.0)
+    assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 1e300}
+    collection.take("memory", body(cpu(15)), 6.0)
+    assert samples(collection, "olympus_host_cpu_seconds_total") == {("pc-1", "user"): 15}
+
+
+def test_one_process_tells_of_one_machine() -> None:
+    """Thousands that it invents do not fill the page, and the others' stay."""
+    collection = Collection(50_000)
+    collection.take("memory", body(cpu(10)), 0.0)
+    for number in range(3_000):
+        lie = {metrics.HOST_CORES: [Series((f"made-up-{number}",), 1)]}
+        collection.take("liar", body(lie, service="liar", host=f"made-up-{number}"), 0.0)
+
+    assert samples(collection, "olympus_host_cores") == {("made-up-2999",): 1, ("pc-1",): 4}
 
 
 def test_the_collection_tells_of_itself() -> None:
@@ -359,6 +383,9 @@ def test_a_head_is_understood_or_refused() -> None:
         (b"GET / HTTP/1.1\r\n folded: 1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", 413),
         (b"GET / HTTP/1.1\r\nContent-Length: -0\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nhost: elsewhere\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\na: b\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 413),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 65 + b"\r\n", 431),
     ],

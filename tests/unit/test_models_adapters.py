@@ -187,6 +187,7 @@ async def test_everything_is_there_after_a_restart_and_half_made_files_are_not(h
         assert one.files(settings) == {f"{'a' * 64}.gguf"}
         await one.registry.use("demo", "tone")
         assert one.runners.told == []
+        assert settings.path("adapters").stat().st_mode & 0o077 == 0, "of its owner alone"
 
 
 async def test_what_the_runner_refuses_changes_nothing(house: Any, settings: Settings) -> None:

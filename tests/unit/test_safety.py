@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bus.cli import safety
 from bus.curve import key_pair
-from bus.keys import Keys
+from bus.keys import Keys, parse_key
 from bus.permissions import NOTHING
 from bus.settings import SettingsError, every_key, is_loopback, load_settings
 from schemas import catalog
@@ -168,6 +168,17 @@ def test_doctor_names_open_ports_open_files_and_keys_that_may_everything(tmp_pat
     assert "may do everything: pc2" in rights.found and "olympus keys allow pc2" in rights.advice
 
 
+def test_home_that_its_first_key_makes_is_this_users_alone(tmp_path: Path) -> None:
+    """`olympus keys make` is the first command on a second machine; every folder that it makes is closed."""
+    home = tmp_path / "new" / "home"
+    keys = Keys(load_settings("/dev/null", {"home": str(home)}))
+    keys.make()
+    keys.trust("pc2", bytes(32))
+
+    made = (home.parent, home, home / "keys", home / "keys" / "trusted")
+    assert {folder.stat().st_mode & 0o777 for folder in made} == {0o700}
+
+
 def test_private_file_is_never_written_through_a_link_that_waits_there(tmp_path: Path) -> None:
     """Neither in its place nor in that of the file aside; what the link leads to stays as it was."""
     from bus.private_file import write_private
@@ -186,6 +197,17 @@ def test_private_file_is_never_written_through_a_link_that_waits_there(tmp_path:
 
 
 # The document ---------------------------------------------------------------------------------------------------
+
+
+def test_keys_in_the_documents_are_keys() -> None:
+    """Whoever tries a command as it stands there is not told that its key is none."""
+    shown = [
+        key
+        for page in (ROOT / "docs").glob("*.md")
+        for key in re.findall(r"olympus keys trust \S+ '([^']{30,})'", page.read_text())
+    ]
+
+    assert shown and all(len(parse_key(key)) == 32 for key in shown)
 
 
 def test_every_test_that_the_document_names_exists() -> None:

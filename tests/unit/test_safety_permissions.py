@@ -130,7 +130,7 @@ def test_permissions_go_with_the_key_they_are_of(home: Path) -> None:
     assert not path.exists() and keys.permissions("kiosk") is None
 
 
-@pytest.mark.parametrize("spoil", ["mode", "size", "folder"])
+@pytest.mark.parametrize("spoil", ["mode", "size", "folder", "link to nowhere"])
 def test_permissions_that_others_could_have_written_allow_nothing(home: Path, spoil: str) -> None:
     """Refused by the reader, and for the broker a key that may do nothing."""
     keys, public = keys_of(home), key_pair().public
@@ -143,7 +143,10 @@ def test_permissions_that_others_could_have_written_allow_nothing(home: Path, sp
         path.write_text("#" * (permissions.MAX_BYTES + 1))
     else:
         path.unlink()
-        path.mkdir()
+        if spoil == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(home / "gone.allowed")
 
     with pytest.raises(UnusableKey, match=r"kiosk\.allowed"):
         keys.permissions("kiosk")
@@ -189,7 +192,10 @@ def test_client_and_reader_tell_nothing_and_hear_nothing_of_others(role: permiss
 
     for event in catalog.EVENTS:
         assert not allowed.may("publish", event.pattern.replace("*", "x"))
-    for subject in ("bus.trace.request", "audit.sign_in", "model.answered", "learning.opportunity.found"):
+    for subject in (
+        *("bus.trace.request", "audit.sign_in"),
+        *("model.answered", "learning.opportunity.found", "memory.suggestion.made"),
+    ):
         assert not allowed.may("subscribe", subject)
     for subject in ("deadletter.show", "bus.trace.read", "audit.list"):
         assert not allowed.may("request", subject)

@@ -285,6 +285,18 @@ def test_file_of_wrong_shape_is_refused(text: str, expected: str, file: Path) ->
     assert expected in message
 
 
+def test_home_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words that name it."""
+
+    def denied(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setenv("OLYMPUS_HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(SettingsError, match=f"{tmp_path} is closed to this user"):
+        load_settings()
+
+
 def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     """A file that was named has to be there."""
     assert "cannot be read: No such file" in refused(path=tmp_path / "nowhere.yaml")

@@ -77,12 +77,18 @@ insert into anchor values (1, 0, '', null);
 """
 
 _decode = msgspec.msgpack.Decoder(AuditEvent).decode
+_decode_body = msgspec.json.Decoder(tuple[int, AuditEvent]).decode
 
 
 class _Line(NamedTuple):
+    """A line, and what it is found by beside its body."""
+
     id: int
     body: str
     hash: str
+    at: float
+    kind: str
+    outcome: str
 
 
 class AuditUnusable(Exception):
@@ -402,7 +408,8 @@ class AuditLog:
 
     def _lines_after(self, id: int) -> list[_Line]:
         rows = self._opened().execute(
-            "select id, body, hash from lines where id > ? order by id limit ?", (id, _CHECKED_AT_ONCE)
+            "select id, body, hash, at, kind, outcome from lines where id > ? order by id limit ?",
+            (id, _CHECKED_AT_ONCE),
         )
         return [_Line(*row) for row in rows]
 
@@ -468,10 +475,14 @@ class _Chain:
         if hash_of(self.hash, line.body) != line.hash:
             return "it was changed, or the line before it was"
         try:
-            if msgspec.json.decode(line.body)[0] != line.id:
-                return "its number was changed"
-        except (msgspec.MsgspecError, IndexError, TypeError, KeyError):
+            id, event = _decode_body(line.body)
+        except (msgspec.MsgspecError, TypeError):
             return "it cannot be read"
+        if id != line.id:
+            return "its number was changed"
+        if (event.at, event.kind, event.outcome) != (line.at, line.kind, line.outcome):
+            # No hash is over them: by another time or kind it would be swept or never found.
+            return "the time, kind or outcome that it is found by was changed"
         if line.id == self._noted_id and self._noted_hash and line.hash != self._noted_hash:
             return "its hash is not the one that was noted: the log was rewritten"
         return ""
@@ -495,7 +506,7 @@ _TEXT_MAX: Final = 512
 
 def _entry(id: int, body: str, hash: str) -> AuditEntry:
     try:
-        event = msgspec.json.decode(body, type=tuple[int, AuditEvent])[1]
+        event = _decode_body(body)[1]
     except (msgspec.MsgspecError, TypeError):
         event = AuditEvent(kind="refusal", actor="(changed)", action="(changed)", reason="this line was changed")
     return AuditEntry(**msgspec.structs.asdict(event), id=id, hash=str(hash))

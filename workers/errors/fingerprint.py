@@ -12,8 +12,8 @@ A message is compared in its first 512 characters, in this order of replacements
     numbers     -3, 0x1f, 1,024.5, 12 ms, 4KiB, 90%                  <n>
     blanks      any run of them                                      one space
 
-A Python traceback is compared by its frames, `file.py:function` without folders and line numbers; those of our packages
-alone where there are any; a function that calls itself counts once; the last 12. Of another sort of stack the last 8
+A Python traceback is compared by its frames, `file.py:function` without folders and line numbers, leaving out those of
+Python itself and of installed packages where there are others; a function that calls itself counts once; the last 12. Of another sort of stack the last 8
 lines are compared as messages are.
 """
 
@@ -67,7 +67,11 @@ _RULES: Final = tuple(
 _FRAME: Final = re.compile(
     r'^\s*File "(?P<path>[^"\n]{1,1024})", line (?P<line>\d+), in (?P<function>[^\n]{1,256})$', re.M
 )
-_OURS: Final = re.compile(r"(?:^|/)(?:bus|broker|schemas|workers)/[^/]")
+# Code that somebody else wrote: installed packages, Python itself, what it makes at run time.
+_OF_OTHERS: Final = re.compile(r"/(?:site|dist)-packages/|/lib/python\d|/python[\d.]*/lib/|^<", re.I)
+
+# Where the path of a file of this project begins.
+_PACKAGE: Final = re.compile(r"(?:^|/)(?:bus|broker|schemas|workers)/[^/]")
 
 
 def of(service: str, kind: str, message: str, traceback: str = "") -> str:
@@ -94,27 +98,26 @@ def stack(traceback: str) -> str:
     if not frames:
         lines = [normal(line[:_MESSAGE_MAX]) for line in traceback.splitlines() if line.strip()]
         return "\n".join(lines[-_LINES:])
-    ours = [frame for frame in frames if _is_ours(frame)]
-    named = [f"{_file(frame['path'])}:{frame['function'].strip()}" for frame in ours or frames]
+    own = [frame for frame in frames if _is_own(frame)]
+    named = [f"{_file(frame['path'])}:{frame['function'].strip()}" for frame in own or frames]
     unlike = [name for name, before in zip(named, ["", *named], strict=False) if name != before]
     return "\n".join(unlike[-_FRAMES:])
 
 
 def where(traceback: str) -> str:
-    """The innermost place in our own code, else in any: `workers/memory/store.py:120 get`; empty without a traceback."""
+    """The innermost place outside of libraries, else any: `workers/memory/store.py:120 get`; empty without a traceback."""
     frames = list(_FRAME.finditer(traceback[-_STACK_MAX:]))
     if not frames:
         return ""
-    frame = next((one for one in reversed(frames) if _is_ours(one)), frames[-1])
+    frame = next((one for one in reversed(frames) if _is_own(one)), frames[-1])
     path = frame["path"].replace("\\", "/")
-    inside = _OURS.search(path)
+    inside = _PACKAGE.search(path)
     shown = path[inside.start() :].lstrip("/") if inside else _file(path)
     return f"{shown}:{frame['line']} {frame['function'].strip()}"
 
 
-def _is_ours(frame: re.Match[str]) -> bool:
-    path = frame["path"].replace("\\", "/")
-    return "site-packages/" not in path and _OURS.search(path) is not None
+def _is_own(frame: re.Match[str]) -> bool:
+    return _OF_OTHERS.search(frame["path"].replace("\\", "/")) is None
 
 
 def _file(path: str) -> str:

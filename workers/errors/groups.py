@@ -327,7 +327,7 @@ def _fits(group: Group, query: ErrorList, now: Now) -> bool:
     return (
         (query.service is None or group.service == query.service)
         and (query.severity is None or rank(group.severity) >= rank(query.severity))
-        and (query.state is None or group.state(now) == query.state)
+        and (query.state in (None, "any") or group.state(now) == query.state)
         and (query.since_at is None or group.last_at >= query.since_at)
         and (not query.text or query.text.casefold() in f"{group.kind}\n{group.message}".casefold())
     )

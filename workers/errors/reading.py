@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, get_args
 
 import msgspec
 
+from bus.redaction import redacted, shown
 from schemas.bodies.control import DeadLetter, ErrorReport, Severity
 
 # Kind of the groups of dead letters.
@@ -48,6 +50,9 @@ _TRACEBACKS: Final = ("traceback", "stack_trace", "stacktrace", "stack")
 
 _report = msgspec.msgpack.Decoder(ErrorReport)
 
+# A traceback takes up to 1 ms; in a storm it is the same again and again.
+_redacted_traceback = lru_cache(256)(redacted)
+
 
 def rank(severity: Severity) -> int:
     """0 for debug to 4 for critical."""
@@ -66,11 +71,13 @@ def read(subject: str, at: float, body: Callable[[], Any], raw: bytes | None = N
 
 
 def trimmed(report: ErrorReport, at: float) -> ErrorReport:
-    """A report that can be kept: of bounded length, with nothing in it that cannot be sent on."""
+    """A report that can be kept: of bounded length, with nothing in it that cannot be sent on or is a secret."""
+    message = redacted(report.message[:_MESSAGE_MAX])
+    traceback = _redacted_traceback(report.traceback[-_TRACEBACK_MAX:])
     context = report.context and _context(report.context)
     if (
-        len(report.message) <= _MESSAGE_MAX
-        and len(report.traceback) <= _TRACEBACK_MAX
+        message == report.message
+        and traceback == report.traceback
         and max(len(report.kind), len(report.subject), len(report.request_id), len(report.instance), len(report.host))
         <= _NAME_MAX
         and 0 < report.at < _AT_MAX
@@ -80,8 +87,8 @@ def trimmed(report: ErrorReport, at: float) -> ErrorReport:
         return report
     return msgspec.structs.replace(
         report,
-        message=report.message[:_MESSAGE_MAX],
-        traceback=report.traceback[-_TRACEBACK_MAX:],
+        message=message,
+        traceback=traceback,
         kind=report.kind[:_NAME_MAX],
         subject=report.subject[:_NAME_MAX],
         request_id=report.request_id[:_NAME_MAX],
@@ -96,9 +103,12 @@ def trimmed(report: ErrorReport, at: float) -> ErrorReport:
 def _context(context: dict[str, Any]) -> dict[str, Any]:
     try:
         size = len(msgspec.msgpack.encode(context))
+        if size > _CONTEXT_MAX:
+            return {"omitted": f"it has {size} bytes, {_CONTEXT_MAX} are kept"}
+        without_secrets = {name: shown(name, value) for name, value in context.items()}
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return {"omitted": f"it cannot be sent on: {error}"}
-    return context if size <= _CONTEXT_MAX else {"omitted": f"it has {size} bytes, {_CONTEXT_MAX} are kept"}
+    return context if without_secrets == context else without_secrets
 
 
 def _declared(raw: bytes | None, body: Callable[[], Any]) -> ErrorReport | None:
@@ -115,11 +125,12 @@ def _dead_letter(body: Any) -> ErrorReport | None:
         letter = msgspec.convert(body, DeadLetter)
     except msgspec.ValidationError:
         return None
+    attempts = "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts"
     return ErrorReport(
         service=(letter.service or letter.subject.partition(".")[0] or "broker")[:_SERVICE_MAX],
         severity="error",
         kind=DEAD_LETTER,
-        message=f"{letter.subject}: {letter.reason} after {letter.attempts} attempts: {letter.message}",
+        message=f"{letter.subject}: {letter.reason} after {attempts}: {letter.message}",
         subject=letter.subject,
         request_id=letter.id,
         instance=letter.instance,

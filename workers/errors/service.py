@@ -155,6 +155,9 @@ class ErrorService:
         )
         named = fingerprint.of(report.service, report.kind, report.message, report.traceback)
         is_new = named not in self._ledger.groups
+        # Whether events of this process were lost before, with a broker that has ended, does not concern this caller.
+        with contextlib.suppress(ConnectionError):
+            await self.worker.client.flush()
         await self.worker.publish(f"error.{_token(report.service)}.{report.severity}", report)
         await self.worker.client.flush()
         return ErrorReported(fingerprint=named, is_new=is_new)

@@ -33,10 +33,11 @@ _INTERVAL_MAX_S: Final = 3600.0
 # Bytes of one telling that are looked at. The largest of the house, memory's and the broker's, have some 30 KiB.
 BODY_MAX_BYTES: Final = 4 * 1024 * 1024
 
-# Processes whose figures are held, at most: a house has about a dozen.
+# Processes whose figures are held, and machines, at most: a house has about a dozen, and two.
 _PROCESSES_MAX: Final = 1_000
 
-# Share of all series that one process may have, so that one of them cannot keep out the others.
+# Share of all series, and of all processes, that one service may have, so that none of them can keep out the others: a key
+# may tell figures of its own services alone, but of as many processes as it likes.
 _SHARE: Final = 4
 
 # Counts past it are no counts (see schemas.bodies.base.Whole).
@@ -73,11 +74,12 @@ class _Process:
 
 
 class _Host:
-    """What is held of one machine: what was told last of it, by whichever process."""
+    """What is held of one machine: what was told last of it, by the process `teller`, whichever that is."""
 
-    __slots__ = ("counted", "every_s", "heard_at", "lines")
+    __slots__ = ("counted", "every_s", "heard_at", "lines", "teller")
 
-    def __init__(self, figures: Mapping[str, list[Series]], every_s: float, heard_at: float) -> None:
+    def __init__(self, figures: Mapping[str, list[Series]], teller: Key, every_s: float, heard_at: float) -> None:
+        self.teller = teller
         self.counted = {
             (name, one.labels): one.value
             for name, series in figures.items()
@@ -167,26 +169,33 @@ class Collection:
     def put(self, figures: Figures, now: float) -> dict[Refusal, int]:
         """Figures in place of those that this process told before."""
         key = (figures.service, figures.instance)
-        known = self._processes.get(key)
-        if known is None and len(self._processes) >= _PROCESSES_MAX:
+        others = [(service, one.weight) for (service, name), one in self._processes.items() if (service, name) != key]
+        siblings = [weight for service, weight in others if service == figures.service]
+        if len(others) >= _PROCESSES_MAX or len(siblings) >= _PROCESSES_MAX // _SHARE:
             self.refused["series"] += 1
             return {"series": 1}
-        others = self.series - (known.weight if known is not None else 0)
-        taken = _Taken(figures, min(self._max_series // _SHARE, max(self._max_series - others, 0)))
+        room = min(self._max_series // _SHARE - sum(siblings), self._max_series - sum(weight for _, weight in others))
+        taken = _Taken(figures, max(room, 0))
         for why, count in taken.refused.items():
             self.refused[why] += count
         every_s = min(max(figures.every_s, _INTERVAL_MIN_S), _INTERVAL_MAX_S)
         labels = {"service": figures.service, "worker": figures.instance}
         self._processes[key] = _Process(_lines(taken.own, labels), taken.weight, every_s, now)
         if taken.of_host:
-            self._put_host(figures.host, _Host(taken.of_host, every_s, now), now)
+            self._put_host(figures.host, _Host(taken.of_host, key, every_s, now), now)
         return taken.refused
 
     def _put_host(self, name: str, host: _Host, now: float) -> None:
+        # A process runs on one machine: it does not fill the page with those it invents.
+        for other in [other for other, held in self._hosts.items() if held.teller == host.teller and other != name]:
+            del self._hosts[other]
         before = self._hosts.get(name)
-        # A counter that goes back by a tick is a restart to Prometheus, and the rate a jump. Where the machine really
-        # began anew, what was told before it goes by its silence.
-        if before is None or before.is_silent(now) or not host.goes_back_to(before):
+        if before is None and len(self._hosts) >= _PROCESSES_MAX:
+            self.refused["series"] += 1
+            return
+        # A counter that goes back by a tick is a restart to Prometheus, and the rate a jump. Past an interval it is no
+        # tick: the machine began anew, or what was told before was a lie, which must not keep out the truth for longer.
+        if before is None or now - before.heard_at > host.every_s or not host.goes_back_to(before):
             self._hosts[name] = host
 
     # What goes

@@ -36,6 +36,10 @@ _READ_S: Final = 15.0
 
 _METHODS: Final = ("GET", "HEAD")
 
+# Headers by which a proxy in front and this server could see different requests in the same bytes (RFC 9112, section 11.2).
+_ONCE: Final = frozenset({"host", "content-length"})
+_CONTROLS: Final = frozenset(map(chr, range(32))) - {"\t"}
+
 
 class Request(NamedTuple):
     """A head that was understood. Header names are in lower case; of one that came twice, the first counts."""
@@ -166,9 +170,12 @@ def parse(head: bytes) -> Request:
     headers: dict[str, str] = {}
     for line in rest:
         name, colon, value = line.partition(":")
-        if not colon or not name or not name.isascii() or any(one <= " " for one in name) or "\0" in value:
+        if not colon or not name or not name.isascii() or any(one <= " " for one in name) or _CONTROLS & set(value):
             raise Malformed(bad, "a header is NAME: VALUE")
-        headers.setdefault(name.lower(), value.strip())
+        name = name.lower()
+        if name in headers and name in _ONCE:
+            raise Malformed(bad, f"{name} comes twice")
+        headers.setdefault(name, value.strip())
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         raise Malformed(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request has no body here")
     connection = headers.get("connection", "").lower()

@@ -191,7 +191,7 @@ class Run:
         live, info = self._live, self._live.info
         await self._check_rows()
         model = await self._base()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = await self._parts.datasets.write_train(info.dataset, info.version, self._folder / ROWS)
         if not file.rows:
             raise Unprocessable(f"{info.dataset} version {info.version} has no rows to train on: every one is held out")

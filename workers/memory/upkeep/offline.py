@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from bus import sqlite_copy
 from bus.settings import EX_CONFIG, SettingsError, load_settings, parse_overrides
+from bus.sqlite_lock import InUse, alone_with
 from schemas.bodies.upkeep import Restored, UpkeepProgress
 from schemas.errors import BusError, Conflict, Internal
 from workers.memory.migrations import load_migrations, version_of
@@ -29,11 +28,6 @@ from workers.memory.upkeep import staging
 from workers.memory.upkeep.backup import first_damage, folder_beside, stamp, unused
 from workers.memory.upkeep.reporting import Report
 from workers.memory.upkeep.restore import chosen
-
-# Where SQLite locks a database file on Unix: whoever has it open with a write-ahead log holds these bytes shared
-# (https://sqlite.org/src/file/src/os.h, PENDING_BYTE + 2 and SHARED_SIZE).
-_SHARED_FIRST: Final = 0x4000_0000 + 2
-_SHARED_BYTES: Final = 510
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,17 +90,15 @@ def _check_unused(present: Path) -> None:
 @contextmanager
 def _locked(present: Path) -> Iterator[None]:
     """Nobody else has the database open, and nobody opens it within the block. Raises Conflict."""
-    if not present.exists():
-        yield
-        return
-    with present.open("rb+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED_FIRST)
-        except OSError as error:
-            raise Conflict(
-                f"{present} is in use: restore through the service that has it open, or stop it first",
-                path=str(present),
-            ) from error
+    with ExitStack() as stack:
+        if present.exists():
+            try:
+                stack.enter_context(alone_with(present))
+            except InUse as error:
+                raise Conflict(
+                    f"{present} is in use: restore through the service that has it open, or stop it first",
+                    path=str(present),
+                ) from error
         yield
 
 

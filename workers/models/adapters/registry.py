@@ -434,7 +434,7 @@ class AdapterRegistry:
         )
 
     def _clear(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in self._folder.glob(f"{_NEW}*"):
             _remove(left)
 
