@@ -70,6 +70,8 @@ def check(operation: Any, mode: GenerationMode, counted: Counter[int]) -> None:
     one()
 
 
+# The services run beside the strategies, in this process, and roll dice of their own.
+@pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 @pytest.mark.parametrize("port", SERVICES)
 def test_no_request_that_a_document_leads_to_makes_the_edge_fail(serve_broker: Serve, port: str) -> None:
     """Memory is there and answers as its document says; models and learning are absent, and that is what is said."""
