@@ -69,6 +69,8 @@ async def own_gpu(settings: Settings, folder: Path, stack: contextlib.AsyncExitS
     elsewhere = msgspec.structs.replace(settings, home=str(folder))
     service = ResourceService(elsewhere, Nvml(lambda: WarmNvml(Card("GPU-1", used=5 * 2**30))))
     service.worker.instance = "other-machine"
+    # It tells what it sees and is asked nothing: leases are kept in one book, that of the house.
+    service.worker.capacity = 0
     await service.start()
     stack.push_async_callback(service.stop)
     lock = DeviceLock(folder / "locks", "gpu0")
