@@ -66,6 +66,9 @@ _SEVERITIES: Final = get_args(Severity)
 # Digits of a fingerprint that a list shows; some 10,000 groups rarely share them, and who asks for such a one is told.
 _DIGITS: Final = 8
 
+# Groups in a list that says nothing else.
+_LIMIT: Final = 50
+
 # Characters of a message in a list that goes to no terminal, where lines are not cut to its width.
 _WHAT_MAX: Final = 200
 
@@ -81,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=get_args(AnyState), default="open", help="in this state (open)")
     parser.add_argument("--text", default="", help="with this in kind or message")
     parser.add_argument("--since", type=instant, metavar="WHEN", help="seen since: 10m ago as 10m, or an ISO time")
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most (50)")
+    parser.add_argument("--limit", type=int, default=_LIMIT, metavar="N", help=f"at most ({_LIMIT})")
     parser.add_argument("--follow", action="store_true", help="print new ones, and those that come again, as they come")
     configure_json(parser)
     add_actions(parser, ACTIONS)
@@ -98,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_list(args: argparse.Namespace) -> int:
     if args.follow:
+        if args.since is not None or args.state != "open" or args.limit != _LIMIT:
+            raise UsageError("--follow prints what comes from now on; --since, --state and --limit go with the list")
         return run_with_client(args, lambda client: _follow(client, args))
     query = ErrorList(
         service=args.service,

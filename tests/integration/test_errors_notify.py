@@ -386,3 +386,12 @@ async def test_dead_letters_are_looked_at_sent_again_and_dropped_by_the_command(
         assert await olympus("deadletters", "purge", "--yes", "--json") == exits.OK
         assert json.loads(capsys.readouterr().out)["purged"] >= 1
         await stuck.stop(drain_s=0)
+
+
+@pytest.mark.parametrize("more", [("--since", "10m"), ("--state", "any"), ("--limit", "5")])
+def test_following_takes_nothing_that_is_about_the_past(
+    more: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, and not passed over."""
+    assert app.main(["errors", "--follow", *more]) == exits.USAGE
+    assert "go with the list" in capsys.readouterr().err
