@@ -3,7 +3,7 @@ ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
 # Which extras of pyproject.toml are installed; torch comes with `learning`, and with it some gigabytes.
-ARG EXTRAS=memory,models,learning,gateway,exporter
+ARG EXTRAS=memory,models,learning,gateway,exporter,terminal
 # For llama.cpp, which is compiled here: for this machine's processor unless "-DGGML_NATIVE=OFF" makes it run anywhere.
 ARG LLAMA_CMAKE_ARGS=
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
