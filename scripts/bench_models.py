@@ -138,7 +138,7 @@ async def _speed(house: House, client: Client, plan: Plan, name: str, path: Path
     hand = house.by_hand()
     asked: dict[str, Any] = {"path": str(path), "context_tokens": CONTEXT_TOKENS, "threads": threads}
     samples: dict[str, list[float]] = {
-        key: [] for key in ("bus_per_s", "hand_per_s", "added_ms", "serial_per_s", "many_per_s")
+        key: [] for key in ("bus_per_s", "hand_per_s", "completion_per_s", "added_ms", "serial_per_s", "many_per_s")
     }
     await _Answer().ask(client, path.stem, 4, 1, subject="model.generate")
     hand.ask(do="generate", prompt=PROMPT, tokens=4, **asked)
@@ -146,7 +146,9 @@ async def _speed(house: House, client: Client, plan: Plan, name: str, path: Path
         answer = await _Answer().ask(client, path.stem, plan.tokens, number)
         samples["bus_per_s"].append((answer.tokens - 1) / (answer.took_s - answer.first_s))
         by_hand = hand.ask(do="generate", prompt=f"{PROMPT} {number}", tokens=answer.tokens, **asked)
-        samples["hand_per_s"].append((by_hand["tokens"] - 1) / (by_hand["took_s"] - by_hand["first_s"]))
+        samples["hand_per_s"].append(_per_s(by_hand))
+        by_hand = hand.ask(do="complete", prompt=f"{PROMPT} {number}", tokens=answer.tokens, seed=number, **asked)
+        samples["completion_per_s"].append(_per_s(by_hand))
         # Eight, one after the other, and eight at once: all of a request counts, the reading of its prompt too.
         seeds = range(100 * number, 100 * number + CALLERS)
         started_at = time.perf_counter()
@@ -162,11 +164,17 @@ async def _speed(house: House, client: Client, plan: Plan, name: str, path: Path
         samples["added_ms"].append(1e3 * (answer.first_s - answer.generation.timings.first_token_s))
     hand.close()
     figures = {f"{name}_{key}": statistics.median(values) for key, values in samples.items()}
-    ratios = [bus / hand for bus, hand in zip(samples["bus_per_s"], samples["hand_per_s"], strict=True)]
-    figures[f"{name}_bus_to_hand_ratio"] = statistics.median(ratios)
+    for peer in ("hand", "completion"):
+        ratios = [bus / own for bus, own in zip(samples["bus_per_s"], samples[f"{peer}_per_s"], strict=True)]
+        figures[f"{name}_bus_to_{peer}_ratio"] = statistics.median(ratios)
     gains = [many / one for many, one in zip(samples["many_per_s"], samples["serial_per_s"], strict=True)]
     figures[f"{name}_{CALLERS}_callers_to_serial_ratio"] = statistics.median(gains)
     return figures
+
+
+def _per_s(answer: dict[str, Any]) -> float:
+    """Tokens a second behind the first."""
+    return float((answer["tokens"] - 1) / (answer["took_s"] - answer["first_s"]))
 
 
 async def demo(house: House, client: Client, plan: Plan) -> Figures:
