@@ -19,7 +19,7 @@ from bus.context import current
 from bus.deadlines import SLOT_S, DeadlineWheel
 from bus.gather import gather
 from bus.settings import Settings
-from bus.subscription import Reader, Subscription
+from bus.subscription import OnLink, Reader, Subscription
 from bus.tokens import token_source
 from bus.transport import Dial, Link, Role, dialer
 from schemas import catalog, subjects
@@ -214,11 +214,17 @@ class Client:
 
     `name` is what events published here carry as their source. A request made in a handler belongs to the trace of the
     handler's own (docs/tracing.md). `signs`: requests without a token are sent with that of
-    this process; an edge that speaks for strangers must not. Every method belongs to one event loop.
+    this process, or with what `token` gives then; an edge that speaks for strangers must not. Every method belongs to one event loop.
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, name: str = "client", dial: Dial | None = None, signs: bool = True
+        self,
+        settings: Settings | None = None,
+        *,
+        name: str = "client",
+        dial: Dial | None = None,
+        signs: bool = True,
+        token: Callable[[], str] | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.name = name
@@ -226,7 +232,7 @@ class Client:
         # Kept because asyncio.get_running_loop() costs a system call in Python 3.11.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dial = dial or dialer(self.settings, name)
-        self._token = token_source(self.settings) if signs else None
+        self._token = (token or token_source(self.settings)) if signs else None
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._called: dict[str, _Called] = {}
         self._deadlines: DeadlineWheel[bytes] = DeadlineWheel()
@@ -573,13 +579,19 @@ class Client:
         await link.ping()
 
     def subscribe(
-        self, *patterns: str, read_back: bool = False, reader: Reader | None = None, after_seq: int | None = None
+        self,
+        *patterns: str,
+        read_back: bool = False,
+        reader: Reader | None = None,
+        after_seq: int | None = None,
+        on_link: OnLink | None = None,
     ) -> Subscription:
         """Events whose subject falls under any pattern: `async with client.subscribe("memory.>") as events: ...`.
 
         With `read_back`, events lost to slowness or a broken connection are fetched from the durable log, in order.
         after_seq: the last event that is known; what came after it is fetched first. reader: fetches in place of the
-        client, one call for each pattern; it may take the events itself and return none.
+        client, one call for each pattern; it may take the events itself and return none. on_link: called in the event loop
+        with the reason each time the connection breaks, and with None each time it is there again.
         Raises BadRequest for a bad pattern; entering the block raises BrokerUnreachable, ConnectionError.
         """
         subscription = Subscription(
@@ -590,6 +602,7 @@ class Client:
             reader=reader or (self._read_events if read_back else None),
             after_seq=after_seq,
             on_closed=self._subscriptions.discard,
+            on_link=on_link,
         )
         self._subscriptions.add(subscription)
         return subscription

@@ -664,6 +664,9 @@ class RestSettings(Section, frozen=True, kw_only=True):
     phase1: Annotated[
         bool, Meta(description="also answer the paths and shapes of the first HTTP service (docs/rest-phase1.md)")
     ] = True
+    console: Annotated[
+        bool, Meta(description="serve the web console at /console on every port (docs/console.md)")
+    ] = True
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(description="web pages whose scripts may call, as https://HOST[:PORT]; * for any, [] for none"),
@@ -844,6 +847,12 @@ def read_origins(path: str | Path | None = None, overrides: Mapping[str, Any] | 
     return {name: _origin(name, written) for name in _DEFAULTS}
 
 
+def origins_of_this_process(overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Where those values were written that hold for this process alone: a variable, or a flag. Reads no file."""
+    written = {**_from_environment(), **_from_overrides(overrides or {})}
+    return {name: entry.origin for name, entry in written.items()}
+
+
 def settings_file(path: str | Path | None = None) -> Path | None:
     """The file that `load_settings(path)` reads, None where there is none."""
     return _file_to_read(path)
@@ -927,6 +936,11 @@ def notify_socket() -> str:
     return os.environ.get("NOTIFY_SOCKET", "")
 
 
+def editor() -> str:
+    """The command that opens a text for this person: VISUAL, else EDITOR, else vi."""
+    return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+
+
 def secret_of_environment(variable: str) -> str:
     """A key for a service elsewhere, such as HF_TOKEN; "" where it is not set. Never write it to a log or an error."""
     return os.environ.get(variable, "").strip()
@@ -992,51 +1006,42 @@ def _file_to_read(path: str | Path | None) -> Path | None:
 def _from_file(path: Path | None) -> dict[str, _Written]:
     if path is None:
         return {}
-    import yaml
+    # Imported here: a process without a file has no use for it.
+    from bus import yaml_lines
 
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        tree = yaml_lines.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: the configuration file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: the configuration file is not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        # Not its own words, which show the line: a password may stand in it.
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise SettingsError(
-            f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'wrong character'}"
-        ) from error
-    reader = yaml.SafeLoader("")
+    except yaml_lines.YamlError as error:
+        raise SettingsError(f"{path} {error}") from error
     written: dict[str, _Written] = {}
 
-    def line(node: yaml.Node) -> str:
-        return f"{path} line {node.start_mark.line + 1}"
+    def line(number: int) -> str:
+        return f"{path} line {number}"
 
-    def walk(node: yaml.Node, above: str) -> None:
-        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+    def walk(node: yaml_lines.Node, above: str) -> None:
+        if node.value is None:
             return
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node.value, dict):
             what = f"section {above!r}" if above else "the file"
-            raise SettingsError(f"{line(node)}: {what} must hold 'key: value' lines, not {_excerpt(node.value)}")
-        for key_node, value_node in node.value:
-            name = f"{above}.{key_node.value}" if above else str(key_node.value)
+            raise SettingsError(
+                f"{line(node.starts)}: {what} must hold 'key: value' lines, not {_excerpt(node.plain())}"
+            )
+        for key, inner in node.value.items():
+            name = f"{above}.{key}" if above else key
             if not above and name in _SECTIONS:
-                walk(value_node, name)
+                walk(inner, name)
                 continue
             if name in written:
-                raise SettingsError(f"{line(key_node)}: {name} is already set at {written[name].origin}")
+                raise SettingsError(f"{line(inner.line)}: {name} is already set at {written[name].origin}")
             if name not in _DEFAULTS:
-                raise SettingsError(f"{line(key_node)}: {_unknown(name)}")
-            try:
-                value = reader.construct_object(value_node, deep=True)
-            except (yaml.YAMLError, ValueError) as error:
-                why = getattr(error, "problem", None) or "it cannot be read"
-                raise SettingsError(f"{line(value_node)}: {name} is not a plain value: {why}") from error
-            written[name] = _Written(value, line(key_node))
+                raise SettingsError(f"{line(inner.line)}: {_unknown(name)}")
+            written[name] = _Written(inner.plain(), line(inner.line))
 
-    if tree is not None:
-        walk(tree, "")
+    walk(tree, "")
     return written
 
 

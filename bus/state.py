@@ -30,7 +30,10 @@ LOCK: Final = "state.lock"
 FORMAT: Final = 2
 
 # Present in a home that nobody has served from yet: what a person writes before the first start.
-_BEFORE_FIRST_START: Final = {LOCK, "olympus.yaml", "keys", "models", "models.toml", "suites"}
+_BEFORE_FIRST_START: Final = {
+    *(LOCK, "olympus.yaml", "keys", "models", "models.toml", "suites"),
+    *("chat", "chat.yaml", "projects", "templates"),
+}
 
 # Processes that start together wait for the one that migrates, seconds; a step takes milliseconds.
 _WAIT_S: Final = 10.0

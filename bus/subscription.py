@@ -22,6 +22,7 @@ from schemas.values import decode_any
 _QUEUE_MAX: Final = 10_000
 
 Reader = Callable[[str, int, int | None], Awaitable[list[LoggedEvent]]]
+OnLink = Callable[[str | None], None]
 
 
 class Missed(msgspec.Struct, frozen=True):
@@ -105,6 +106,7 @@ class Subscription:
         reader: Reader | None,
         on_closed: Callable[[Subscription], None],
         after_seq: int | None = None,
+        on_link: OnLink | None = None,
     ) -> None:
         self.patterns = tuple(subjects.validate_pattern(pattern) for pattern in patterns or (">",))
         # The broker takes a pattern without wildcards as a prefix, as ZeroMQ does; here it means that subject alone.
@@ -112,6 +114,7 @@ class Subscription:
         self._ready_link = ready
         self._reader = reader
         self._on_closed = on_closed
+        self._on_link = on_link
         self._arrived: deque[list[Buffer]] = deque()
         self._replay: deque[ReceivedEvent] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -121,7 +124,12 @@ class Subscription:
         self._is_paused = False
         self._is_closed = False
         self._channel = Channel(
-            dial, Role.EVENTS, reconnect_max_s=reconnect_max_s, on_messages=self._on_messages, on_up=self._on_up
+            dial,
+            Role.EVENTS,
+            reconnect_max_s=reconnect_max_s,
+            on_messages=self._on_messages,
+            on_up=self._on_up,
+            on_down=self._on_down,
         )
 
     async def __aenter__(self) -> Self:
@@ -216,7 +224,13 @@ class Subscription:
         if self._was_up and self._reader is not None:
             self._must_read_back = True
             self._wake()
+        if self._was_up and self._on_link is not None:
+            self._on_link(None)
         self._was_up = True
+
+    def _on_down(self, reason: str) -> None:
+        if self._on_link is not None and not self._is_closed:
+            self._on_link(reason)
 
     def _on_messages(self, messages: list[list[Buffer]]) -> None:
         for frames in messages:

@@ -61,3 +61,13 @@ def action_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPar
         if isinstance(action, argparse._SubParsersAction)
         for below in action.choices.values()
     ]
+
+
+def described_actions(parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
+    """Name and help of each action of a command, in order; none for a command without."""
+    return [
+        (choice.dest, choice.help or "")
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for choice in action._choices_actions
+    ]

@@ -15,11 +15,12 @@ from bus.cli.model_flags import add_model_flags
 
 
 class Command(NamedTuple):
-    """A subcommand: its name, the module that holds it, and its line in `olympus --help`."""
+    """A subcommand: its name, the module that holds it, and its line in `olympus --help`; another's alias has none there."""
 
     name: str
     module: str
     help: str
+    is_alias: bool = False
 
 
 class CommandModule(Protocol):
@@ -36,19 +37,28 @@ class CommandModule(Protocol):
 
 COMMANDS: tuple[Command, ...] = (
     Command("up", "bus.cli.up", "start everything: the broker and every service"),
+    Command("chat", "bus.cli.chat.command", "talk with a model, in a terminal or a pipe"),
     Command("status", "bus.cli.status", "services, load and latency at one look"),
     Command("tap", "bus.cli.tap", "print events, or requests with their replies, as they pass"),
     Command("req", "bus.cli.req", "send one request and print its reply as it comes"),
     Command("pub", "bus.cli.pub", "publish an event"),
     Command("memory", "bus.cli.memory", "keep, find and look after memories"),
+    Command("session", "bus.cli.session_command", "conversations that are kept: read, go on with, delete"),
+    Command("feedback", "bus.cli.feedback", "say what the last answer was worth"),
     Command("models", "bus.cli.models", "fetch, load, look at and compare models"),
+    Command("model", "bus.cli.models", "the same as models", is_alias=True),
+    Command("route", "bus.cli.route", "which model a profile or a task gets, and why"),
+    Command("options", "bus.cli.options", "temperature and the like, that your chats begin with"),
+    Command("template", "bus.cli.template", "ask with templates of questions, and write them"),
+    Command("compare", "bus.cli.compare", "the same question to several models, side by side, and pick the best"),
     Command("learn", "bus.cli.learn", "what there is to learn, and whether it helped"),
     Command("train", "bus.cli.train", "train adapters, and see how they do"),
+    Command("project", "bus.cli.project", "what kind of project this folder is, and what a chat in it runs with"),
     Command("trace", "bus.cli.trace", "one request's way through the bus with timings, or the newest"),
     Command("errors", "bus.cli.errors", "what failed, how often, and whether it was seen"),
     Command("deadletters", "bus.cli.deadletters", "requests that could not be finished: look, send again, drop"),
     Command("ports", "bus.cli.ports", "what HTTP and the replaced agents are bound to"),
-    Command("top", "bus.cli.top", "live view of services, workers and models"),
+    Command("top", "bus.cli.top.command", "live view of services, models, jobs and errors; act on them by keys"),
     Command("bench", "bus.cli.bench", "measure the bus beside other brokers"),
     Command("doctor", "bus.cli.doctor", "say what is missing and how to get it"),
     Command("auth", "bus.cli.auth", "users, signing in, and keys"),
@@ -96,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def root_parser() -> argparse.ArgumentParser:
     """The parser of what stands before the command, and of `olympus --help`."""
-    width = max(len(command.name) for command in COMMANDS)
-    commands = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
+    listed = [command for command in COMMANDS if not command.is_alias]
+    width = max(len(command.name) for command in listed)
+    commands = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in listed)
     parser = argparse.ArgumentParser(
         prog="olympus",
         usage="olympus [--config FILE] [--set KEY=VALUE]... COMMAND ...",

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from bus.settings import Settings, load_settings, parse_overrides
+from bus.cli.host import hosted
+from bus.settings import Settings, SettingsError, load_settings, parse_overrides
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Settings of this invocation. Raises SettingsError."""
+    """Settings of this invocation: those of the chat where it runs under one. Raises SettingsError."""
+    host = hosted()
+    if host is not None:
+        if args.config or args.set:
+            raise SettingsError("--config and --set stand before the chat: olympus --set KEY=VALUE chat")
+        return host.settings
     return load_settings(args.config, overrides_from(args))
 
 

@@ -1,13 +1,15 @@
-"""Runs a command's coroutine with a client, after making sure that a broker is there at all."""
+"""Runs a command's coroutine with a client: the chat's where it runs under one, else its own once a broker is there."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bus.cli.arguments import settings_from
 from bus.cli.failures import Unreachable
+from bus.cli.host import hosted
 from bus.cli.session import signed_in
 from bus.client import Client
 from bus.settings import Settings
@@ -16,9 +18,13 @@ from bus.settings import Settings
 _CONNECT_S = 3.0
 
 
-def run_with_client(args: argparse.Namespace, work: Callable[[Client], Awaitable[int]]) -> int:
+def run_with_client(args: argparse.Namespace, work: Callable[[Client], Coroutine[Any, Any, int]]) -> int:
     """The exit code of `work`, given a connected client. Raises Unreachable or BrokerUnreachable without a broker."""
     settings = settings_from(args)
+    host = hosted()
+    if host is not None:
+        check_connected(host.client)
+        return host.run(work(host.client))
 
     async def main() -> int:
         await check_listening(settings)
@@ -27,6 +33,12 @@ def run_with_client(args: argparse.Namespace, work: Callable[[Client], Awaitable
             return await work(client)
 
     return asyncio.run(main())
+
+
+def check_connected(client: Client) -> None:
+    """Raise Unreachable while a chat's connection is broken: whoever sits there wants to know it now."""
+    if not client.is_connected:
+        raise Unreachable("the bus is away; this chat goes on as soon as it is back")
 
 
 async def check_listening(settings: Settings) -> None:

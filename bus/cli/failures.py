@@ -22,27 +22,32 @@ class UsageError(Exception):
 
 def explain(error: Exception) -> int | None:
     """Print what went wrong and return the exit code; None for an error that is a fault in the program."""
+    code, lines = told(error)
+    for line in lines:
+        say(line)
+    return code
+
+
+def told(error: Exception) -> tuple[int | None, list[str]]:
+    """The exit code and the lines that say what went wrong; None and no line for a fault in the program."""
     if isinstance(error, BrokerUnreachable):
-        say(error.message)
-        return exits.UNREACHABLE
+        return exits.UNREACHABLE, [error.message]
     if isinstance(error, BusError):
-        say(f"{error.code}: {error.message}")
-        for name, value in error.details.items():
-            say(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")
-        return exits.TIMED_OUT if isinstance(error, DeadlineExceeded) else exits.FAILED
+        details = [
+            f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}"
+            for name, value in error.details.items()
+        ]
+        code = exits.TIMED_OUT if isinstance(error, DeadlineExceeded) else exits.FAILED
+        return code, [f"{error.code}: {error.message}", *details]
     if isinstance(error, SettingsError):
-        say(f"settings: {error}")
-        return exits.CONFIGURATION
+        return exits.CONFIGURATION, [f"settings: {error}"]
     if isinstance(error, UnusableHome):
-        say(str(error))
-        return exits.CONFIGURATION
+        return exits.CONFIGURATION, [str(error)]
     if isinstance(error, UsageError):
-        say(str(error))
-        return exits.USAGE
+        return exits.USAGE, [str(error)]
     if isinstance(error, Unreachable):
-        say(str(error))
-        return exits.UNREACHABLE
-    return None
+        return exits.UNREACHABLE, [str(error)]
+    return None, []
 
 
 def say(text: str) -> None:

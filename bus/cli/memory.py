@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bus.cli import memory_export, memory_items, memory_search, memory_upkeep
+from bus.cli import memory_clear, memory_export, memory_items, memory_search, memory_upkeep
 from bus.cli.action import add_actions, run_action
 
 HELP = "Keep, find and forget memories, and look after all that the memory service holds."
@@ -26,7 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add_actions(
         parser,
-        (*memory_items.ACTIONS, *memory_search.ACTIONS, *memory_upkeep.ACTIONS, *memory_export.ACTIONS),
+        (
+            *memory_items.ACTIONS,
+            *memory_search.ACTIONS,
+            *memory_clear.ACTIONS,
+            *memory_upkeep.ACTIONS,
+            *memory_export.ACTIONS,
+        ),
     )
 
 

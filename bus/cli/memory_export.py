@@ -16,6 +16,7 @@ from bus.cli import exits
 from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
+from bus.cli.host import hosted
 from bus.cli.memory_lines import BadLine, Line, Lines, end, header, line
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.output import plural, print_json
@@ -98,6 +99,8 @@ async def _export(client: Client, args: argparse.Namespace, file: BinaryIO) -> d
 def written(name: str, may_replace: bool) -> Iterator[BinaryIO]:
     """The file an export goes to: it appears when it is whole, readable by this user alone."""
     if name == "-":
+        if hosted() is not None:
+            raise UsageError("'-' reads stdin, which is the keyboard of this chat: name the file")
         yield sys.stdout.buffer
         return
     path = Path(name)
@@ -227,6 +230,8 @@ def _batches(lines: Lines) -> Iterator[list[Line]]:
 @contextmanager
 def _read(name: str) -> Iterator[BinaryIO]:
     if name == "-":
+        if hosted() is not None:
+            raise UsageError("'-' reads stdin, which is the keyboard of this chat: name the file")
         yield sys.stdin.buffer
         return
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,6 +17,7 @@ from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration, instant
 from bus.cli.failures import UsageError, say
+from bus.cli.host import hosted
 from bus.cli.output import fit, number, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.items import (
@@ -37,11 +39,9 @@ from schemas.bodies.items import (
     MemoryRelated,
     RelatedMemories,
 )
-from schemas.bodies.memory import Fact, Forget, Forgotten, KvGet, Recall, Remember
+from schemas.bodies.memory import AllFacts, Fact, FactPage, Forget, Forgotten, KvGet, Recall, Remember
 from schemas.bodies.sessions import ContextGet, SessionGet, SessionHistory
-from schemas.errors import BusError, Conflict, NotFound
-
-_NS: Final = "memory"
+from schemas.errors import BusError, Conflict, Forbidden, NotFound
 
 # Children and relations that `show` lists; the rest is counted.
 _SHOWN_MAX: Final = 10
@@ -51,7 +51,9 @@ _SHOWN_MAX: Final = 10
 
 
 def _configure_add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("text", metavar="TEXT", help="what to keep; '-' reads it from stdin, @FILE from a file")
+    parser.add_argument(
+        "text", metavar="TEXT", nargs="+", help="what to keep; '-' alone reads it from stdin, @FILE from a file"
+    )
     parser.add_argument("--ns", help="namespace (memory; kb for a document, user for a fact)")
     parser.add_argument("--type", help="what sort of memory it is, any word")
     parser.add_argument("--tier", choices=("short", "medium", "long"), help="how long it is meant to last")
@@ -75,7 +77,7 @@ def _configure_add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_add(args: argparse.Namespace) -> int:
-    text, file = _read_text(args.text)
+    text, file = _read_text(" ".join(args.text))
     if args.fact is not None:
         return _send(args, "memory.remember", _fact(args, text), "key")
     if args.document:
@@ -136,6 +138,8 @@ def _send(args: argparse.Namespace, subject: str, body: msgspec.Struct, id_field
 
 def _read_text(word: str) -> tuple[str, Path | None]:
     if word == "-":
+        if hosted() is not None:
+            raise UsageError("'-' reads stdin, which is the keyboard of this chat: give the text itself, or @FILE")
         return _decoded(sys.stdin.buffer.read(), "stdin"), None
     if not word.startswith("@"):
         return word, None
@@ -181,29 +185,23 @@ def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
 
 
 def _configure_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ns", default=_NS, help="namespace")
+    parser.add_argument("--fact", action="store_true", help="list facts instead of memories")
+    parser.add_argument("--ns", help="namespace (memory; user for facts)")
     parser.add_argument("--type", help="only of this type")
     parser.add_argument("--tier", choices=("short", "medium", "long"), help="only of this tier")
     parser.add_argument("--tag", help="only with this tag")
     parser.add_argument("--parent", metavar="ID", help="only those under this memory")
     parser.add_argument("--contains", metavar="TEXT", help="only with this text in the content, in any case")
-    parser.add_argument(
-        "--sort", choices=("added", "newest", "importance"), default="added", help="in which order (added)"
-    )
+    parser.add_argument("--sort", choices=("added", "newest", "importance"), help="in which order (added)")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="how many (50)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _run_list(args: argparse.Namespace) -> int:
+    if args.fact:
+        return _list_facts(args)
     request = MemoryList(
-        ns=args.ns,
-        type=args.type,
-        tier=args.tier,
-        tag=args.tag,
-        parent_id=args.parent,
-        contains=args.contains,
-        sort=args.sort,
-        limit=args.limit,
+        **_given(args, "ns", "type", "tier", "tag", "contains", "sort"), parent_id=args.parent, limit=args.limit
     )
 
     async def ask(client: Client) -> int:
@@ -221,6 +219,33 @@ def _run_list(args: argparse.Namespace) -> int:
             write_line(fit(line, width))
         if page.next_after is not None:
             say(f"there are more; --limit N shows up to 1000, or: olympus req memory.list after={page.next_after}")
+        return exits.OK
+
+    return run_with_client(args, ask)
+
+
+def _list_facts(args: argparse.Namespace) -> int:
+    _refuse(args, "a fact", "type", "tier", "tag", "parent", "contains", "sort")
+    request = AllFacts(**_given(args, "ns"), limit=args.limit)
+
+    async def ask(client: Client) -> int:
+        page: FactPage = await client.request("memory.all", request)
+        if args.json:
+            for fact in page.facts:
+                print_json(fact)
+            return exits.OK
+        if not page.facts:
+            say("nothing is known yet: olympus memory add TEXT --fact KEY keeps a fact")
+            return exits.OK
+        rows = [
+            (printable(one.key), day_and_time(one.updated_at), printable(one.category), _one_line(one.value))
+            for one in page.facts
+        ]
+        width = terminal_width()
+        for line in table(("KEY", "AT", "CATEGORY", "VALUE"), rows):
+            write_line(fit(line, width))
+        if page.next_after is not None:
+            say("there are more; --limit N shows up to 1000")
         return exits.OK
 
     return run_with_client(args, ask)
@@ -353,7 +378,7 @@ def _run_forget(args: argparse.Namespace) -> int:
             try:
                 reply = await _forget(client, args, name)
             except NotFound as error:
-                say(error.message)
+                say(error.message + (await _elsewhere(client, name) if noun == "memory" else ""))
                 missing += 1
                 continue
             if args.json:
@@ -363,6 +388,18 @@ def _run_forget(args: argparse.Namespace) -> int:
         return exits.FAILED if missing else exits.OK
 
     return run_with_client(args, ask)
+
+
+async def _elsewhere(client: Client, name: str) -> str:
+    """Where else something of that name is, which was asked for as a memory."""
+    for subject, body, what in (
+        ("memory.recall", Recall(key=name), "fact"),
+        ("memory.doc.get", DocGet(doc_id=name), "document"),
+    ):
+        with suppress(NotFound, Forbidden):
+            await client.request(subject, body)
+            return f"; it is a {what}: --{what} forgets it"
+    return ""
 
 
 async def _forget(client: Client, args: argparse.Namespace, name: str) -> _Gone:
@@ -395,11 +432,16 @@ def _how_many(reply: _Gone) -> str:
 
 
 def confirm(question: str) -> None:
-    """Ask on the terminal; raises UsageError without one, Declined for anything but yes."""
-    if not sys.stdin.isatty():
+    """Ask on the terminal, or under a chat there; raises UsageError without one, Declined for anything but yes."""
+    host = hosted()
+    if host is not None:
+        answer = host.asked(f"{printable(question)}? [y/N] ")
+    elif not sys.stdin.isatty():
         raise UsageError(f"{printable(question)}? There is no terminal to ask on; --yes says yes")
-    print(f"{printable(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    else:
+        print(f"{printable(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+    if answer.strip().lower() not in ("y", "yes"):
         raise Declined("nothing was changed")
 
 
@@ -435,11 +477,12 @@ fortune | olympus memory add - --type quote --meta source=fortune
     ),
     Action(
         "list",
-        "list memories in the order they were added",
+        "list memories in the order they were added, or facts",
         _configure_list,
         _run_list,
         """
 olympus memory list --tag bees
+olympus memory list --fact
 olympus memory list --tier long --limit 1000 --json
 """,
     ),

@@ -36,7 +36,7 @@ _LEAD: Final = 40
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("query", metavar="QUERY", help="a question, or words")
+    parser.add_argument("query", metavar="QUERY", nargs="+", help="a question, or words")
     parser.add_argument("-k", "--hits", type=int, default=10, metavar="N", help="how many hits at most (10)")
     parser.add_argument("--ns", help=f"only this namespace (the usual ones: {', '.join(_USUAL_NS.values())})")
     parser.add_argument("--mode", choices=("hybrid", "dense", "text", "symbolic"), help="by what signals (hybrid)")
@@ -58,7 +58,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    request = Search(**_fields(args))
+    query = " ".join(args.query)
+    request = Search(query=query, **_fields(args))
 
     async def ask(client: Client) -> int:
         reply = await _everywhere(client, request, args)
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
             write_line("\n".join((*understood_lines(reply.understood), "")))
         width = terminal_width()
         for hit in reply.hits:
-            write_line("\n".join(hit_lines(hit, width, args.query)))
+            write_line("\n".join(hit_lines(hit, width, query)))
         say(f"{plural(len(reply.hits), 'hit')} in {milliseconds(reply.took_ms / 1000)} ms, by {reply.mode}")
         if reply.degraded:
             say(f"incomplete: {reply.degraded}")
@@ -128,7 +129,6 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "until": args.until,
     }
     return {
-        "query": args.query,
         "k": args.hits,
         "min_score": args.min_score,
         "explain": args.explain,

@@ -9,10 +9,13 @@ from typing import Any, Final
 
 from bus.cli import exits
 from bus.cli.action import Action, configure_json
+from bus.cli.arguments import settings_from
 from bus.cli.connection import run_with_client
-from bus.cli.failures import say
+from bus.cli.failures import UsageError, say
+from bus.cli.host import hosted
 from bus.cli.memory_items import confirm
 from bus.cli.memory_upkeep import LONG_S
+from bus.cli.model_names import check_model, in_use, prefer_model, preferred_model
 from bus.cli.models_loaded import status_line
 from bus.cli.output import duration, fit, number, print_json, printable, size, table, terminal_width, write_line
 from bus.cli.progress import Progress
@@ -70,7 +73,9 @@ def _run_list(args: argparse.Namespace) -> int:
             print_json(models, indent=2)
             return exits.OK
         width = terminal_width()
-        for line in list_lines(models):
+        host = hosted()
+        used = (await in_use(client, host.model))[0] if host is not None else None
+        for line in list_lines(models, used):
             write_line(fit(line, width))
         say(await status_line(client, models))
         return exits.OK
@@ -78,11 +83,11 @@ def _run_list(args: argparse.Namespace) -> int:
     return run_with_client(args, ask)
 
 
-def list_lines(models: Models) -> list[str]:
-    """A row for each entry, the default one marked, and why a file cannot be used."""
+def list_lines(models: Models, used: str | None = None) -> list[str]:
+    """A row for each entry, and why a file cannot be used; `*` marks the default one, `>` the one that a chat uses."""
     rows = [
         (
-            printable(one.name) + ("*" if one.name == models.default else ""),
+            ("> " if one.name == used else "") + printable(one.name) + ("*" if one.name == models.default else ""),
             size(one.size_bytes) if one.size_bytes else "-",
             printable(one.quantisation) or "-",
             _count(one.parameters),
@@ -111,9 +116,21 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
     configure_json(parser)
 
 
+def _configure_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the one that a chat uses, without")
+    configure_json(parser)
+
+
 def _run_show(args: argparse.Namespace) -> int:
+    host = hosted()
+    chosen = args.model or (host.model if host is not None else preferred_model(settings_from(args)))
+
     async def ask(client: Client) -> int:
-        info: ModelInfo = await client.request("model.show", ModelShow(model=args.model))
+        model = args.model or (await in_use(client, chosen))[0]
+        if model is None:
+            say("there is no model yet: olympus models pull fetches one")
+            return exits.FAILED
+        info: ModelInfo = await client.request("model.show", ModelShow(model=model))
         if args.json:
             print_json(info, indent=2)
         else:
@@ -172,6 +189,33 @@ def kept(info: ModelInfo) -> str:
         else f"{duration(info.keep_alive_s)} idle"
     )
     return f"{stays}, priority {info.priority}" if stays else ""
+
+
+# use --------------------------------------------------------------------------------------------------------------
+
+
+def _configure_use(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="NAME", nargs="?", help="a model, or a routing profile")
+    parser.add_argument("--reset", action="store_true", help="prefer none any more")
+
+
+def _run_use(args: argparse.Namespace) -> int:
+    settings = settings_from(args)
+    if (args.model is None) == (not args.reset):
+        raise UsageError("use needs the NAME of a model or routing profile, or --reset")
+    if args.reset:
+        prefer_model(settings, None)
+        say("your chats begin with the default model of their project, or of the service")
+        return exits.OK
+
+    async def ask(client: Client) -> int:
+        await check_model(client, args.model)
+        return exits.OK
+
+    run_with_client(args, ask)
+    prefer_model(settings, args.model)
+    say(f"your chats begin with {args.model}, unless their project says otherwise")
+    return exits.OK
 
 
 # pull, import, rm, verify -----------------------------------------------------------------------------------------
@@ -328,6 +372,26 @@ olympus models list --json | jq -r '.models[].name'
         _run_show,
         """
 olympus models show olympus-demo
+""",
+    ),
+    Action(
+        "info",
+        "the same as show; without MODEL, of the one that a chat uses",
+        _configure_info,
+        _run_show,
+        """
+olympus models info
+""",
+    ),
+    Action(
+        "use",
+        "which model or routing profile your chats begin with",
+        _configure_use,
+        _run_use,
+        """
+olympus models use qwen3
+olympus models use fast
+olympus models use --reset
 """,
     ),
     Action(

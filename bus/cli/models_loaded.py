@@ -253,7 +253,8 @@ def kept_line(kept: ModelKept) -> str:
 # route ------------------------------------------------------------------------------------------------------------
 
 
-def _configure_route(parser: argparse.ArgumentParser) -> None:
+def configure_route(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `olympus route`."""
     parser.add_argument("profile", nargs="?", metavar="PROFILE", help="fast, general, code, creative or your own")
     parser.add_argument("--task", help="what sort of work it is, instead of a profile")
     parser.add_argument(
@@ -268,7 +269,8 @@ def _configure_route(parser: argparse.ArgumentParser) -> None:
     configure_json(parser)
 
 
-def _run_route(args: argparse.Namespace) -> int:
+def run_route(args: argparse.Namespace) -> int:
+    """Ask which model a profile or a task gets, and say why."""
     if args.list and (args.profile or args.task or args.need):
         raise UsageError("--list lists every profile: leave the rest out")
 
@@ -359,8 +361,8 @@ olympus models keep qwen3 --reset
     Action(
         "route",
         "which model a profile or a task gets, and why",
-        _configure_route,
-        _run_route,
+        configure_route,
+        run_route,
         """
 olympus models route fast
 olympus models route --task code --need tools

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
 from collections.abc import Sequence
 from typing import Final
 
-from bus.cli import exits
+from bus.cli import compare, exits
 from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
-from bus.cli.failures import UsageError, say
+from bus.cli.failures import UsageError
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.output import (
     fit,
@@ -31,7 +29,6 @@ from schemas.bodies.model_trials import (
     Benchmark,
     Benchmarked,
     BenchmarkRow,
-    Compare,
     ComparePick,
     Comparison,
     Evaluate,
@@ -39,9 +36,6 @@ from schemas.bodies.model_trials import (
     EvaluationList,
     Evaluations,
 )
-
-# Whoever says that no answer was better says this.
-_TIE: Final = "tie"
 
 
 def _numbers(text: str) -> list[int]:
@@ -214,84 +208,7 @@ def _list_evaluations(args: argparse.Namespace) -> int:
     return run_with_client(args, ask)
 
 
-# compare ----------------------------------------------------------------------------------------------------------
-
-
-def _configure_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="what to ask; '-' reads it from stdin")
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="two to eight models")
-    parser.add_argument("--max-tokens", type=int, metavar="N")
-    parser.add_argument("--temperature", type=float, metavar="T")
-    parser.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--one-by-one", action="store_true", help="one after the other, which times them fairly")
-    parser.add_argument("--raw", action="store_true", help="continue the prompt as it stands, not as a chat")
-    configure_json(parser)
-
-
-def _run_compare(args: argparse.Namespace) -> int:
-    from schemas.bodies.model import ChatMessage
-
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    body = Compare(
-        models=args.models,
-        prompt=prompt if args.raw else None,
-        messages=[] if args.raw else [ChatMessage(role="user", content=prompt)],
-        at_once=not args.one_by_one,
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
-
-    async def ask(client: Client) -> int:
-        with Progress(is_shown=not args.json) as progress:
-            async with client.stream("model.compare", body, timeout_s=LONG_S) as parts:
-                pieces = 0
-                async for _ in parts:
-                    pieces += 1
-                    progress.show("answers, pieces", pieces, 0)
-                result: Comparison = parts.final
-        if args.json:
-            print_json(result, indent=2)
-            return exits.OK
-        write_line("\n".join(comparison_lines(result)))
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            await _ask_pick(client, result)
-        return exits.OK if any(not answer.error for answer in result.answers) else exits.FAILED
-
-    return run_with_client(args, ask)
-
-
-def comparison_lines(result: Comparison) -> list[str]:
-    """Each answer under its model's name, then the figures side by side."""
-    lines: list[str] = []
-    for index, answer in enumerate(result.answers, 1):
-        lines += [f"--- {index}. {answer.model}", printable(answer.error or answer.text), ""]
-    rows = [
-        (
-            f"{index}. {answer.model}",
-            number(answer.usage.completion_tokens) if answer.usage else "-",
-            f"{answer.timings.tokens_per_s:,.1f}" if answer.timings else "-",
-            milliseconds(answer.timings.first_token_s if answer.timings else None),
-            answer.finish_reason or "failed",
-        )
-        for index, answer in enumerate(result.answers, 1)
-    ]
-    return [*lines, *table(("MODEL", "TOKENS", "TOK/S", "FIRST MS", "ENDED BY"), rows), f"id {result.comparison_id}"]
-
-
-async def _ask_pick(client: Client, result: Comparison) -> None:
-    question = f"which is best? [1-{len(result.answers)}, t for a tie, Enter for no answer] "
-    word = (await asyncio.to_thread(input, question)).strip()
-    if not word:
-        return
-    if word == "t":
-        picked = _TIE
-    elif word.isdecimal() and 1 <= int(word) <= len(result.answers):
-        picked = result.answers[int(word) - 1].model
-    else:
-        say(f"{word!r} is none of them: nothing is recorded")
-        return
-    await client.request("model.compare.pick", ComparePick(comparison_id=result.comparison_id, model=picked))
+# pick -----------------------------------------------------------------------------------------------------------------
 
 
 def _configure_pick(parser: argparse.ArgumentParser) -> None:
@@ -340,8 +257,8 @@ olympus models eval --list
     Action(
         "compare",
         "the same question to several models, side by side",
-        _configure_compare,
-        _run_compare,
+        compare.configure,
+        compare.run,
         """
 olympus models compare 'What is 7 + 5?' olympus-demo qwen3
 olympus models compare - qwen3 llama3 --temperature 0 --one-by-one < question.txt

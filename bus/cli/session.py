@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +18,13 @@ from bus.client import Client
 from bus.private_file import write_private
 from bus.settings import Settings
 from schemas.bodies.accounts import Refresh, Tokens
-from schemas.errors import Unauthenticated
+from schemas.errors import Retryable, Unauthenticated
 
 # An access token is renewed this many seconds before its end, so that it lasts for the command.
 _MARGIN_S: Final = 30.0
+
+# How often a command that runs on looks whether its token is to be renewed, seconds: within the margin.
+_LOOK_EVERY_S: Final = 10.0
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +100,37 @@ async def signed_in(settings: Settings) -> Settings:
     if session is None:
         return settings
     return msgspec.structs.replace(settings, bus=msgspec.structs.replace(settings.bus, token=session.access_token))
+
+
+class SignIn:
+    """The sign-in of this home for a command that runs on: its token, renewed as long as `keep` runs.
+
+    Without a sign-in, or where none is needed, it changes nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._token = ""
+
+    @property
+    def token(self) -> Callable[[], str] | None:
+        """What gives the token of each request (`bus.client.Client`); None where the settings alone say it."""
+        return (lambda: self._token) if self._token else None
+
+    async def begin(self) -> None:
+        """Take up the sign-in. Raises BusError where it cannot be renewed."""
+        if self.settings.auth.required and not self.settings.bus.token:
+            session = await renewed(self.settings)
+            self._token = session.access_token if session is not None else ""
+
+    async def keep(self) -> None:
+        """Renew it in time, for ever; returns where there is none to renew, or when it has ended."""
+        while self._token:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            # While the bus is away nothing can be renewed, nor asked for.
+            with contextlib.suppress(Retryable):
+                session = await renewed(self.settings)
+                self._token = session.access_token if session is not None else ""
 
 
 def _locked(settings: Settings) -> _Lock:

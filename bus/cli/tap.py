@@ -16,9 +16,9 @@ from bus.cli.connection import run_with_client
 from bus.cli.durations import duration, instant
 from bus.cli.failures import UsageError, say
 from bus.cli.output import clock, fit, milliseconds, plural, print_json, size, terminal_width, to_json, write_line
-from bus.cli.traces import Exchange, TraceJoiner
 from bus.client import Client
 from bus.subscription import Missed
+from bus.watching import Exchange, TraceJoiner, subject_filter
 from schemas import subjects
 from schemas.bodies.control import BrokerStats, BusStats, EventBatch, EventsPage, EventsRead, Trace
 from schemas.errors import BY_CODE
@@ -38,9 +38,6 @@ examples:
 Without PATTERN everything is shown but bus.stats, bus.trace.* and metrics.*; name them to see them.
 A gap is told on stderr. Ends with 4 when --for is over before --count events came.
 """
-
-# Noise unless asked for: what is hidden, and how a pattern starts that asks for it.
-_HIDDEN: Final = (("bus.stats", "bus."), ("bus.trace.*", "bus.trace."), ("metrics.*", "metrics."))
 
 # The longest error code.
 _OUTCOME_COLUMNS: Final = max(map(len, BY_CODE))
@@ -123,18 +120,6 @@ class Shown:
     def add(self) -> None:
         """One more line was shown."""
         self._lines += 1
-
-
-def subject_filter(patterns: Sequence[str], ignored: Sequence[str]) -> Callable[[str], bool]:
-    """A predicate: the subject falls under a pattern and is neither ignored nor noise that nobody asked for."""
-    hidden = [noise for noise, asked in _HIDDEN if not any(pattern.startswith(asked) for pattern in patterns)]
-    refused = [subjects.matcher(pattern) for pattern in (*ignored, *hidden)]
-    wanted = [subjects.matcher(pattern) for pattern in patterns]
-
-    def is_wanted(subject: str) -> bool:
-        return any(match(subject) for match in wanted) and not any(match(subject) for match in refused)
-
-    return is_wanted
 
 
 def event_line(event: Seen, *, shape: str, width: int | None) -> str:

@@ -225,7 +225,7 @@ class _Run:
                     was_named = True
                     self._print_missing(missing)
                 await asyncio.sleep(_LOOK_EVERY_S)
-            edges = edge_lines(await self._edge_ports(client))
+            edges = edge_lines(await self._edge_ports(client), has_console=self._settings.rest.console)
         self._print_ready(edges)
         say_ready()
 
@@ -300,12 +300,14 @@ class _Run:
         print(f"\n{text}{below}\n", file=sys.stderr, flush=True)
 
 
-def edge_lines(ports: Sequence[PortInfo]) -> list[str]:
-    """For a newcomer: pages to read, how many old ports are open, and what another program has."""
+def edge_lines(ports: Sequence[PortInfo], *, has_console: bool) -> list[str]:
+    """For a newcomer: pages to look at and to read, how many old ports are open, and what another program has."""
     lines = []
-    pages = [f"http://{_reached(info)}/docs" for info in ports if _is_rest(info) and info.state == "bound"]
-    if pages:
-        lines.append(f"HTTP, for a browser: {' '.join(pages)}")
+    open_ports = [f"http://{_reached(info)}" for info in ports if _is_rest(info) and info.state == "bound"]
+    if open_ports:
+        if has_console:
+            lines.append(f"Web console: {open_ports[0]}/console")
+        lines.append(f"HTTP, for a browser: {' '.join(f'{one}/docs' for one in open_ports)}")
     agents = {info.owner for info in ports if info.purpose in ("requests", "errors") and info.state == "bound"}
     if agents:
         lines.append(f"Answered on their old ports: {plural(len(agents), 'agent')}")

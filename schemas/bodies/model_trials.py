@@ -94,14 +94,6 @@ class Compare(Sampling, frozen=True, kw_only=True):
     at_once: bool = True
 
 
-class ComparePart(Reply, frozen=True, kw_only=True):
-    """index: which of the models."""
-
-    index: int
-    model: str
-    text: str
-
-
 class CompareAnswer(Reply, frozen=True, kw_only=True):
     """One model's answer, or why there is none."""
 
@@ -111,6 +103,15 @@ class CompareAnswer(Reply, frozen=True, kw_only=True):
     timings: Timings | None = None
     finish_reason: str = ""
     error: str = ""
+
+
+class ComparePart(Reply, frozen=True, kw_only=True):
+    """index: which of the models. ended: its answer is over; told once, without the text, which came before."""
+
+    index: int
+    model: str
+    text: str
+    ended: CompareAnswer | None = None
 
 
 class Comparison(Reply, frozen=True, kw_only=True):

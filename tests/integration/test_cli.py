@@ -372,7 +372,9 @@ def test_top_in_a_terminal_fits_60_columns_and_ends_with_q(bus: LiveBus) -> None
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
 
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
-        screen = read_until(terminal, b"pc-2", b"\x1b[H", b"pc-2")
+        screen = read_until(terminal, b"SERVICE")
+        os.write(terminal, b"2")
+        screen += read_until(terminal, b"pc-2")
         os.write(terminal, b"q")
         screen += read_until(terminal, b"\x1b[?1049l")
         assert process.wait(WAIT_S) == exits.OK
@@ -380,7 +382,7 @@ def test_top_in_a_terminal_fits_60_columns_and_ends_with_q(bus: LiveBus) -> None
     after = termios.tcgetattr(theirs)
     os.close(theirs)
     os.close(terminal)
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).splitlines()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"\x1b\[[0-9]+;1H", screen.decode())]
     assert screen.startswith(b"\x1b[?1049h")
     assert [line for line in lines if len(line) > 60] == []
     assert before == after

@@ -213,6 +213,8 @@ async def test_two_models_answer_side_by_side_and_the_better_one_is_picked(serve
     assert [answer.text for answer in final.answers] == ["4", "I do not know"]
     assert "".join(part.text for part in parts if part.index == 1) == "I do not know"
     assert {(part.index, part.model) for part in parts} == {(0, "good"), (1, "bad")}
+    ended = {part.index: part.ended for part in parts if part.ended is not None}
+    assert {index: one.usage for index, one in ended.items()} == dict(enumerate(one.usage for one in final.answers))
     assert final.answers[1].usage.completion_tokens == 4
     assert final.answers[0].timings.first_token_s == 0.1
     assert (picked, kept.picked, kept.note) == (kept, "good", "short")
@@ -223,10 +225,11 @@ async def test_two_models_answer_side_by_side_and_the_better_one_is_picked(serve
 async def test_one_model_that_fails_does_not_fail_the_comparison(serve_broker: Serve) -> None:
     """Its answer says why; one after the other works the same."""
     async with house_of(serve_broker) as house:
-        final = await house.ask("model.compare", models=["none", "bad"], prompt="Hi", at_once=False)
+        parts, final = await house.parts("model.compare", models=["none", "bad"], prompt="Hi", at_once=False)
         tie = await house.ask("model.compare.pick", comparison_id=final.comparison_id, model="tie")
 
     assert "not_found: no model 'none'" in final.answers[0].error
+    assert (parts[0].index, parts[0].ended) == (0, final.answers[0])
     assert final.answers[1].text == "I do not know"
     assert [request.model for request in house.models.asked] == ["none", "bad"]
     assert tie.picked == "tie"

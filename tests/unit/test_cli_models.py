@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bus.cli import app, exits, models_loaded
+from bus.cli.compare import comparison_lines
 from bus.cli.models_files import converted_lines, list_lines, show_lines, verified_lines
 from bus.cli.models_loaded import (
     device_lines,
@@ -18,7 +19,7 @@ from bus.cli.models_loaded import (
     routed_lines,
     state_line,
 )
-from bus.cli.models_trials import bench_lines, comparison_lines, evaluation_lines
+from bus.cli.models_trials import bench_lines, evaluation_lines
 from bus.cli.progress import progress_line
 from schemas.bodies.model import LatencyFigures, ModelInfo, ModelKept, Models, ModelState, ModelVersion, Timings, Usage
 from schemas.bodies.model_files import ModelConverted, ModelVerified

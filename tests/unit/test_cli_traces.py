@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bus.cli import traces
-from bus.cli.traces import Exchange, TraceJoiner
+from bus import watching
+from bus.watching import Exchange, TraceJoiner
 from schemas.bodies.control import Trace
 
 
@@ -71,7 +71,7 @@ def test_what_has_no_reply_is_unanswered_at_the_end() -> None:
 
 def test_memory_stays_bounded_when_nothing_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the limit the oldest request is given up."""
-    monkeypatch.setattr(traces, "MAX_PENDING", 2)
+    monkeypatch.setattr(watching, "MAX_PENDING", 2)
 
     joined = feed(TraceJoiner(), trace("request", "a"), trace("request", "b"), trace("request", "c"))
 

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
-from bus.cli import req, status, tap, top
+from bus.cli import req, status, tap
 from bus.cli.failures import UsageError
 from bus.cli.output import columns_of
-from bus.cli.traces import Exchange
+from bus.cli.screen import plain
+from bus.cli.top.board import Board
+from bus.cli.top.frames import frame, overview_lines
+from bus.cli.top.looking import Sample, rates
+from bus.watching import Exchange, subject_filter
 from schemas import catalog
 from schemas.bodies.control import BrokerStats, LoggedEvent, ServiceInfo, SubscriberStats, WorkerInfo
 from schemas.bodies.model import ModelInfo
@@ -105,10 +109,10 @@ def test_one_look_names_everything_that_is_wrong() -> None:
     assert status.problems(well, [worker()], stats()) == []
 
 
-def sample(at: float, **more: Any) -> top.Sample:
+def sample(at: float, **more: Any) -> Sample:
     """A look at a bus with one service and one worker."""
     plain: dict[str, Any] = {"stats": stats(), "services": [service()], "workers": [worker()], "models": None}
-    return top.Sample(at=at, **{**plain, **more})
+    return Sample(at=at, **{**plain, **more})
 
 
 def test_what_a_worker_does_without_is_named_with_the_reason() -> None:
@@ -116,7 +120,7 @@ def test_what_a_worker_does_without_is_named_with_the_reason() -> None:
     limping = worker(degraded={"encoder": "no model\n\x1b[2J in models/"})
 
     wrong = status.problems([service(name) for name in ("memory", *OTHERS)], [limping], stats())
-    shown = top.frame(sample(1.0, workers=[limping]), None, 80, 8)
+    shown = overview_lines(sample(1.0, workers=[limping]), None, 80)
 
     line = next(line for line in wrong if "encoder" in line)
     assert line == "memory pc-1-4711: encoder: no model \\x1b[2J in models/"
@@ -133,7 +137,7 @@ def test_rates_are_differences_of_counters_over_time() -> None:
         workers=[worker(answered=1_100, cpu_s=2.0)],
     )
 
-    rate = top.rates(before, now)
+    rate = rates(before, now)
 
     assert rate is not None
     assert (rate.requests, rate.events, rate.answered) == (10.0, 2.0, {"memory": 50.0})
@@ -142,8 +146,8 @@ def test_rates_are_differences_of_counters_over_time() -> None:
 
 def test_rates_start_anew_with_a_restarted_broker() -> None:
     """Counters of another boot are not compared."""
-    assert top.rates(None, sample(1.0)) is None
-    assert top.rates(sample(1.0), sample(2.0, stats=stats(boot="other"))) is None
+    assert rates(None, sample(1.0)) is None
+    assert rates(sample(1.0), sample(2.0, stats=stats(boot="other"))) is None
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (60, 8), (200, 50)])
@@ -161,7 +165,9 @@ def test_a_frame_stays_within_the_terminal(width: int, height: int) -> None:
     )
     now = sample(2.0, models=[model], workers=[worker(instance=f"a-rather-long-host-name-{n}") for n in range(9)])
 
-    lines = top.frame(now, top.rates(sample(1.0), now), width, height)
+    board = Board()
+    board.took(now, rates(sample(1.0), now))
+    lines = [plain(row) for row in frame(board, width, height, 2.0)[0]]
 
     assert all(columns_of(line) <= width for line in lines)
     assert len(lines) <= height
@@ -170,13 +176,13 @@ def test_a_frame_stays_within_the_terminal(width: int, height: int) -> None:
 
 def test_noise_is_hidden_unless_asked_for() -> None:
     """`>` leaves out bus.stats, traces and figures; naming them brings them back; --ignore takes out more."""
-    everything = tap.subject_filter([">"], [])
-    bus = tap.subject_filter(["bus.>"], ["bus.worker.*"])
-    traces = tap.subject_filter(["bus.trace.>"], [])
+    everything = subject_filter([">"], [])
+    bus = subject_filter(["bus.>"], ["bus.worker.*"])
+    traces = subject_filter(["bus.trace.>"], [])
 
     shown = [everything(subject) for subject in ("memory.changed.kv", "bus.stats", "bus.trace.final", "metrics.bus")]
     assert shown == [True, False, False, False]
-    assert tap.subject_filter(["metrics.>"], [])("metrics.bus")
+    assert subject_filter(["metrics.>"], [])("metrics.bus")
     assert [bus(subject) for subject in ("bus.stats", "bus.worker.joined", "bus.trace.final")] == [True, False, False]
     assert traces("bus.trace.final")
     assert not traces("memory.changed.kv")

@@ -24,10 +24,9 @@ def test_the_pages_that_are_open_are_named_and_a_wildcard_is_reached_over_loopba
         port("ErrorBus", 9002),
     ]
 
-    assert edge_lines(ports) == [
-        "HTTP, for a browser: http://127.0.0.1:7010/docs http://127.0.0.1:7011/docs",
-        "",
-    ]
+    docs = "HTTP, for a browser: http://127.0.0.1:7010/docs http://127.0.0.1:7011/docs"
+    assert edge_lines(ports, has_console=True) == ["Web console: http://127.0.0.1:7010/console", docs, ""]
+    assert edge_lines(ports, has_console=False) == [docs, ""]
 
 
 def test_what_another_program_has_is_named_with_whom_it_was_for() -> None:
@@ -38,7 +37,7 @@ def test_what_another_program_has_is_named_with_whom_it_was_for() -> None:
         port("memory", 7010, state="taken"),
     ]
 
-    assert edge_lines(ports) == [
+    assert edge_lines(ports, has_console=True) == [
         "Answered on their old ports: 1 agent",
         "Not opened, because another program has them: 127.0.0.1:7010 (memory)",
         "",
@@ -47,4 +46,4 @@ def test_what_another_program_has_is_named_with_whom_it_was_for() -> None:
 
 def test_nothing_is_said_without_a_gateway() -> None:
     """No port, no line."""
-    assert edge_lines([]) == []
+    assert edge_lines([], has_console=True) == []

@@ -44,9 +44,13 @@ class ToolAnswered(Event, frozen=True, kw_only=True):
 
 
 class Notice(Event, frozen=True, kw_only=True):
-    """A line of talk about the conversation, not of it: a fallback, what was cut off, what could not be kept."""
+    """A line of talk about the conversation, not of it: a fallback, what was cut off, what could not be kept.
+
+    is_minor: of no use to somebody who asks one question.
+    """
 
     text: str
+    is_minor: bool = False
 
 
 class Away(Event, frozen=True, kw_only=True):

@@ -23,8 +23,11 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.2rem .5
 """
 
 
-def page(document: dict[str, Any], address: str) -> str:
-    """The whole page. address: HOST:PORT as the reader's browser knows this server."""
+_CONSOLE: Final = ', <a href="/console/">the console</a>'
+
+
+def page(document: dict[str, Any], address: str, *, has_console: bool = False) -> str:
+    """The whole page. address: HOST:PORT as the reader's browser knows this server. has_console: that is here too."""
     info = document["info"]
     groups: dict[str, list[str]] = {}
     for path, methods in document["paths"].items():
@@ -37,7 +40,7 @@ def page(document: dict[str, Any], address: str) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} <span class=s>{escape(info['version'])}</span></h1>"
         '<p>For programs: <a href="/openapi.json">openapi.json</a>. Also here: <a href="/health">health</a>,'
-        ' <a href="/metrics">metrics</a>.</p>'
+        f' <a href="/metrics">metrics</a>{_CONSOLE if has_console else ""}.</p>'
         f"{parts}</body></html>"
     )
 

@@ -11,10 +11,11 @@ from bus.client import Client
 from bus.metrics import Figures
 from bus.settings import Settings, is_loopback
 from schemas.bodies.gateway import PortInfo
+from workers.gateway.console.routes import Console
 from workers.gateway.rest import openapi, pages
 from workers.gateway.rest.answers import Answers
 from workers.gateway.rest.browsers import Browsers, names_of_house
-from workers.gateway.rest.front import Front
+from workers.gateway.rest.front import Application, Front
 from workers.gateway.rest.health import Health, status_of
 from workers.gateway.rest.metrics import Metrics
 from workers.gateway.rest.operations import SERVICES, operation_routes, port_of
@@ -44,11 +45,15 @@ class RestEdge:
         self._metrics = Metrics(figures, lambda: self._server.connections, SERVICES)
         self._health = Health(client)
         self._answers = Answers(client, settings)
+        self._console = Console(settings, client, self._answers) if settings.rest.console else None
         self._room = BodyRoom(_BODIES_HELD * settings.rest.max_body_bytes)
         self._numbers: dict[str, int] = {}
         self._fronts = {service: self._front(service, settings.rest.host, has_pages=True) for service in SERVICES}
         for route in operation_routes():
             self._fronts[port_of(route.operation)].serve([route])
+        if self._console is not None:
+            for front in self._fronts.values():
+                front.add(self._console.routes())
 
     def add_routes(self, service: str, routes: Iterable[Route]) -> None:
         """Answer `routes` on the port of a service, before those of the catalogue. Raises ValueError for a route twice."""
@@ -76,6 +81,9 @@ class RestEdge:
 
     async def stop(self, drain_s: float) -> None:
         """Accept no more, let requests end within `drain_s` seconds, close every port."""
+        if self._console is not None:
+            # Those who watch would never end by themselves.
+            await self._console.close()
         await self._server.stop(drain_s)
         await self._health.close()
 
@@ -86,11 +94,10 @@ class RestEdge:
             names = frozenset()
         elif is_open or not self._settings.auth.required:
             names = names_of_house(self._settings)
-        application = None
+        application: Application | None = None
+        paths: tuple[str, ...] = ()
         if has_pages:
-            application = pages.application(
-                service, describe=lambda: self._described(service), health=self._health, metrics=self._metrics
-            )
+            application, paths = self._pages(service)
         return Front(
             service,
             client=self._client,
@@ -101,8 +108,22 @@ class RestEdge:
             room=self._room,
             elsewhere=self._elsewhere,
             pages=application,
-            page_paths=pages.PATHS if has_pages else (),
+            page_paths=paths,
         )
+
+    def _pages(self, service: str) -> tuple[Application, tuple[str, ...]]:
+        """What answers for the pages of a port, and their paths."""
+        plain = pages.application(
+            service,
+            describe=lambda: self._described(service),
+            health=self._health,
+            metrics=self._metrics,
+            has_console=self._console is not None,
+        )
+        if self._console is None:
+            return plain, pages.PATHS
+        files = self._console.pages(service, plain)
+        return files, (*pages.PATHS, *files.paths)
 
     def _elsewhere(self, service: str, path: str) -> int | None:
         """The open REST port that knows a path: that of the service itself, for one of health alone, before others."""

@@ -19,7 +19,9 @@ PATHS: Final = ("/", "/docs", "/openapi.json", "/health", "/metrics")
 _POLICY: Final = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
 
-def application(service: str, *, describe: Callable[[], dict[str, Any]], health: Health, metrics: Metrics) -> Litestar:
+def application(
+    service: str, *, describe: Callable[[], dict[str, Any]], health: Health, metrics: Metrics, has_console: bool
+) -> Litestar:
     """describe: makes the OpenAPI document; it is asked once, at the first reader."""
     known: dict[str, Any] = {}
     encoded: list[bytes] = []
@@ -36,7 +38,8 @@ def application(service: str, *, describe: Callable[[], dict[str, Any]], health:
 
     @get("/docs", media_type=MediaType.HTML)
     async def docs(request: Request[Any, Any, Any]) -> Response[str]:
-        return Response(page(document(), request.headers.get("host", service)), headers=_POLICY)
+        address = request.headers.get("host", service)
+        return Response(page(document(), address, has_console=has_console), headers=_POLICY)
 
     @get("/openapi.json")
     async def openapi() -> Response[bytes]:

@@ -44,12 +44,7 @@ class Comparing:
         asking = Asking(self._client, call, "interactive")
         with self._running.entered():
             if request.at_once:
-                async with asyncio.TaskGroup() as group:
-                    asked = [
-                        group.create_task(_ask(asking, call, index, _question(request, model)))
-                        for index, model in enumerate(request.models)
-                    ]
-                answers = [task.result() for task in asked]
+                answers = await _ask_at_once(asking, call, request)
             else:
                 answers = [
                     await _ask(asking, call, index, _question(request, model))
@@ -112,8 +107,29 @@ def _question(request: Compare, model: str) -> Generate | Chat:
     return Chat(model=model, messages=request.messages, **options)
 
 
+async def _ask_at_once(asking: Asking, call: Call, request: Compare) -> list[CompareAnswer]:
+    """Every model's answer. Raises WorkerLost where the parts reach nobody any more."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(_ask(asking, call, index, _question(request, model)))
+                for index, model in enumerate(request.models)
+            ]
+    except ExceptionGroup as errors:
+        # The first is what happened; the others were cancelled for it, or say the same.
+        raise errors.exceptions[0] from None
+    return [task.result() for task in asked]
+
+
 async def _ask(asking: Asking, call: Call, index: int, question: Generate | Chat) -> CompareAnswer:
-    """One model's answer, its parts passed on."""
+    """One model's answer, its parts passed on, and its end told while the others still write."""
+    answer = await _answer(asking, call, index, question)
+    ended = msgspec.structs.replace(answer, text="")
+    await call.partial(ComparePart(index=index, model=answer.model, text="", ended=ended))
+    return answer
+
+
+async def _answer(asking: Asking, call: Call, index: int, question: Generate | Chat) -> CompareAnswer:
     model = str(question.model)
     subject = "model.generate" if isinstance(question, Generate) else "model.chat"
     text = ""

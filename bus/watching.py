@@ -1,12 +1,17 @@
-"""Joins the broker's trace events into one line per request; knows no socket and no clock."""
+"""What a tap shows: which subjects, and requests joined with their replies; knows no socket and no clock."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
+from schemas import subjects
 from schemas.bodies.control import Trace
+
+# Noise unless asked for: what is hidden, and how a pattern starts that asks for it.
+_HIDDEN: Final = (("bus.stats", "bus."), ("bus.trace.*", "bus.trace."), ("metrics.*", "metrics."))
 
 # Requests remembered while their reply is awaited; past that the oldest is given up as unanswered.
 MAX_PENDING: Final = 10_000
@@ -76,3 +81,15 @@ class TraceJoiner:
         if len(self._pending) <= MAX_PENDING:
             return None
         return self._pending.pop(next(iter(self._pending)))
+
+
+def subject_filter(patterns: Sequence[str], ignored: Sequence[str]) -> Callable[[str], bool]:
+    """A predicate: the subject falls under a pattern and is neither ignored nor noise that nobody asked for."""
+    hidden = [noise for noise, asked in _HIDDEN if not any(pattern.startswith(asked) for pattern in patterns)]
+    refused = [subjects.matcher(pattern) for pattern in (*ignored, *hidden)]
+    wanted = [subjects.matcher(pattern) for pattern in patterns]
+
+    def is_wanted(subject: str) -> bool:
+        return any(match(subject) for match in wanted) and not any(match(subject) for match in refused)
+
+    return is_wanted

@@ -1,0 +1,685 @@
+"""One conversation with a model: questions, answers with tools, memory before each question, a session behind them.
+
+Front ends drive it through `Conversation` and draw the events of `bus.cli.chat.events`; it prints and reads nothing.
+
+What the model is shown stays the same from question to question, so that it reads only what is new: the system message
+changes with what it is made of and not otherwise, and what memory found for a question stays where it was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from bus.cli.chat.choices import Choices
+from bus.cli.chat.events import (
+    Answered,
+    Away,
+    Back,
+    ContextUsed,
+    Event,
+    Failed,
+    Notice,
+    Stopped,
+    Text,
+    ToolAnswered,
+    ToolCalled,
+)
+from bus.cli.chat.memory_loop import Found, MemoryLoop, block_of
+from bus.cli.chat.session_keeper import Resumed, SessionKeeper
+from bus.cli.chat.tools import Toolbox
+from bus.client import BrokerUnreachable, Client
+from bus.settings import Settings
+from schemas.bodies.model import ChatMessage, Generation, ModelInfo, ModelList, ModelPreload, Models, Tool, ToolCall
+from schemas.bodies.model_trials import Route, Routed
+from schemas.bodies.sessions import Bridge, Session, Turn
+from schemas.errors import BusError, NotFound, NoWorker, TooLarge, WorkerLost
+
+# A person waits in front of an answer and can stop it; this only ends what nobody watches. Seconds.
+_ANSWER_S: Final = 3_600.0
+
+# How long a conversation waits for a bus or a model that went away in the middle, seconds.
+AWAY_S: Final = 60.0
+
+# How often it looks whether the connection is still there, and whether what went away is back, seconds.
+_LOOK_S: Final = 0.25
+
+# A model that is lost this often over one answer is what breaks; asking again would break it again.
+_LOST_MAX: Final = 3
+
+# What a look at the catalogue may take, seconds.
+_LIST_S: Final = 3.0
+
+# Rounds of tool calls for one question; the next answer has to do without.
+ROUNDS_MAX: Final = 8
+
+# Calls of one round that are done; a model that asks for more has lost its way.
+_CALLS_MAX: Final = 16
+
+# Messages of one request (schemas.bodies.model.Chat), less what a question may add.
+_MESSAGES_MAX: Final = 4_000
+
+# Of a conversation that has outgrown its window, the part that is still sent: cut to the brim, each further question
+# would cut again, and the model would read everything anew each time.
+_KEPT_PART: Final = 0.5
+
+# Of the answer of `memory.session.bridge` on request, tokens.
+_BRIDGE_TOKENS: Final = 512
+
+_ROLES: Final = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "model": "assistant"}
+
+Settle = Callable[[Choices, Client], Awaitable[Choices]]
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the last answer. context_used: tokens that prompt and answer take together; context_limit: the model's window."""
+
+    model: str = ""
+    tokens_per_s: float | None = None
+    first_token_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    context_used: int = 0
+    context_limit: int | None = None
+
+
+class _Answer:
+    """An answer in the making. began_at: messages before it. text: all that came, over every round of tools."""
+
+    def __init__(self, question: str, attached: str) -> None:
+        self.question = question
+        self.attached = attached
+        self.began_at = 0
+        self.rounds: list[str] = []
+        self.pieces: list[str] = []
+        self.called: list[str] = []
+
+    @property
+    def asked(self) -> str:
+        """All that the model is asked, as it is kept."""
+        return "\n\n".join(part for part in (self.question, self.attached) if part)
+
+    @property
+    def text(self) -> str:
+        return "".join([*self.rounds, *self.pieces])
+
+    def end_round(self) -> None:
+        """What the model writes after its tools begins on a new line."""
+        text = "".join(self.pieces)
+        self.rounds.append(f"{text}\n\n" if text.strip() else "")
+        self.pieces = []
+
+
+class _BusAway(Exception):
+    """The connection broke while an answer came."""
+
+
+class Conversation:
+    """A conversation; every method belongs to the loop of its client.
+
+    settle: checks choices against what there is, and changes them. is_kept False leaves no session in memory.
+    tell: takes lines about the conversation that belong to no answer; without, they come with the next one.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: Settings,
+        choices: Choices,
+        *,
+        settle: Settle | None = None,
+        is_kept: bool = True,
+        session_id: str | None = None,
+    ) -> None:
+        self.client = client
+        self.settings = settings
+        self.choices: Choices
+        self.messages: list[ChatMessage] = []
+        self.system = ""
+        self.figures = Figures()
+        self.last_question = ""
+        self.last_answer = ""
+        self.last_reply_id = ""
+        self.last_context: ContextUsed | None = None
+        self.tell: Callable[[str], None] | None = None
+        self._settle = settle
+        self._untold: list[str] = []
+        self._told_once: set[str] = set()
+        self._staged = ""
+        self._last_attached = ""
+        # Messages at the end that are the last question with its answer.
+        self._last_length = 0
+        self._memory = MemoryLoop(client)
+        self._keeper = SessionKeeper(client, tell=self._notice, is_kept=is_kept)
+        self._take(choices)
+        if session_id is not None:
+            self._keeper.begin(session_id)
+        self._beginning: asyncio.Task[Resumed | None] | None = None
+        self._warming: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    # What it is
+
+    @property
+    def session_id(self) -> str:
+        """Of the session that it is kept in; also what the model knows the conversation by."""
+        return self._keeper.session_id
+
+    @property
+    def is_kept(self) -> bool:
+        """False where no session is kept of it."""
+        return self._keeper.is_kept
+
+    @property
+    def is_answering(self) -> bool:
+        """True between the beginning and the end of `ask`."""
+        return self._answering is not None
+
+    @property
+    def is_connected(self) -> bool:
+        """False while the bus is away."""
+        return self.client.is_connected
+
+    def choose(self, **changes: Any) -> None:
+        """Change choices, from the next question on. Raises TypeError for a field that there is not."""
+        self._take(msgspec.structs.replace(self.choices, **changes))
+
+    def _take(self, choices: Choices) -> None:
+        root = choices.project.root if choices.project is not None else None
+        self.choices = choices
+        self._toolbox = Toolbox(self.client, root)
+        self._keeper.belongs_to(choices.user, str(root or ""))
+
+    # Beginning, and going on
+
+    def begin(self, *, resume: bool = False, session_id: str | None = None, warms: bool = False) -> None:
+        """Settle the choices and take up the session in the background.
+
+        session_id: this one; resume: the last one. warms: have model and memory get ready while the person still types.
+        """
+        loop = asyncio.get_running_loop()
+        self._beginning = loop.create_task(self._begin(resume, session_id), name="chat begins")
+        if warms:
+            self._warming = loop.create_task(self._warm(), name="chat warms up")
+
+    async def ready(self) -> Resumed | None:
+        """Wait for `begin`; the session that the conversation goes on with, None for a new one."""
+        return await asyncio.shield(self._beginning) if self._beginning is not None else None
+
+    async def resume(self, session_id: str) -> Resumed:
+        """Go on with another session. Raises NotFound, BusError."""
+        resumed = await self._keeper.resume(session_id)
+        self._forget()
+        self.messages = messages_of(resumed.turns)
+        if self.messages:
+            self._last_length = 2
+            self.last_question, self.last_answer = (message.content for message in self.messages[-2:])
+            self.last_reply_id = reply_id_of(resumed.turns)
+        return resumed
+
+    def new_session(self, session_id: str | None = None) -> str:
+        """Begin anew; the id of the new session."""
+        self._forget()
+        return self._keeper.begin(session_id)
+
+    async def sessions(self, limit: int = 20) -> list[Session]:
+        """Chats of this user, those of this project first. Raises BusError."""
+        return await self._keeper.sessions(limit)
+
+    async def bridge(self, query: str | None = None) -> Bridge:
+        """What earlier sessions hold; it goes in with the next question. Raises BusError."""
+        await self._keeper.ensure()
+        found = await self._memory.bridge(self.session_id, query, _BRIDGE_TOKENS)
+        self._staged = found.text
+        return found
+
+    async def close(self, timeout_s: float = 2.0) -> list[str]:
+        """End what runs and keep what is not kept yet, `timeout_s` at most; lines about what could not be."""
+        for task in (self._answering, self._beginning, self._warming):
+            if task is not None:
+                await _ended(task)
+        return await self._keeper.close(timeout_s)
+
+    async def _begin(self, resume: bool, session_id: str | None) -> Resumed | None:
+        if self._settle is not None:
+            try:
+                self._take(await self._settle(self.choices, self.client))
+            except BusError as error:
+                self._notice(f"the models could not be looked at: {error.message}")
+        for note in self.choices.notes:
+            self._notice(note)
+        if resume or session_id is not None:
+            return await self._take_up(session_id)
+        return None
+
+    async def _warm(self) -> None:
+        """Whatever is wrong with this, the first question will tell."""
+        await self.ready()
+        with contextlib.suppress(BusError):
+            info = await self._model()
+            if info is not None and info.state == "available":
+                await self.client.request("model.preload", ModelPreload(models=[info.name]), timeout_s=_LIST_S)
+        if self.choices.memory_context:
+            await self._memory.warm()
+
+    async def _take_up(self, session_id: str | None) -> Resumed | None:
+        """The session that was asked for, or the last one. That there is none is told, and a new one begins."""
+        try:
+            wanted = session_id or await self._keeper.last()
+            if wanted is None:
+                self._notice("there is no earlier session here; this is a new one")
+                return None
+            return await self.resume(wanted)
+        except NotFound:
+            self._notice(f"there is no session {session_id!r} yet; it begins now")
+            self.new_session(session_id)
+        except BusError as error:
+            self._notice(f"the session could not be read ({error.message}); this is a new one")
+        return None
+
+    def _forget(self) -> None:
+        self.messages = []
+        self.last_question = self.last_answer = self.last_reply_id = self._last_attached = ""
+        self.last_context = None
+        self._staged = ""
+        self._last_length = 0
+
+    # Asking
+
+    async def ask(self, text: str, *, attached: str = "") -> AsyncGenerator[Event, None]:
+        """The answer to a question as it comes; the last event is Answered, Stopped or Failed.
+
+        attached: what the question is about, put below it; memory is not searched for it.
+        Leaving the iteration early, or being cancelled in it, cancels the generation and keeps what came of it.
+        Raises RuntimeError while another answer is under way.
+        """
+        async with contextlib.aclosing(self._asked(clean(text), clean(attached), is_retry=False)) as events:
+            async for event in events:
+                yield event
+
+    async def retry(self) -> AsyncGenerator[Event, None]:
+        """The last question once more, in place of its answer. Raises ValueError where there is none."""
+        if not self.last_question:
+            raise ValueError("nothing was asked yet")
+        question, attached = self.last_question, self._last_attached
+        async with contextlib.aclosing(self._asked(question, attached, is_retry=True)) as events:
+            async for event in events:
+                yield event
+
+    def stop(self) -> None:
+        """End the answer that is under way; nothing happens without one."""
+        if self._answering is not None:
+            self._answering.cancel()
+
+    async def _asked(self, text: str, attached: str, *, is_retry: bool) -> AsyncGenerator[Event, None]:
+        if self._answering is not None:
+            raise RuntimeError("an answer is under way already")
+        self._events = asyncio.Queue()
+        run = self._run(_Answer(text, attached), is_retry)
+        task = self._answering = asyncio.get_running_loop().create_task(run, name="answer")
+        task.add_done_callback(lambda _: self._events.put_nowait(None))
+        try:
+            while (event := await self._events.get()) is not None:
+                yield event
+            if task.cancelled():
+                # Before it had begun; else it says so itself.
+                yield Stopped(text="")
+            else:
+                task.result()
+        finally:
+            self._answering = None
+            await _ended(task)
+
+    async def _run(self, answer: _Answer, is_retry: bool) -> None:
+        """Answer one question, and leave the conversation in order however that ends."""
+        try:
+            await self.ready()
+            if is_retry and self._last_length:
+                del self.messages[-self._last_length :]
+            # Now, because `ready` may have taken up a session.
+            answer.began_at = len(self.messages)
+            self.last_question, self._last_attached, self._last_length = answer.question, answer.attached, 0
+            generation = await self._answer(answer, is_retry)
+        except asyncio.CancelledError:
+            self._cut_off(answer, "stopped")
+            self._emit(Stopped(text=answer.text))
+        except BusError as error:
+            self._cut_off(answer, error.code)
+            self._emit(Failed(code=error.code, message=error.message))
+        else:
+            self._end(answer, generation)
+            self._emit(Answered(generation=msgspec.structs.replace(generation, text=answer.text)))
+
+    async def _answer(self, answer: _Answer, is_retry: bool) -> Generation:
+        """Raises BusError."""
+        if not is_retry:
+            self._keeper.keep("user", answer.asked, {}, model=self.choices.model or "")
+        self._tell_untold()
+        info = await self._model()
+        # The look at memory and the tools' descriptions take the time of the slowest, not of all.
+        found, tools = await asyncio.gather(self._context(answer.question, info), self._tools(info))
+        if info is not None and info.state == "available":
+            self._emit(Notice(text=f"{info.name} is being loaded"))
+        content = f"{found.block}\n\n{answer.asked}" if found.block else answer.asked
+        self.messages.append(ChatMessage(role="user", content=content))
+        for number in range(ROUNDS_MAX + 1):
+            is_last = number == ROUNDS_MAX
+            if is_last:
+                self._emit(Notice(text=f"{ROUNDS_MAX} rounds of tools are enough; the model answers with what it has"))
+            generation = await self._fitting(answer, tools, may_call=not is_last)
+            self._note(generation, info)
+            if not generation.tool_calls or is_last:
+                break
+            await self._call_tools(answer, generation)
+        return generation
+
+    async def _fitting(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
+        """One round of the model; of a conversation that no message of the bus holds any more, this question alone."""
+        try:
+            return await self._generated(answer, tools, may_call=may_call)
+        except TooLarge:
+            if not answer.began_at:
+                raise
+            self._emit(
+                Notice(
+                    text="the conversation is larger than a request may be; what was said before is not sent any more"
+                )
+            )
+            del self.messages[: answer.began_at]
+            answer.began_at = 0
+            return await self._generated(answer, tools, may_call=may_call)
+
+    async def _generated(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
+        """One round of the model, asked again where the bus or the model went away. Raises BusError."""
+        lost = 0
+        while True:
+            try:
+                return await self._streamed(answer, tools, may_call=may_call)
+            except (_BusAway, WorkerLost, BrokerUnreachable) as error:
+                lost += 1
+                why = error.message if isinstance(error, BusError) else "the bus went away"
+                if lost >= _LOST_MAX and isinstance(error, WorkerLost):
+                    raise
+                self._emit(Away(reason=why))
+                away_s = await self._back()
+                answer.pieces = []
+                self._emit(Back(away_s=away_s))
+
+    async def _back(self) -> float:
+        """Wait until bus and models answer again; how long that took, seconds. Raises what is still wrong at the end."""
+        began_at = time.monotonic()
+        while True:
+            left_s = AWAY_S - (time.monotonic() - began_at)
+            try:
+                await self.client.connect(max(left_s, 0.001))
+                await self.client.request("model.list", ModelList(), timeout_s=_LIST_S)
+            except BusError as error:
+                if isinstance(error, BrokerUnreachable) or left_s <= 0:
+                    raise NoWorker(f"waited {AWAY_S:g} s, and still: {error.message}") from error
+                await asyncio.sleep(_LOOK_S)
+            else:
+                return time.monotonic() - began_at
+
+    async def _streamed(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
+        """One generation, its text told as it comes. Raises BusError, _BusAway."""
+        model = self.choices.model
+        subject = f"model.chat@{model}" if model else "model.chat"
+        async with self.client.stream(subject, self._body(tools, may_call), timeout_s=_ANSWER_S) as parts:
+            while True:
+                part = await self._next(parts)
+                if part is None:
+                    break
+                if part.text:
+                    answer.pieces.append(part.text)
+                    self._emit(Text(text=part.text))
+            final: Generation = parts.final
+        if not answer.pieces and final.text:
+            answer.pieces.append(final.text)
+            self._emit(Text(text=final.text))
+        return final
+
+    async def _next(self, parts: Any) -> Any:
+        """The next piece, None after the last. Raises _BusAway as soon as the connection is gone: nothing else tells."""
+        coming = asyncio.ensure_future(anext(parts, None))
+        try:
+            while not coming.done():
+                await asyncio.wait({coming}, timeout=_LOOK_S)
+                if not coming.done() and not self.client.is_connected:
+                    raise _BusAway
+            return coming.result()
+        finally:
+            if not coming.done():
+                await _ended(coming)
+
+    def _body(self, tools: list[Tool], may_call: bool) -> dict[str, Any]:
+        """The request. A map, because options that the model service does not know are its to refuse, by their names."""
+        messages = [ChatMessage(role="system", content=self.system)] if self.system else []
+        body: dict[str, Any] = {
+            "truncate": "start",
+            **self.choices.options,
+            "messages": [*messages, *self.messages],
+            "conversation_id": self.session_id,
+        }
+        if self.choices.model:
+            body["model"] = self.choices.model
+        if tools:
+            body["tools"] = tools
+            body["tool_choice"] = "auto" if may_call else "none"
+        return body
+
+    # What goes in before a question
+
+    async def _model(self) -> ModelInfo | None:
+        """What the catalogue says of the model that will answer; None where it cannot be asked, or knows none."""
+        try:
+            listed: Models = await self.client.request("model.list", ModelList(), timeout_s=_LIST_S)
+            known = {name: info for info in listed.models for name in (*info.aliases, info.name)}
+            name = self.choices.model or listed.default
+            if name is not None and name not in known:
+                routed: Routed = await self.client.request("model.route", Route(profile=name), timeout_s=_LIST_S)
+                name = routed.model
+        except BusError:
+            # Whatever is wrong, asking the model will tell.
+            return None
+        return known.get(name) if name is not None else None
+
+    async def _context(self, question: str, info: ModelInfo | None) -> Found:
+        """What memory adds to this question, and the system message made anew; what is missing is told once."""
+        choices, memory = self.choices, self._memory
+        window = info.context_tokens or None if info is not None else None
+        name = info.name if info is not None else None
+        addition, found = await asyncio.gather(
+            memory.addition(choices, name, window),
+            memory.found(choices, question, name, window, self._keeper.ensure),
+        )
+        self.system = "\n\n".join(text for text in (clean(choices.system).strip(), addition) if text)
+        if memory.trouble:
+            self._once("memory", f"memory does not answer, so this goes without it: {memory.trouble}")
+        else:
+            self._told_once.discard("memory")
+        self.last_context = found.used
+        if found.used is not None and found.used.included:
+            self._emit(found.used)
+        staged, self._staged = self._staged, ""
+        if staged:
+            found = found._replace(block="\n\n".join([block_of([staged]), *filter(None, [found.block])]))
+        return found
+
+    async def _tools(self, info: ModelInfo | None) -> list[Tool]:
+        wanted = self.choices.tools
+        if not wanted:
+            return []
+        if info is not None and "tools" not in info.capabilities:
+            text = f"{info.name} takes no tools, so it is given none ({', '.join(wanted)})"
+            self._once(f"tools {info.name}", text, is_minor="tools" not in self.choices.origins)
+            return []
+        tools = await self._toolbox.tools(wanted)
+        missing = [name for name in wanted if name not in {tool.name for tool in tools}]
+        if missing:
+            self._once(f"missing {missing}", f"not there now, and not given to the model: {', '.join(missing)}")
+        return tools
+
+    async def _call_tools(self, answer: _Answer, generation: Generation) -> None:
+        """Do what the model asked for, one after the other, and put the results before it."""
+        text = "".join(answer.pieces)
+        answer.end_round()
+        self.messages.append(ChatMessage(role="assistant", content=text, tool_calls=generation.tool_calls))
+        for number, call in enumerate(generation.tool_calls):
+            self._emit(ToolCalled(name=call.name, arguments=call.arguments))
+            ok, content = await self._tool_result(call, number)
+            answer.called.append(call.name)
+            self._emit(ToolAnswered(name=call.name, ok=ok, content=content))
+            self.messages.append(ChatMessage(role="tool", content=clean(content), tool_call_id=call.id, name=call.name))
+
+    async def _tool_result(self, call: ToolCall, number: int) -> tuple[bool, str]:
+        if call.name not in self.choices.tools:
+            return False, f"There is no tool {call.name!r}. There are: {', '.join(self.choices.tools)}."
+        if number >= _CALLS_MAX:
+            return False, f"Not done: {_CALLS_MAX} calls at once are enough."
+        return await self._toolbox.call(call)
+
+    # How it ends
+
+    def _end(self, answer: _Answer, generation: Generation) -> None:
+        text = "".join(answer.pieces)
+        self.messages.append(ChatMessage(role="assistant", content=text))
+        self._last_length = len(self.messages) - answer.began_at
+        self.last_answer = answer.text
+        self.last_reply_id = generation.reply_id
+        metadata: dict[str, Any] = {"model": generation.model, "reply_id": generation.reply_id}
+        if answer.called:
+            metadata["tools"] = answer.called[:_CALLS_MAX]
+        self._keeper.keep("assistant", answer.text, metadata, model=generation.model)
+        if generation.truncated_tokens:
+            self._shorten(generation)
+        elif len(self.messages) > _MESSAGES_MAX:
+            dropped = self._drop(_KEPT_PART)
+            self._emit(Notice(text=f"the conversation is long: its first {dropped} messages are not sent any more"))
+
+    def _cut_off(self, answer: _Answer, why: str) -> None:
+        """What came is the answer, without the tools around it; where nothing came, nothing was asked."""
+        asked = self.messages[answer.began_at : answer.began_at + 1]
+        del self.messages[answer.began_at :]
+        text = answer.text
+        if asked and text.strip():
+            self.messages += [*asked, ChatMessage(role="assistant", content=text)]
+            self.last_answer, self._last_length = text, 2
+        self._keeper.keep("assistant", text, {"cut_off": why})
+
+    def _note(self, generation: Generation, info: ModelInfo | None) -> None:
+        usage, timings = generation.usage, generation.timings
+        self.figures = Figures(
+            model=generation.model,
+            tokens_per_s=timings.tokens_per_s,
+            first_token_s=timings.first_token_s,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            context_used=usage.prompt_tokens + usage.completion_tokens,
+            context_limit=info.context_tokens or None if info is not None and info.name == generation.model else None,
+        )
+
+    def _drop(self, share: float) -> int:
+        """Keep about this share of what is sent, the newest; how many messages went."""
+        dropped = outgrown(self.messages, share)
+        del self.messages[:dropped]
+        self._last_length = min(self._last_length, len(self.messages))
+        return dropped
+
+    def _shorten(self, generation: Generation) -> None:
+        """Send less of the conversation from now on, since the model's window held no more, and say so."""
+        sent = generation.usage.prompt_tokens
+        share = _KEPT_PART * sent / (sent + generation.truncated_tokens)
+        dropped = self._drop(share)
+        self._emit(
+            Notice(
+                text=f"the conversation is longer than the window of {generation.model}: {generation.truncated_tokens:,}"
+                f" tokens of its beginning were left out, and its first {dropped} messages are not sent any more"
+            )
+        )
+
+    # Telling
+
+    def _emit(self, event: Event) -> None:
+        self._events.put_nowait(event)
+
+    def _notice(self, text: str) -> None:
+        if self.tell is not None:
+            self.tell(text)
+        else:
+            self._untold.append(text)
+
+    def _tell_untold(self) -> None:
+        untold, self._untold = self._untold, []
+        for text in untold:
+            self._emit(Notice(text=text))
+
+    def _once(self, what: str, text: str, *, is_minor: bool = False) -> None:
+        if what not in self._told_once:
+            self._told_once.add(what)
+            self._emit(Notice(text=text, is_minor=is_minor))
+
+
+def clean(text: str) -> str:
+    """`text` as the bus and the memory take it: bytes that are no UTF-8, lone surrogates and nulls become U+FFFD."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def messages_of(turns: list[Turn]) -> list[ChatMessage]:
+    """A session's turns as messages: those of people and models, in turns, since templates refuse two users in a row."""
+    messages: list[ChatMessage] = []
+    for turn in turns:
+        role = _ROLES.get(turn.role)
+        if role is None:
+            continue
+        if messages and messages[-1].role == role:
+            messages[-1] = ChatMessage(role=messages[-1].role, content=f"{messages[-1].content}\n\n{turn.content}")
+        else:
+            messages.append(msgspec.convert({"role": role, "content": turn.content}, ChatMessage))
+    while messages and messages[0].role != "user":
+        del messages[0]
+    if messages and messages[-1].role == "user":
+        # A question that was never answered: the next one would follow it directly.
+        del messages[-1]
+    return messages
+
+
+def reply_id_of(turns: list[Turn]) -> str:
+    """The reply id of the last answer, "" where it has none."""
+    last = turns[-1].metadata.get("reply_id") if turns else None
+    return last if isinstance(last, str) else ""
+
+
+def outgrown(messages: list[ChatMessage], share: float) -> int:
+    """How many of the oldest messages go so that `share` of the characters stay; whole questions, never the last one."""
+    sizes = [len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in messages]
+    excess = sum(sizes) * (1 - share)
+    dropped = gone = 0
+    for index, message in enumerate(messages):
+        if message.role == "user" and index:
+            dropped = index
+            if gone >= excess:
+                break
+        gone += sizes[index]
+    return dropped
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end; what it ends with is looked at by whoever wants it."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

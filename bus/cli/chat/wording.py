@@ -1,0 +1,106 @@
+"""What a front end says about the events of an answer, in words; it knows no terminal."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from bus.cli.chat.events import (
+    Answered,
+    Away,
+    Back,
+    ContextUsed,
+    Event,
+    Failed,
+    Notice,
+    Stopped,
+    ToolAnswered,
+    ToolCalled,
+)
+from bus.cli.output import duration, number, one_line, plural
+from schemas.bodies.model import Generation
+
+# Characters of a tool's arguments and of its answer that a line of talk shows.
+_SHOWN: Final = 200
+
+# What a person can do about an error, by its code, where the conversation's own message does not say it.
+_ADVICE: Final = {
+    "overloaded": "the queue is full; /retry asks again",
+    "worker_lost": "the service broke down over it; /retry asks again",
+    "deadline_exceeded": "/retry asks again, /model use NAME chooses another model",
+    "forbidden": "'olympus auth' shows what this key may do",
+    "quota_exceeded": "the quota fills again with time; /retry asks again",
+    "unsupported": "/model use NAME chooses a model that can",
+    "bad_request": "/options shows what is sent along",
+    "internal": "/retry asks again, 'olympus errors' shows what went wrong",
+}
+
+
+class Tone(StrEnum):
+    """How much a line of talk wants to be seen."""
+
+    QUIET = "quiet"
+    WARNING = "warning"
+    WRONG = "wrong"
+
+
+class Talk(NamedTuple):
+    """Words about the conversation, which are no part of it."""
+
+    text: str
+    tone: Tone = Tone.QUIET
+
+
+def talk_of(event: Event) -> list[Talk]:
+    """What is said about an event; nothing about text."""
+    match event:
+        case ContextUsed():
+            return _context(event)
+        case ToolCalled():
+            return [Talk(f"→ {event.name} {one_line(event.arguments, _SHOWN)}")]
+        case ToolAnswered(ok=True):
+            return [Talk(f"← {one_line(event.content, _SHOWN)}")]
+        case ToolAnswered():
+            return [Talk(f"← {event.name} refused: {one_line(event.content, _SHOWN)}", Tone.WARNING)]
+        case Notice():
+            return [Talk(f"note: {event.text}")]
+        case Away():
+            return [Talk(f"away: {event.reason}; waiting for it, Ctrl-C gives up", Tone.WARNING)]
+        case Back():
+            return [Talk(f"back after {duration(event.away_s)}; asking again", Tone.WARNING)]
+        case Answered():
+            return [Talk(figures(event.generation))]
+        case Stopped():
+            return [Talk("stopped; what had come is kept" if event.text else "stopped", Tone.WARNING)]
+        case Failed():
+            advice = [Talk(_ADVICE[event.code])] if event.code in _ADVICE else []
+            return [Talk(f"{event.code}: {event.message}", Tone.WRONG), *advice]
+        case _:
+            return []
+
+
+def figures(generation: Generation) -> str:
+    """What an answer cost: `57 tokens · 40.1 tok/s · first after 0.2 s`, and what is special about it."""
+    timings = generation.timings
+    parts = [plural(generation.usage.completion_tokens, "token")]
+    if timings.tokens_per_s > 0:
+        parts.append(f"{timings.tokens_per_s:.1f} tok/s")
+    parts.append(f"first after {timings.first_token_s:.1f} s")
+    if timings.load_s >= 1:
+        parts.append(f"loaded in {duration(timings.load_s)}")
+    if generation.adapter:
+        parts.append(f"adapter {generation.adapter}")
+    if generation.finish_reason == "length":
+        parts.append("cut off at its limit of tokens (/options max_tokens=...)")
+    return " · ".join(parts)
+
+
+def _context(event: ContextUsed) -> list[Talk]:
+    if not event.included and not event.degraded:
+        return []
+    if not event.included:
+        return [Talk(f"memory: nothing; {event.degraded}")]
+    pieces = f"memory: {plural(len(event.included), 'piece')}, {number(event.tokens)} tokens"
+    left_out = f", {number(len(event.left_out))} left out" if event.left_out else ""
+    degraded = f"; {event.degraded}" if event.degraded else ""
+    return [Talk(f"{pieces}{left_out}{degraded} (/memory show-context)")]

@@ -1,0 +1,93 @@
+"""Text broken into lines of a given number of terminal columns, at words where it can be; also while it grows.
+
+Knows no terminal. Columns are those of `bus.cli.output.columns_of`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from bus.cli.output import columns_of, printable
+
+_TAB_COLUMNS: Final = 4
+
+# Words with the blanks before them.
+_WORD: Final = re.compile(r"\s*\S+|\s+")
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, 1 or more. Line breaks and indentation stay; other control characters are spelt out."""
+    lines: list[str] = []
+    for paragraph in text.replace("\r\n", "\n").split("\n"):
+        lines += _wrap_paragraph(printable(paragraph.expandtabs(_TAB_COLUMNS)), width)
+    return lines
+
+
+def _wrap_paragraph(paragraph: str, width: int) -> list[str]:
+    if columns_of(paragraph) <= width:
+        return [paragraph.rstrip()]
+    lines: list[str] = []
+    current, used = "", 0
+    for word in _WORD.findall(paragraph):
+        columns = columns_of(word)
+        if used + columns > width and current.strip():
+            lines.append(current.rstrip())
+            word = word.lstrip()
+            current, used, columns = "", 0, columns_of(word)
+        if used + columns > width:
+            *whole, word = _cut(current + word, width)
+            lines += whole
+            current, used = "", 0
+            columns = columns_of(word)
+        current += word
+        used += columns
+    return [*lines, current.rstrip()]
+
+
+def _cut(word: str, width: int) -> list[str]:
+    """A word that is too long for a line, in pieces that are not."""
+    pieces, piece, used = [], "", 0
+    for character in word:
+        columns = columns_of(character)
+        if columns > width:
+            # Two columns wide, in a window of one.
+            character, columns = "?", 1
+        if used + columns > width:
+            pieces.append(piece)
+            piece, used = "", 0
+        piece += character
+        used += columns
+    return [*pieces, piece]
+
+
+class Flow:
+    """A text that grows: only its last paragraph is wrapped anew when something is added."""
+
+    def __init__(self, text: str = "") -> None:
+        self._paragraphs: list[str] = []
+        self._open = ""
+        self._width = 0
+        # Lines of the paragraphs before the open one, at that width.
+        self._lines: list[str] = []
+        self._wrapped = 0
+        self.add(text)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join([*self._paragraphs, self._open])
+
+    def add(self, text: str) -> None:
+        """Put `text` at its end."""
+        *whole, self._open = (self._open + text).replace("\r\n", "\n").split("\n")
+        self._paragraphs += whole
+
+    def lines(self, width: int) -> list[str]:
+        """The lines at this width; the one after the last line break is there too, even if it is empty."""
+        if width != self._width:
+            self._width, self._lines, self._wrapped = width, [], 0
+        for paragraph in self._paragraphs[self._wrapped :]:
+            self._lines += wrap(paragraph, width)
+        self._wrapped = len(self._paragraphs)
+        return [*self._lines, *wrap(self._open, width)]

@@ -1,0 +1,1 @@
+"""The web console: its files, and what its page asks of the bus."""
