@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -106,6 +107,9 @@ class Tmux:
             if time.monotonic() > give_up_at:
                 pytest.fail(f"the program does not end\n{self.screen()}")
             time.sleep(0.02)
+            if self._format("pane_dead") == "1":
+                # Now and then tmux 3.3 loses the signal of a child's end, and leaves it a zombie: once more.
+                os.kill(int(self._format("pid")), signal.SIGCHLD)
         return int(ended) if ended else -int(killed)
 
     def resize(self, columns: int, rows: int) -> None:
