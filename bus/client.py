@@ -465,7 +465,11 @@ class Client:
         return self._loop
 
     def _send(self, link: Link, outstanding: _Outstanding) -> None:
-        frames = outstanding.frames()
+        try:
+            frames = outstanding.frames()
+        except UnicodeEncodeError as error:
+            # Bytes of a file name or of an argument that Python carries along as lone surrogates.
+            raise BadRequest(f"{outstanding.subject}: a text in the body is no UTF-8 ({error.reason})") from error
         if len(frames) == 2 and len(frames[1]) > self._max_body_bytes:
             size, limit = len(frames[1]), self._max_body_bytes
             raise TooLarge(f"body has {size} bytes, the limit is {limit}", size_bytes=size, limit_bytes=limit)

@@ -6,6 +6,7 @@ knows that it has not been seen as it is now.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,11 @@ def _change(settings: Settings, root: Path, **changes: str) -> None:
     known = load(settings)
     known[str(root)] = msgspec.structs.replace(known.pop(str(root), Known()), **changes)
     kept = dict(list(known.items())[-_KEPT:])
-    write_private(_file(settings), msgspec.json.format(msgspec.json.encode(kept)))
+    try:
+        content = msgspec.json.encode(kept)
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EILSEQ, "the name of the folder is no UTF-8 text", str(root)) from error
+    write_private(_file(settings), msgspec.json.format(content))
 
 
 def _file(settings: Settings) -> Path:

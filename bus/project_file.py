@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
+from bus.near_names import hint
 from bus.yaml_lines import Node, YamlError, parse
 
 # Tools that a model may be given: memory's own (memory.tool.schemas), and those that read the project.
@@ -159,7 +160,7 @@ class _Reader:
         elif self._is_foreign:
             self._foreign_entry(key, name, node)
         else:
-            raise self._error(node, f"unknown key {_excerpt(key)}; {nearest_or_all(key, self._keys)}")
+            raise self._error(node, f"unknown key {_excerpt(key)}; {hint(key, self._keys)}")
 
     def _foreign_entry(self, key: str, name: str, node: Node) -> None:
         from bus.sampling import option_names
@@ -244,7 +245,7 @@ class _Reader:
                 self._note(inner, f"{_excerpt(full)} is passed over: nothing here has to do with it")
             else:
                 known = ("prompt", "context", "prompt_tokens", "context_tokens")
-                raise self._error(inner, f"unknown key {_excerpt(full)}; {nearest_or_all(key, known)}")
+                raise self._error(inner, f"unknown key {_excerpt(full)}; {hint(key, known)}")
 
     def folder(self, name: str, node: Node) -> None:
         """A folder of templates: below the project, which `bus.projects` checks once it knows where that is."""
@@ -363,15 +364,6 @@ def as_tree(asked: Asked) -> dict[str, Any]:
 def is_model_name(text: str) -> bool:
     """True for what may stand where a request names a model or a routing profile."""
     return _MODEL.fullmatch(text) is not None
-
-
-def nearest_or_all(wrong: str, known: Iterable[str]) -> str:
-    """A hint: `did you mean 'model'?`, or all that there are."""
-    from difflib import get_close_matches
-
-    names = list(known)
-    near = get_close_matches(wrong, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(names)}"
 
 
 def _excerpt(value: Any) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bus.project_file import TOOLS, Asked, as_tree, is_within, parse_file
 from bus.projects import OURS
+from bus.whole_file import write_whole
+from bus.yaml_blocks import dump
 
 
 class ExistsAlready(Exception):
@@ -35,24 +36,8 @@ def init(root: Path, *, name: str, profile: str, because: str, asked: Asked, rep
     text = content(name=name, profile=profile, because=because, asked=asked)
     parse_file(text, file, "project")
     file.parent.mkdir(exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(prefix=".project.", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-        # As any file of the project: others who work on it may read it.
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, file)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    write_whole(file, text.encode())
     return file
-
-
-def _umask() -> int:
-    """The process's; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def content(*, name: str, profile: str, because: str, asked: Asked) -> str:
@@ -98,23 +83,7 @@ def _lines(name: str, profile: str, because: str, asked: Asked) -> Iterator[str]
 
 
 def _entry(entry: dict[str, Any]) -> Iterator[str]:
-    import yaml
-
-    yield from yaml.dump(entry, Dumper=_dumper(), allow_unicode=True, sort_keys=False, width=110).splitlines()
-
-
-def _dumper() -> type:
-    """Texts of several lines as blocks, which is how a person would write and wants to change them."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-    Dumper.add_representer(str, text)
-    return Dumper
+    yield from dump(entry, width=110).splitlines()
 
 
 def ignored_by(root: Path) -> tuple[Path, int] | None:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from bus.project_file import Asked, ProjectError, is_within, nearest_or_all, read
+from bus import near_names
+from bus.project_file import Asked, ProjectError, is_within, read
 from bus.settings import Settings
 
 # Where a project file may be, the first that is there counts.
 OURS: Final = Path(".olympus", "project.yaml")
 FOREIGN: Final = Path(".ollm", "project.yaml")
+
+# Where a project's templates may be besides; a new one goes to the first.
+TEMPLATES: Final = (Path(".olympus", "templates"), Path(".ollm", "templates"))
 
 # Profiles that come with Olympus: config/projects/NAME.yaml.
 SHIPPED: Final = Path(__file__).resolve().parents[1] / "config" / "projects"
@@ -116,8 +120,7 @@ def load_profile(name: str, settings: Settings) -> Asked:
     """What the profile says. Raises ProjectError, also where there is none of that name."""
     files = profile_files(settings)
     if name not in files:
-        hint = nearest_or_all(name, [*files, NO_PROFILE])
-        raise ProjectError("profiles", f"there is no profile {name!r}; {hint}")
+        raise ProjectError("profiles", _no_profile(name, files))
     return read(files[name], "profile")
 
 
@@ -215,7 +218,7 @@ def _template_folders(root: Path, asked: Asked) -> tuple[Path, ...]:
     if asked.folder and not is_within(folders[0], root):
         why = f"templates = {asked.folder!r} is not allowed; allowed: a folder below {root}"
         raise ProjectError(asked.origins["folder"], why)
-    folders += [root / ".olympus" / "templates", root / ".ollm" / "templates"]
+    folders += [root / below for below in TEMPLATES]
     return tuple(folder for folder in folders if folder.is_dir() and is_within(folder, root))
 
 
@@ -393,7 +396,11 @@ def _existing(chosen: _Choice, settings: Settings) -> tuple[str, tuple[str, ...]
         name = _FOREIGN_PROFILES.get(name.lower(), name)
     if name == NO_PROFILE or name in files:
         return ("" if name == NO_PROFILE else name), ()
-    what = f"there is no profile {name!r}; {nearest_or_all(name, [*files, NO_PROFILE])}"
+    what = _no_profile(name, files)
     if chosen.is_foreign:
         return "", (f"{chosen.by}: {what}",)
     raise ProjectError(chosen.by, what)
+
+
+def _no_profile(name: str, files: Iterable[str]) -> str:
+    return f"there is no profile {name!r}; {near_names.hint(name, [*files, NO_PROFILE])}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Final
 
 import msgspec
 from msgspec import inspect as types
 
+from bus.near_names import hint
 from schemas.bodies.model import Sampling
 
 # A value of an option is shown up to here, in characters.
@@ -66,9 +66,7 @@ def _known(name: str) -> None:
         return
     if name in _NOT_OPTIONS:
         raise OptionError(f"{name} is no option: each chat has its own")
-    near = get_close_matches(name[:_SHOWN], _fields(), n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(_fields())}"
-    raise OptionError(f"there is no option {_shown(name)}; {hint}")
+    raise OptionError(f"there is no option {_shown(name)}; {hint(name, _fields())}")
 
 
 @cache
@@ -91,7 +89,7 @@ def _value(name: str, text: str) -> Any:
         return text
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeEncodeError):
         # One text stands for a list of one; elsewhere the check says what a text is not.
         return [text] if isinstance(kind, types.ListType) else text
 

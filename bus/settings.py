@@ -25,6 +25,7 @@ from msgspec import Meta
 
 from bus import z85
 from bus.hours import parse_hours
+from bus.near_names import nearest
 from bus.redaction import HIDDEN, is_secret, shown
 from bus.sizes import parse_size, parse_sizes
 from schemas.errors import BadRequest
@@ -664,9 +665,9 @@ class RestSettings(Section, frozen=True, kw_only=True):
     phase1: Annotated[
         bool, Meta(description="also answer the paths and shapes of the first HTTP service (docs/rest-phase1.md)")
     ] = True
-    console: Annotated[
-        bool, Meta(description="serve the web console at /console on every port (docs/console.md)")
-    ] = True
+    console: Annotated[bool, Meta(description="serve the web console at /console on every port (docs/console.md)")] = (
+        True
+    )
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(description="web pages whose scripts may call, as https://HOST[:PORT]; * for any, [] for none"),
@@ -1058,8 +1059,8 @@ def _from_environment() -> dict[str, _Written]:
         if name is not None:
             written[name] = _Written(_from_text(name, value), f"environment variable {variable}")
         elif variable.split("_")[1].lower() in _SECTIONS:
-            nearest = _nearest(variable, _BY_VARIABLE)
-            hint = f"; did you mean {nearest}?" if nearest else ""
+            near = nearest(variable, _BY_VARIABLE)
+            hint = f"; did you mean {near}?" if near else ""
             raise SettingsError(f"environment variable {variable}: no setting has this name{hint}")
     return written
 
@@ -1118,16 +1119,10 @@ def _excerpt(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _nearest(wrong: str, names: Iterable[str]) -> str | None:
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(wrong, names, n=1, cutoff=0.6)), None)
-
-
 def _unknown(name: str) -> str:
     field = name.rpartition(".")[2]
-    nearest = _nearest(name, _DEFAULTS) or next((known for known in _DEFAULTS if known.endswith(f".{field}")), None)
-    return f"unknown setting {name!r}" + (f"; did you mean {nearest}?" if nearest else "")
+    near = nearest(name, _DEFAULTS) or next((known for known in _DEFAULTS if known.endswith(f".{field}")), None)
+    return f"unknown setting {name!r}" + (f"; did you mean {near}?" if near else "")
 
 
 def _origin(name: str, written: Mapping[str, _Written]) -> str:

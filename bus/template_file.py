@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from bus import template_text
+from bus.near_names import hint
 from bus.template_text import Part, Text, TextError, shown
 
 if TYPE_CHECKING:
@@ -277,19 +276,10 @@ class _File:
     def _known(self, keys: dict[str, Node], known: tuple[str, ...], what: str) -> None:
         for key, node in keys.items():
             if key not in known:
-                raise self._error(node.line, f"there is no {what} {shown(key)}; {did_you_mean(key, known)}")
+                raise self._error(node.line, f"there is no {what} {shown(key)}; {hint(key, known)}")
 
     def _error(self, line: int, why: str) -> TemplateError:
         return TemplateError(self._path, line, why)
-
-
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """The nearest of `known`, or some of them."""
-    names = list(known)
-    near = get_close_matches(wrong, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"there are: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else "there is none"
 
 
 def _kind(node: Node) -> str:

@@ -15,8 +15,10 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from bus import template_file
+from bus.near_names import hint
+from bus.projects import TEMPLATES, Project
 from bus.settings import Settings
-from bus.template_file import Declared, TemplateError, TemplateFile, WrongValue, did_you_mean
+from bus.template_file import Declared, TemplateError, TemplateFile, WrongValue
 from bus.template_text import Filling, Part, Text, TooLong, shown
 
 __all__ = [
@@ -37,9 +39,6 @@ __all__ = [
 Origin: TypeAlias = Literal["project", "user", "shipped"]
 
 SHIPPED: Final = Path(__file__).resolve().parents[1] / "config" / "templates"
-
-# Folders of a project, below its root; a new template goes to the first.
-_IN_PROJECTS: Final = (Path(".olympus", "templates"), Path(".ollm", "templates"))
 
 # Bounds on what somebody else's folder can make us do. Templates of one folder; bytes of all that are read for one list
 # or one template; templates that extend one another; templates that one includes, directly or not, and the variables of
@@ -137,7 +136,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         """Raise WrongValue for a value of what is no variable, one that is not among the choices, and one that is no text."""
         for name, value in values.items():
             if name not in self.names:
-                why = f"{self.name} has no variable {shown(name)}; {did_you_mean(name, self.names)}"
+                why = f"{self.name} has no variable {shown(name)}; {hint(name, self.names)}"
                 raise WrongValue(self.path, None, why)
             try:
                 value.encode()
@@ -336,7 +335,7 @@ class _Reading:
 
     def _place(self, name: str) -> tuple[Folder, Path]:
         if name not in self.files:
-            raise TemplateError(None, None, f"there is no template {shown(name)}; {did_you_mean(name, self.files)}")
+            raise TemplateError(None, None, f"there is no template {shown(name)}; {hint(name, self.files)}")
         return self.files[name][0]
 
     def _load(self, name: str) -> TemplateFile:
@@ -490,16 +489,16 @@ def home_folder(settings: Settings) -> Folder:
 
 def project_folder(root: Path) -> Folder:
     """Where a project's own templates lie."""
-    return Folder(root / _IN_PROJECTS[0], "project", root)
+    return Folder(root / TEMPLATES[0], "project", root)
 
 
-def shelf_for(settings: Settings, project_root: Path | None = None, folders: Sequence[Path] = ()) -> Shelf:
-    """The project's templates, the user's, and those that come with Olympus; `folders`: more of the project's own."""
+def shelf_for(settings: Settings, project: Project | None = None) -> Shelf:
+    """The project's templates, the user's, and those that come with Olympus."""
     found: list[Folder] = []
-    if project_root is not None:
-        paths = [*folders, *(project_root / below for below in _IN_PROJECTS)]
+    if project is not None:
+        paths = [*project.templates, *(project.root / below for below in TEMPLATES)]
         # The home of Olympus may lie in the project, and be called .olympus.
         own = os.path.realpath(home_folder(settings).path)
         paths = [path for path in dict.fromkeys(paths) if os.path.realpath(path) != own]
-        found += [Folder(path, "project", project_root) for path in paths]
+        found += [Folder(path, "project", project.root) for path in paths]
     return Shelf([*found, home_folder(settings), Folder(SHIPPED, "shipped")])

@@ -434,7 +434,7 @@ class ChatHouse:
         return Routed(
             model=info.name,
             profile=profile,
-            reason="the first candidate",
+            reason=f"profile {profile}: the first candidate",
             is_loaded=info.state == "loaded",
             passed_over=[],
         )

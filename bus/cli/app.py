@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, cast
 from bus.cli import exits
 from bus.cli.action import action_parsers
 from bus.cli.model_flags import add_model_flags
+from bus.near_names import nearest
 
 
 class Command(NamedTuple):
@@ -198,10 +199,8 @@ def _add_global_options(parser: argparse.ArgumentParser, *, is_action: bool = Fa
 
 
 def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "olympus --help lists them"
+    near = nearest(name, [command.name for command in COMMANDS])
+    hint = f"did you mean '{near}'?" if near else "olympus --help lists them"
     return f"there is no command '{name}'; {hint}"
 
 

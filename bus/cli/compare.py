@@ -25,7 +25,7 @@ from bus.cli.progress import Progress
 from bus.cli.screen import Screen
 from bus.client import Client
 from bus.settings import Settings
-from schemas.bodies.model import ChatMessage, Sampling
+from schemas.bodies.model import ChatMessage
 from schemas.bodies.model_trials import Compare, CompareGet, ComparePick, Comparison
 from schemas.errors import BusError, WorkerLost
 
@@ -56,8 +56,6 @@ _AWAY_S: Final = 10.0
 
 # The service writes a pick within milliseconds, seconds.
 _PICK_S: Final = 5.0
-
-_OPTIONS: Final = frozenset(Sampling.__struct_fields__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -93,23 +91,17 @@ def run(args: argparse.Namespace) -> int:
     }
 
     async def ask(client: Client) -> int:
+        await check_models(client, args.models)
+        body = _body(args.models, prompt, options, is_raw=args.raw, at_once=not args.one_by_one)
         if args.json:
-            await check_models(client, args.models)
-            body = _body(args.models, prompt, (), options, is_raw=args.raw, at_once=not args.one_by_one)
             comparison: Comparison | None = await _gathered(client, body, is_quiet=True)
             print_json(comparison, indent=2)
+        elif args.plain or not Screen.is_possible():
+            comparison = await _gathered(client, body, is_quiet=False)
+            write_line("\n".join(comparison_lines(comparison)))
+            say(f"olympus models pick {comparison.comparison_id} MODEL records the best")
         else:
-            comparison = await compare(
-                client,
-                settings_from(args),
-                args.models,
-                prompt=prompt,
-                options=options,
-                is_raw=args.raw,
-                is_one_by_one=args.one_by_one,
-                is_blind=args.blind,
-                is_plain=args.plain,
-            )
+            comparison = await _live(client, settings_from(args), body, is_blind=args.blind)
         if comparison is None:
             return exits.INTERRUPTED
         return exits.OK if any(not answer.error for answer in comparison.answers) else exits.FAILED
@@ -117,56 +109,11 @@ def run(args: argparse.Namespace) -> int:
     return run_with_client(args, ask)
 
 
-async def compare(
-    client: Client,
-    settings: Settings,
-    models: Sequence[str],
-    *,
-    prompt: str | None = None,
-    messages: Sequence[ChatMessage] = (),
-    options: Mapping[str, Any] | None = None,
-    is_raw: bool = False,
-    is_one_by_one: bool = False,
-    is_blind: bool = False,
-    is_plain: bool = False,
-) -> Comparison | None:
-    """Ask two to eight models the same, show their answers, let the person pick, and print it all; None when stopped.
-
-    prompt: the question, or with is_raw a text to continue. messages: what went before it in a conversation, which every
-    model is shown. options: of `schemas.bodies.model.Sampling`, by name. The live view needs a terminal on stdout; without
-    one, and with is_plain, the answers are printed when all are there.
-    Raises UsageError for models or options that cannot be, Unreachable when the bus goes away, BusError otherwise.
-    """
-    await check_models(client, models)
-    body = _body(models, prompt, messages, options or {}, is_raw=is_raw, at_once=not is_one_by_one)
-    if not is_plain and Screen.is_possible():
-        return await _live(client, settings, body, is_blind=is_blind)
-    comparison = await _gathered(client, body, is_quiet=False)
-    write_line("\n".join(comparison_lines(comparison)))
-    say(f"olympus models pick {comparison.comparison_id} MODEL records the best")
-    return comparison
-
-
-def _body(
-    models: Sequence[str],
-    prompt: str | None,
-    messages: Sequence[ChatMessage],
-    options: Mapping[str, Any],
-    *,
-    is_raw: bool,
-    at_once: bool,
-) -> Compare:
-    """The request. Raises UsageError for options that no model takes."""
-    unknown = sorted(set(options) - _OPTIONS)
-    if unknown:
-        raise UsageError(f"option {unknown[0]!r} is none of {', '.join(sorted(_OPTIONS))}")
-    if not is_raw:
-        asked = [ChatMessage(role="user", content=prompt)] if prompt is not None else []
-        options = {**options, "messages": [*messages, *asked]}
-    elif prompt is not None:
-        options = {**options, "prompt": prompt}
+def _body(models: Sequence[str], prompt: str, options: Mapping[str, Any], *, is_raw: bool, at_once: bool) -> Compare:
+    """The request. Raises UsageError for values that no model takes."""
+    asked = {"prompt": prompt} if is_raw else {"messages": [ChatMessage(role="user", content=prompt)]}
     try:
-        return msgspec.convert({**options, "models": list(models), "at_once": at_once}, Compare)
+        return msgspec.convert({**options, **asked, "models": list(models), "at_once": at_once}, Compare)
     except msgspec.ValidationError as error:
         raise UsageError(str(error)) from error
 

@@ -6,6 +6,7 @@ import json
 import sys
 
 from bus.cli import exits
+from bus.cli.output import printable
 from bus.client import BrokerUnreachable
 from bus.settings import SettingsError
 from bus.state import UnusableHome
@@ -47,9 +48,12 @@ def told(error: Exception) -> tuple[int | None, list[str]]:
         return exits.USAGE, [str(error)]
     if isinstance(error, Unreachable):
         return exits.UNREACHABLE, [str(error)]
+    if isinstance(error, OSError) and error.filename is not None:
+        # A disk that is full, a home that may not be written: nothing that a traceback would tell more about.
+        return exits.FAILED, [f"{error.filename}: {error.strerror}"]
     return None, []
 
 
 def say(text: str) -> None:
-    """One line of talk on stderr."""
-    print(f"olympus: {text}" if not text.startswith(" ") else text, file=sys.stderr)
+    """One line of talk on stderr; nothing in it drives a terminal."""
+    print(printable(f"olympus: {text}" if not text.startswith(" ") else text), file=sys.stderr)

@@ -38,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `olympus feedback`."""
     parser.epilog = EXAMPLES
     parser.add_argument("verdict", choices=("good", "bad", "fix"), help="what you think of the answer")
-    parser.add_argument("text", nargs="*", metavar="TEXT", help="why; with fix, what should have been answered")
+    parser.add_argument(
+        "text", nargs="*", default=[], metavar="TEXT", help="why; with fix, what should have been answered"
+    )
     parser.add_argument("--reply", metavar="ID", help="about this answer; olympus learn exchanges lists them")
     parser.add_argument("--session", metavar="ID", help="about the last answer of this session")
     configure_json(parser)

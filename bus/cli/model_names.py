@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import msgspec
 
 from bus import preferences
 from bus.cli.failures import UsageError
 from bus.cli.output import printable
 from bus.client import Client
+from bus.near_names import hint
 from bus.project_file import ProjectError
 from bus.settings import Settings, SettingsError
 from schemas.bodies.model import ModelList, Models, ModelShow
@@ -30,9 +29,8 @@ async def check_model(client: Client, name: str) -> None:
     profiles = {one.name for one in listed.profiles}
     if name in profiles or await _is_known(client, name):
         return
-    near = get_close_matches(name, sorted(usable | profiles), n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(usable | profiles)) or 'none yet'}"
-    raise UsageError(f"there is no model and no routing profile '{printable(name)}'; {printable(hint)}")
+    other = printable(hint(name, sorted(usable | profiles)))
+    raise UsageError(f"there is no model and no routing profile '{printable(name)}'; {other}")
 
 
 async def _is_known(client: Client, name: str) -> bool:
@@ -53,7 +51,7 @@ async def in_use(client: Client, chosen: str | None) -> tuple[str | None, str]:
     if found is not None:
         return found, "it was named"
     routed: Routed = await client.request("model.route", Route(profile=chosen))
-    return routed.model, f"profile {routed.profile}, {routed.reason}"
+    return routed.model, routed.reason
 
 
 def preferred_model(settings: Settings) -> str | None:

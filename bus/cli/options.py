@@ -96,12 +96,12 @@ def option_lines(now: Mapping[str, Any], origins: Mapping[str, str]) -> list[str
         (
             name,
             _value(now.get(name)),
-            sampling.allowed(name),
             printable(origins.get(f"options.{name}", "")) if name in now else "",
+            sampling.allowed(name),
         )
         for name in sampling.option_names()
     ]
-    return table(("OPTION", "NOW", "ALLOWED", "FROM"), rows)
+    return table(("OPTION", "NOW", "FROM", "ALLOWED"), rows)
 
 
 def _value(value: Any) -> str:

@@ -13,7 +13,12 @@ import msgspec
 
 from schemas.values import as_json
 
-_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+# What drives a terminal; what turns the direction of writing, so that a line reads as something that it is not; line ends
+# that are none to a terminal; and bytes of file names that are no text, which no stream takes.
+_ESCAPED = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"},
+    **{code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))},
+}
 
 
 def to_json(value: Any, *, indent: int = 0) -> str:
@@ -34,7 +39,10 @@ def write_line(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters other than newline and tab spelt out, so that data cannot drive a terminal."""
+    """`text` with control characters other than newline and tab spelt out, so that data cannot drive a terminal.
+
+    So are characters that turn the direction of writing, and lone surrogates, which stand for bytes that are no text.
+    """
     return text.translate(_ESCAPED)
 
 

@@ -14,6 +14,7 @@ from bus.cli.arguments import settings_from
 from bus.cli.chat.choices import Choices, choose
 from bus.cli.failures import UsageError, say
 from bus.cli.output import fit, one_line, print_json, printable, table, terminal_width, write_line
+from bus.cli.wrapping import wrap_hanging
 from bus.project_file import Asked, ProjectError
 from bus.project_init import ExistsAlready, ignored_by, init
 from bus.projects import NO_PROFILE, Candidate, Project
@@ -131,10 +132,8 @@ def _run_show(args: argparse.Namespace) -> int:
         print_json({"project": _told(project), "values": _values(choices), "origins": choices.origins}, indent=2)
     else:
         width = terminal_width()
-        for line in show_lines(choices):
-            write_line(fit(line, width))
-        if choices.system:
-            write_line(f"\n{printable(choices.system)}")
+        shown = "\n".join(show_lines(choices))
+        write_line(shown if width is None else "\n".join(wrap_hanging(shown, width)))
         for line in about(project):
             say(line)
     if project is not None:
@@ -157,15 +156,16 @@ def _values(choices: Choices) -> dict[str, Any]:
 
 
 def show_lines(choices: Choices) -> list[str]:
-    """Every value and where it is from."""
+    """Every value and where it is from, and the system prompt whole."""
     values = {
         **_values(choices),
         "model": choices.model or "default of the model service",
         "system": f"{len(choices.system):,} characters, below" if choices.system else "none",
         "tools": ", ".join(choices.tools) or "none",
     }
-    rows = [(name, _text(value), choices.origins.get(name, "default")) for name, value in values.items()]
-    return [printable(line) for line in table(("WHAT", "VALUE", "FROM"), rows)]
+    rows = [(name, choices.origins.get(name, "default"), _text(value)) for name, value in values.items()]
+    lines = [printable(line) for line in table(("WHAT", "FROM", "VALUE"), rows)]
+    return [*lines, *([f"\n{printable(choices.system)}"] if choices.system else [])]
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import os
 import re
+import select
 import signal
 import sys
 import termios
@@ -414,6 +415,4 @@ def _drawn(row: Row, columns: int) -> str:
 
 
 def _wait_writable(descriptor: int) -> None:
-    import select
-
     select.select([], [descriptor], [])

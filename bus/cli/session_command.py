@@ -9,6 +9,7 @@ from typing import Final
 
 from bus.cli import exits
 from bus.cli.action import Action, add_actions, configure_json, run_action
+from bus.cli.chat import session_keeper
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
@@ -56,9 +57,6 @@ Of an id the first characters are enough.
 # Sessions that the beginning of an id is looked for in, the newest first.
 _LOOKED_THROUGH: Final = 1000
 
-# How an agent's sessions are told from a chat's (bus.cli.chat.session_keeper).
-_CHAT: Final = "chat"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `olympus session`."""
@@ -103,7 +101,7 @@ def _run_list(args: argparse.Namespace) -> int:
     async def ask(client: Client) -> int:
         body = SessionList(user_id=args.user, limit=args.limit if args.all else _LOOKED_THROUGH)
         listed: Sessions = await client.request("memory.session.list", body)
-        sessions = [one for one in listed.sessions if args.all or one.type == _CHAT][: args.limit]
+        sessions = [one for one in listed.sessions if args.all or one.type == session_keeper.TYPE][: args.limit]
         if args.json:
             for session in sessions:
                 print_json(session)

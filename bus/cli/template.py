@@ -44,6 +44,8 @@ from bus.templates import (
     project_folder,
     shelf_for,
 )
+from bus.whole_file import write_whole
+from bus.yaml_blocks import dump
 from schemas.bodies.model import Chat, ChatMessage
 from schemas.errors import NotFound
 
@@ -92,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shelf(settings: Settings) -> Shelf:
-    project = _project(settings)
-    return shelf_for(settings, project.root if project else None, project.templates if project else ())
+    return shelf_for(settings, _project(settings))
 
 
 def _project(settings: Settings) -> projects.Project | None:
@@ -354,8 +355,6 @@ def _beginning(args: argparse.Namespace, shelf: Shelf) -> str:
 
 
 def _from_flags(args: argparse.Namespace) -> str:
-    import yaml
-
     if args.source:
         raise UsageError("--prompt and --from are both given; allowed: one of the two")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -365,22 +364,7 @@ def _from_flags(args: argparse.Namespace) -> str:
         "model": args.model,
         "prompt": escaped(prompt) if args.literal else prompt,
     }
-    given = {key: value for key, value in keys.items() if value is not None}
-    return yaml.dump(given, Dumper=_block_dumper(), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _block_dumper() -> type:
-    """A dumper that writes texts of several lines as blocks, as people do."""
-    import yaml
-
-    class Blocks(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-    Blocks.add_representer(str, text)
-    return Blocks
+    return dump({key: value for key, value in keys.items() if value is not None}, width=120)
 
 
 def _edited(shelf: Shelf, name: str, text: str) -> str:
@@ -433,15 +417,8 @@ def _write(folder: Folder, path: Path, text: str) -> None:
         if folder.within is not None and not path.parent.resolve().is_relative_to(folder.within.resolve()):
             raise TemplateError(path.parent, None, "it is a link that leads out of the project; nothing was written")
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(aside, 0o644 if folder.origin == "project" else 0o600)
-            os.replace(aside, path)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        # Whoever works on the project may read what it has.
+        write_whole(path, text.encode(), 0o666 if folder.origin == "project" else 0o600)
     except OSError as error:
         raise TemplateError(path, None, f"it cannot be written: {error.strerror}") from error
 

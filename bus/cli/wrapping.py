@@ -12,6 +12,15 @@ from bus.cli.output import columns_of, printable
 
 _TAB_COLUMNS: Final = 4
 
+# Fewer columns hold one or two words each, and a text in them is hard to read.
+_ROOM_COLUMNS: Final = 24
+
+# How far a row goes on to the right of its beginning where its last column begins too far to the right.
+_HANG_COLUMNS: Final = 4
+
+# What is between two columns of a row, and before an indented one.
+_GAP: Final = re.compile(r"(?:^|(?<=\S) ) +(?=\S)")
+
 # Words with the blanks before them.
 _WORD: Final = re.compile(r"\s*\S+|\s+")
 
@@ -21,6 +30,21 @@ def wrap(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.replace("\r\n", "\n").split("\n"):
         lines += _wrap_paragraph(printable(paragraph.expandtabs(_TAB_COLUMNS)), width)
+    return lines
+
+
+def wrap_hanging(text: str, width: int) -> list[str]:
+    """As `wrap`, but what goes on of a row of columns stands below its last column, where that leaves room for words."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        shown = printable(line.expandtabs(_TAB_COLUMNS)).rstrip()
+        first, *rest = _wrap_paragraph(shown, width)
+        lines.append(first)
+        if rest:
+            *_, gap = [0, *(found.end() for found in _GAP.finditer(shown))]
+            hang = columns_of(shown[:gap])
+            hang = hang if not gap or width - hang >= _ROOM_COLUMNS else min(_HANG_COLUMNS, width // 2)
+            lines += [" " * hang + each for each in wrap(shown[len(first) :].lstrip(), width - hang)]
     return lines
 
 

@@ -80,7 +80,7 @@ async def test_an_answer_comes_in_pieces_and_both_sides_are_kept(house: ChatHous
         events = await asked(conversation, "Good morning")
 
         assert [type(event) for event in events] == [Text, Text, Answered]
-        assert conversation.last_answer == "Hello there."
+        assert conversation.messages[-1].content == "Hello there."
         assert conversation.last_reply_id == events[-1].generation.reply_id  # type: ignore[attr-defined]
         assert conversation.figures.model == "tiny"
         assert conversation.figures.context_limit == 4096
@@ -260,14 +260,15 @@ async def test_the_model_reads_the_project_and_nothing_else(house: ChatHouse, tm
     assert all("secret" not in message.content for chat in house.asked for message in chat.messages)
 
 
-async def test_a_model_without_tools_is_given_none_and_that_is_said_once(house: ChatHouse) -> None:
-    """Its capabilities decide."""
-    async with talking(house, Choices(model="plain")) as conversation:
+@pytest.mark.parametrize("by", ["flag --tools", "profile python"])
+async def test_a_model_without_tools_is_given_none_and_that_is_said_once(house: ChatHouse, by: str) -> None:
+    """Its capabilities decide; it matters to whoever named tools on the command line, and is a detail to all others."""
+    async with talking(house, Choices(model="plain", origins={"tools": by})) as conversation:
         first = await asked(conversation, "one")
         second = await asked(conversation, "two")
 
-    assert [notice.text for notice in of(Notice, first)] == [
-        "plain takes no tools, so it is given none (remember, recall, search_memory)"
+    assert of(Notice, first) == [
+        Notice(text="plain takes no tools, so it is given none", is_minor=by != "flag --tools")
     ]
     assert of(Notice, second) == []
     assert house.asked[0].tools == []
@@ -282,7 +283,7 @@ async def test_a_model_that_only_calls_tools_has_to_answer_in_the_end(house: Cha
 
     assert len(of(ToolCalled, events)) == ROUNDS_MAX
     assert house.asked[-1].tool_choice == "none"
-    assert conversation.last_answer.strip() == "Well."
+    assert conversation.messages[-1].content.strip() == "Well."
 
 
 # Stopping and failing
@@ -432,7 +433,7 @@ async def test_a_broker_that_restarts_in_mid_answer_is_waited_for(house: ChatHou
 
         kinds = [type(event) for event in events if not isinstance(event, Notice)]
         assert kinds == [Text, Away, Back, Text, Answered]
-        assert conversation.last_answer == "A whole answer."
+        assert conversation.messages[-1].content == "A whole answer."
         assert await conversation.close(20) == []
         assert house.turns(conversation.session_id) == [("user", "Tell me."), ("assistant", "A whole answer.")]
 

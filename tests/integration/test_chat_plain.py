@@ -360,8 +360,9 @@ class Typing:
 
 
 def test_lines_are_asked_one_after_the_other_until_the_end_of_input(house: ChatHouse) -> None:
-    """A plain chat answers, joins lines that end with a backslash, and ends with Ctrl-D."""
+    """A plain chat greets, answers, joins lines that end with a backslash, and ends with Ctrl-D on a line of its own."""
     with Typing(house) as terminal:
+        terminal.until("/help shows the commands")
         terminal.until("> ")
         terminal.type("hello\n")
         terminal.until("You said: hello\n")
@@ -372,6 +373,7 @@ def test_lines_are_asked_one_after_the_other_until_the_end_of_input(house: ChatH
         terminal.until("You said: two\n")
         terminal.until("> ")
         terminal.type("\x04")
+        assert terminal.until("goes on with this").startswith("\n")
         assert terminal.end() == exits.OK
 
     assert last_question(house).endswith("one\ntwo")

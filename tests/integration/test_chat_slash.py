@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -271,7 +272,7 @@ async def test_the_model_in_use_is_marked_and_described(house: ChatHouse, capsys
         assert any(line.startswith("tiny*") for line in lines)
         assert "32,768 tokens" in await chat.do("/model info")
         assert "4,096 tokens" in await chat.do("/model info tiny")
-        assert "big answers: profile code" in await chat.do("/model")
+        assert "big answers: profile code: the first candidate" in await chat.do("/model")
 
 
 async def test_models_are_loaded_kept_and_unloaded(house: ChatHouse, capsys: Capture) -> None:
@@ -356,13 +357,16 @@ async def test_options_of_this_chat_are_checked_as_requests_are(house: ChatHouse
 
 
 async def test_tools_are_given_and_taken(house: ChatHouse, capsys: Capture) -> None:
-    """`/tools off remember` takes one, `/tools off` all, `/tools on forget` gives one."""
+    """`/tools off remember` takes one, `/tools on forget` adds one; without names all go, and the usual ones come."""
     async with chat_in(house, capsys) as chat:
         await chat.do("/tools off remember")
         assert list(chat.conversation.choices.tools) == ["recall", "search_memory"]
-        await chat.do("/tools off")
         await chat.do("/tools on forget")
-        assert list(chat.conversation.choices.tools) == ["forget"]
+        assert list(chat.conversation.choices.tools) == ["recall", "search_memory", "forget"]
+        await chat.do("/tools off")
+        assert list(chat.conversation.choices.tools) == []
+        await chat.do("/tools on")
+        assert list(chat.conversation.choices.tools) == ["remember", "recall", "search_memory"]
         assert "did you mean 'recall'?" in await chat.do("/tools on recal")
         assert "forget" in await chat.do("/tools")
 
@@ -408,7 +412,7 @@ async def test_earlier_sessions_are_bridged_into_this_one(house: ChatHouse, caps
 async def test_feedback_is_about_the_last_answer_and_takes_free_text(house: ChatHouse, capsys: Capture) -> None:
     """An apostrophe needs no quotes, a text may begin with a dash, and without an answer there is none to judge."""
     async with chat_in(house, capsys) as chat:
-        assert "there is no answer yet" in await chat.do("/feedback good")
+        assert "no whole answer" in await chat.do("/feedback good")
         await chat.ask("what colour is it?")
         reply_id = chat.conversation.last_reply_id
 
@@ -416,6 +420,8 @@ async def test_feedback_is_about_the_last_answer_and_takes_free_text(house: Chat
         await chat.do("/feedback bad -- no: wrong")
         await chat.do("/feedback good")
         assert "did you mean 'good'?" in await chat.do("/feedback goood")
+        await chat.ask("fail overloaded")
+        assert "no whole answer" in await chat.do("/feedback good")
 
     assert [(each.correction, each.rating, each.comment) for each in house.feedback] == [
         ("It's blue,  isn't it?", None, ""),
@@ -471,6 +477,9 @@ async def test_a_profile_is_taken_for_this_chat_and_what_was_said_here_stays(
         await chat.do("/options seed=3")
         before = chat.conversation.choices.system
         await chat.do("/project use python")
+        shown = await chat.do("/project show")
+        assert "profile python (asked for)" in shown
+        assert "options.seed   said in this chat  3" in re.sub(" {3,}", "   ", shown)
         choices = chat.conversation.choices
         assert choices.system != before
         assert choices.model == "plain"

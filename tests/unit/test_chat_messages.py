@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.cli.chat.conversation import clean, messages_of, outgrown, reply_id_of
+from bus.cli.chat.messages import clean, messages_of, outgrown, reply_id_of
 from bus.cli.chat.session_keeper import new_session_id, title_of
 from schemas.bodies.model import ChatMessage
 from schemas.bodies.sessions import Turn

@@ -19,13 +19,14 @@ from bus.cli.arguments import settings_from
 from bus.cli.chat.choices import Choices
 from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.slash import COMMANDS, Outcome, Slash, is_command
-from bus.cli.chat.slash_words import first_word, nearest, parts, words
+from bus.cli.chat.slash_words import first_word, parts, words
 from bus.cli.connection import run_with_client
 from bus.cli.host import Host, hosted, run_hosted
 from bus.cli.models_files import list_lines
 from bus.cli.options import changed_options
 from bus.cli.session_command import session_lines
 from bus.client import Client
+from bus.near_names import nearest
 from bus.settings import Settings, SettingsError
 from schemas.bodies.model import ModelInfo, Models
 from schemas.bodies.sessions import Session

@@ -180,7 +180,7 @@ def test_tools_that_read_the_project_need_one(folder: Path, tmp_path: Path) -> N
     ("flags", "message"),
     [
         (["--model", "a b"], "--model 'a b' names no model"),
-        (["--tools", "shell"], "--tools: there is no tool 'shell'; allowed: remember,"),
+        (["--tools", "shell"], "--tools: there is no tool 'shell'; there are: remember,"),
         (["--tools", "recal"], "did you mean 'recall'?"),
         (["--option", "temperature"], "--option: 'temperature' is not name=value"),
         (["--option", "temperature=20"], "--option: temperature = 20 is not allowed"),
@@ -270,7 +270,7 @@ def test_a_profile_that_is_no_more_costs_the_profile_alone(folder: Path) -> None
     write(folder, "model: big\n")
     kept = chosen(folder)
     assert (kept.model, kept.system) == ("big", "")
-    assert kept.notes[0].startswith("passed over: your choice for this project: there is no profile 'zzzz'; allowed:")
+    assert kept.notes[0].startswith("passed over: your choice for this project: there is no profile 'zzzz'; there are:")
 
     known_projects.choose(folder, "", settings())
     file = write(folder, "model: big\nprofile: pyhton\n")
@@ -286,7 +286,7 @@ def test_a_new_project_file_is_told_in_one_line_until_it_was_seen(folder: Path) 
 
     (note,) = chosen(folder).notes
     assert note == (
-        f"new here: {file} sets model big, a system prompt of 13 characters, tools read_file, forget, options seed;"
+        f"new here: {file} sets model big, a system prompt of 13 characters, tools read_file, options seed;"
         " `olympus project show` shows it whole"
     )
 

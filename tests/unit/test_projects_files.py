@@ -106,7 +106,7 @@ def test_none_is_something_else_than_nothing() -> None:
         ("just words", "project.yaml line 1: the file must hold 'key: value' lines, not 'just words'"),
         ("- a\n- b\n", "project.yaml line 1: the file must hold 'key: value' lines, not ['a', 'b']"),
         ("name: a\nmodle: b\n", "project.yaml line 2: unknown key 'modle'; did you mean 'model'?"),
-        ("\n\nzzz: 1\n", "project.yaml line 3: unknown key 'zzz'; allowed: name, profile, model, system,"),
+        ("\n\nzzz: 1\n", "project.yaml line 3: unknown key 'zzz'; there are: name, profile, model, system,"),
         ("model: a\nmodel: b\n", "project.yaml line 2: model is already set at line 1"),
         ("model: [a]\n", "project.yaml line 1: model = ['a'] is not allowed; allowed: a model or a routing profile"),
         ("model: 'rm -rf /'\n", "project.yaml line 1: model = 'rm -rf /' is not allowed"),

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus import sampling, template_file, template_text
+from bus.projects import Project
 from bus.settings import Settings
 from bus.template_text import Include, Placeholder, TextError, escaped
 from bus.templates import (
@@ -506,7 +507,7 @@ def shelf_of(tmp_path: Path) -> tuple[Shelf, Path, Path]:
     """A shelf of a project and a home, and the folders of the two."""
     settings = Settings(home=str(tmp_path / "home"))
     project = tmp_path / "project"
-    shelf = shelf_for(settings, project)
+    shelf = shelf_for(settings, Project(root=project, name="shop"))
     return shelf, project / ".olympus" / "templates", settings.path("templates")
 
 
@@ -623,7 +624,7 @@ def test_names_are_no_paths(tmp_path: Path, name: str) -> None:
 
 def test_a_home_inside_of_a_project_is_no_project_folder(tmp_path: Path) -> None:
     """Where OLYMPUS_HOME is the project's .olympus, its templates are the user's and hide nothing."""
-    shelf = shelf_for(Settings(home=str(tmp_path / ".olympus")), tmp_path)
+    shelf = shelf_for(Settings(home=str(tmp_path / ".olympus")), Project(root=tmp_path, name="shop"))
     write(tmp_path / ".olympus" / "templates", one="prompt: x")
 
     assert (listed(shelf, "one").origin, listed(shelf, "one").shadows) == ("user", ())

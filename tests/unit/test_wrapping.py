@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.cli.output import columns_of
-from bus.cli.wrapping import Flow, wrap
+from bus.cli.wrapping import Flow, wrap, wrap_hanging
 
 # Wide, combining, blank and steering characters among plain ones.
 TEXTS = st.text(st.sampled_from("ab c\n\té日́\x1b\r\u200bx"), max_size=120)
@@ -54,3 +54,11 @@ def test_a_text_that_grows_reads_as_if_it_had_come_at_once(parts: list[tuple[str
     whole = "".join(text for text, _ in parts)
     assert flow.text == whole.replace("\r\n", "\n")
     assert flow.lines(17) == wrap(whole, 17)
+
+
+def test_a_wide_row_goes_on_below_its_last_column() -> None:
+    """A line of columns hangs below the last one; where that leaves no room for words, four in."""
+    row = "/memory    what is kept, and what of it takes part"
+    assert wrap_hanging(row, 36) == ["/memory    what is kept, and what of", " " * 11 + "it takes part"]
+    assert wrap_hanging(row, 20)[1] == "    kept, and what"
+    assert wrap_hanging("a sentence that is wide\nshort", 12) == ["a sentence", "that is wide", "short"]

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from bus import known_projects, preferences, projects
+from bus import known_projects, near_names, preferences, projects
 from bus.cli.arguments import overrides_from
 from bus.cli.failures import UsageError
 from bus.cli.output import printable
 from bus.client import Client
-from bus.project_file import FILE_TOOLS, MEMORY_TOOLS, Asked, ProjectError, is_model_name, nearest_or_all
+from bus.project_file import FILE_TOOLS, MEMORY_TOOLS, Asked, ProjectError, is_model_name
 from bus.project_file import TOOLS as _TOOLS
 from bus.projects import Project
 from bus.settings import Settings, origins_of_this_process
@@ -142,7 +142,7 @@ def resolved(choices: Choices, name: str) -> str:
 
 def _project(settings: Settings, folder: Path, profile: str, notes: list[str]) -> Project | None:
     known = known_projects.load(settings)
-    project = _usable(settings, folder, profile, notes, known_projects.chosen(known))
+    project = _allowed(_usable(settings, folder, profile, notes, known_projects.chosen(known)))
     if project is None:
         if profile not in ("", projects.NO_PROFILE):
             raise UsageError("--profile needs a project, and this folder belongs to none (olympus project init)")
@@ -154,6 +154,16 @@ def _project(settings: Settings, folder: Path, profile: str, notes: list[str]) -
     elif project.file is None:
         notes.extend(project.notes)
     return project
+
+
+def _allowed(project: Project | None) -> Project | None:
+    """The project without the tool that forgets: a cloned file may not let a model delete what memory knows of a person."""
+    if project is None or "forget" not in (project.asked.tools or ()):
+        return project
+    tools = tuple(name for name in project.asked.tools or () if name != "forget")
+    note = f"{project.asked.origins['tools']}: tools: forget is passed over; you allow it with --tools or /tools on forget"
+    asked = msgspec.structs.replace(project.asked, tools=tools)
+    return msgspec.structs.replace(project, asked=asked, notes=(*project.notes, note))
 
 
 def _usable(
@@ -220,7 +230,7 @@ def _tools(text: str) -> tuple[str, ...]:
         return ()
     for name in names:
         if name not in TOOLS:
-            raise UsageError(f"--tools: there is no tool {name!r}; {nearest_or_all(name, [*TOOLS, 'none'])}")
+            raise UsageError(f"--tools: there is no tool {name!r}; {near_names.hint(name, [*TOOLS, 'none'])}")
     return names
 
 

@@ -146,8 +146,7 @@ def _rendered(
     from bus.cli.template import ask_here
     from bus.templates import TemplateError, shelf_for
 
-    project = choices.project
-    shelf = shelf_for(settings, project.root if project else None, project.templates if project else ())
+    shelf = shelf_for(settings, choices.project)
     read = (lambda: _read_stdin(limit_bytes).encode()) if is_piped else None
     try:
         template = shelf.get(args.template)

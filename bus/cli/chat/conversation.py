@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
@@ -19,41 +18,25 @@ import msgspec
 from bus.cli.chat.choices import Choices
 from bus.cli.chat.events import (
     Answered,
-    Away,
-    Back,
     ContextUsed,
     Event,
     Failed,
     Notice,
     Stopped,
-    Text,
     ToolAnswered,
     ToolCalled,
 )
+from bus.cli.chat.generating import LIST_S, Generating, ended
 from bus.cli.chat.memory_loop import Found, MemoryLoop, block_of
+from bus.cli.chat.messages import clean, messages_of, outgrown, reply_id_of
 from bus.cli.chat.session_keeper import Resumed, SessionKeeper
 from bus.cli.chat.tools import Toolbox
-from bus.client import BrokerUnreachable, Client
+from bus.client import Client
 from bus.settings import Settings
 from schemas.bodies.model import ChatMessage, Generation, ModelInfo, ModelList, ModelPreload, Models, Tool, ToolCall
 from schemas.bodies.model_trials import Route, Routed
-from schemas.bodies.sessions import Bridge, Session, Turn
-from schemas.errors import BusError, NotFound, NoWorker, TooLarge, WorkerLost
-
-# A person waits in front of an answer and can stop it; this only ends what nobody watches. Seconds.
-_ANSWER_S: Final = 3_600.0
-
-# How long a conversation waits for a bus or a model that went away in the middle, seconds.
-AWAY_S: Final = 60.0
-
-# How often it looks whether the connection is still there, and whether what went away is back, seconds.
-_LOOK_S: Final = 0.25
-
-# A model that is lost this often over one answer is what breaks; asking again would break it again.
-_LOST_MAX: Final = 3
-
-# What a look at the catalogue may take, seconds.
-_LIST_S: Final = 3.0
+from schemas.bodies.sessions import Bridge, Session
+from schemas.errors import BusError, NotFound, TooLarge
 
 # Rounds of tool calls for one question; the next answer has to do without.
 ROUNDS_MAX: Final = 8
@@ -70,8 +53,6 @@ _KEPT_PART: Final = 0.5
 
 # Of the answer of `memory.session.bridge` on request, tokens.
 _BRIDGE_TOKENS: Final = 512
-
-_ROLES: Final = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "model": "assistant"}
 
 Settle = Callable[[Choices, Client], Awaitable[Choices]]
 
@@ -116,10 +97,6 @@ class _Answer:
         self.pieces = []
 
 
-class _BusAway(Exception):
-    """The connection broke while an answer came."""
-
-
 class Conversation:
     """A conversation; every method belongs to the loop of its client.
 
@@ -144,7 +121,6 @@ class Conversation:
         self.system = ""
         self.figures = Figures()
         self.last_question = ""
-        self.last_answer = ""
         self.last_reply_id = ""
         self.last_context: ContextUsed | None = None
         self.tell: Callable[[str], None] | None = None
@@ -156,6 +132,7 @@ class Conversation:
         # Messages at the end that are the last question with its answer.
         self._last_length = 0
         self._memory = MemoryLoop(client)
+        self._generating = Generating(client, self._emit)
         self._keeper = SessionKeeper(client, tell=self._notice, is_kept=is_kept)
         self._take(choices)
         if session_id is not None:
@@ -194,8 +171,8 @@ class Conversation:
     def _take(self, choices: Choices) -> None:
         root = choices.project.root if choices.project is not None else None
         self.choices = choices
-        self._toolbox = Toolbox(self.client, root)
-        self._keeper.belongs_to(choices.user, str(root or ""))
+        self._toolbox = Toolbox(self.client, root, [self.settings.home_path])
+        self._keeper.belongs_to(choices.user, clean(str(root or "")))
 
     # Beginning, and going on
 
@@ -220,7 +197,7 @@ class Conversation:
         self.messages = messages_of(resumed.turns)
         if self.messages:
             self._last_length = 2
-            self.last_question, self.last_answer = (message.content for message in self.messages[-2:])
+            self.last_question = self.messages[-2].content
             self.last_reply_id = reply_id_of(resumed.turns)
         return resumed
 
@@ -244,7 +221,7 @@ class Conversation:
         """End what runs and keep what is not kept yet, `timeout_s` at most; lines about what could not be."""
         for task in (self._answering, self._beginning, self._warming):
             if task is not None:
-                await _ended(task)
+                await ended(task)
         return await self._keeper.close(timeout_s)
 
     async def _begin(self, resume: bool, session_id: str | None) -> Resumed | None:
@@ -265,7 +242,7 @@ class Conversation:
         with contextlib.suppress(BusError):
             info = await self._model()
             if info is not None and info.state == "available":
-                await self.client.request("model.preload", ModelPreload(models=[info.name]), timeout_s=_LIST_S)
+                await self.client.request("model.preload", ModelPreload(models=[info.name]), timeout_s=LIST_S)
         if self.choices.memory_context:
             await self._memory.warm()
 
@@ -286,7 +263,7 @@ class Conversation:
 
     def _forget(self) -> None:
         self.messages = []
-        self.last_question = self.last_answer = self.last_reply_id = self._last_attached = ""
+        self.last_question = self.last_reply_id = self._last_attached = ""
         self.last_context = None
         self._staged = ""
         self._last_length = 0
@@ -335,7 +312,7 @@ class Conversation:
                 task.result()
         finally:
             self._answering = None
-            await _ended(task)
+            await ended(task)
 
     async def _run(self, answer: _Answer, is_retry: bool) -> None:
         """Answer one question, and leave the conversation in order however that ends."""
@@ -383,7 +360,7 @@ class Conversation:
     async def _fitting(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
         """One round of the model; of a conversation that no message of the bus holds any more, this question alone."""
         try:
-            return await self._generated(answer, tools, may_call=may_call)
+            return await self._generating.generation(self._body(tools, may_call), answer.pieces)
         except TooLarge:
             if not answer.began_at:
                 raise
@@ -394,69 +371,7 @@ class Conversation:
             )
             del self.messages[: answer.began_at]
             answer.began_at = 0
-            return await self._generated(answer, tools, may_call=may_call)
-
-    async def _generated(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
-        """One round of the model, asked again where the bus or the model went away. Raises BusError."""
-        lost = 0
-        while True:
-            try:
-                return await self._streamed(answer, tools, may_call=may_call)
-            except (_BusAway, WorkerLost, BrokerUnreachable) as error:
-                lost += 1
-                why = error.message if isinstance(error, BusError) else "the bus went away"
-                if lost >= _LOST_MAX and isinstance(error, WorkerLost):
-                    raise
-                self._emit(Away(reason=why))
-                away_s = await self._back()
-                answer.pieces = []
-                self._emit(Back(away_s=away_s))
-
-    async def _back(self) -> float:
-        """Wait until bus and models answer again; how long that took, seconds. Raises what is still wrong at the end."""
-        began_at = time.monotonic()
-        while True:
-            left_s = AWAY_S - (time.monotonic() - began_at)
-            try:
-                await self.client.connect(max(left_s, 0.001))
-                await self.client.request("model.list", ModelList(), timeout_s=_LIST_S)
-            except BusError as error:
-                if isinstance(error, BrokerUnreachable) or left_s <= 0:
-                    raise NoWorker(f"waited {AWAY_S:g} s, and still: {error.message}") from error
-                await asyncio.sleep(_LOOK_S)
-            else:
-                return time.monotonic() - began_at
-
-    async def _streamed(self, answer: _Answer, tools: list[Tool], *, may_call: bool) -> Generation:
-        """One generation, its text told as it comes. Raises BusError, _BusAway."""
-        model = self.choices.model
-        subject = f"model.chat@{model}" if model else "model.chat"
-        async with self.client.stream(subject, self._body(tools, may_call), timeout_s=_ANSWER_S) as parts:
-            while True:
-                part = await self._next(parts)
-                if part is None:
-                    break
-                if part.text:
-                    answer.pieces.append(part.text)
-                    self._emit(Text(text=part.text))
-            final: Generation = parts.final
-        if not answer.pieces and final.text:
-            answer.pieces.append(final.text)
-            self._emit(Text(text=final.text))
-        return final
-
-    async def _next(self, parts: Any) -> Any:
-        """The next piece, None after the last. Raises _BusAway as soon as the connection is gone: nothing else tells."""
-        coming = asyncio.ensure_future(anext(parts, None))
-        try:
-            while not coming.done():
-                await asyncio.wait({coming}, timeout=_LOOK_S)
-                if not coming.done() and not self.client.is_connected:
-                    raise _BusAway
-            return coming.result()
-        finally:
-            if not coming.done():
-                await _ended(coming)
+            return await self._generating.generation(self._body(tools, may_call), answer.pieces)
 
     def _body(self, tools: list[Tool], may_call: bool) -> dict[str, Any]:
         """The request. A map, because options that the model service does not know are its to refuse, by their names."""
@@ -479,11 +394,11 @@ class Conversation:
     async def _model(self) -> ModelInfo | None:
         """What the catalogue says of the model that will answer; None where it cannot be asked, or knows none."""
         try:
-            listed: Models = await self.client.request("model.list", ModelList(), timeout_s=_LIST_S)
+            listed: Models = await self.client.request("model.list", ModelList(), timeout_s=LIST_S)
             known = {name: info for info in listed.models for name in (*info.aliases, info.name)}
             name = self.choices.model or listed.default
             if name is not None and name not in known:
-                routed: Routed = await self.client.request("model.route", Route(profile=name), timeout_s=_LIST_S)
+                routed: Routed = await self.client.request("model.route", Route(profile=name), timeout_s=LIST_S)
                 name = routed.model
         except BusError:
             # Whatever is wrong, asking the model will tell.
@@ -517,8 +432,10 @@ class Conversation:
         if not wanted:
             return []
         if info is not None and "tools" not in info.capabilities:
-            text = f"{info.name} takes no tools, so it is given none ({', '.join(wanted)})"
-            self._once(f"tools {info.name}", text, is_minor="tools" not in self.choices.origins)
+            text = f"{info.name} takes no tools, so it is given none"
+            # Whoever names tools on the command line wants to hear it each time; files stay as they are.
+            is_asked = self.choices.origins.get("tools", "").startswith("flag")
+            self._once(f"tools {info.name}", text, is_minor=not is_asked)
             return []
         tools = await self._toolbox.tools(wanted)
         missing = [name for name in wanted if name not in {tool.name for tool in tools}]
@@ -551,7 +468,6 @@ class Conversation:
         text = "".join(answer.pieces)
         self.messages.append(ChatMessage(role="assistant", content=text))
         self._last_length = len(self.messages) - answer.began_at
-        self.last_answer = answer.text
         self.last_reply_id = generation.reply_id
         metadata: dict[str, Any] = {"model": generation.model, "reply_id": generation.reply_id}
         if answer.called:
@@ -567,10 +483,12 @@ class Conversation:
         """What came is the answer, without the tools around it; where nothing came, nothing was asked."""
         asked = self.messages[answer.began_at : answer.began_at + 1]
         del self.messages[answer.began_at :]
+        # Feedback is about the answer that is seen last, and nobody keeps this one by an id.
+        self.last_reply_id = ""
         text = answer.text
         if asked and text.strip():
             self.messages += [*asked, ChatMessage(role="assistant", content=text)]
-            self.last_answer, self._last_length = text, 2
+            self._last_length = 2
         self._keeper.keep("assistant", text, {"cut_off": why})
 
     def _note(self, generation: Generation, info: ModelInfo | None) -> None:
@@ -625,61 +543,3 @@ class Conversation:
         if what not in self._told_once:
             self._told_once.add(what)
             self._emit(Notice(text=text, is_minor=is_minor))
-
-
-def clean(text: str) -> str:
-    """`text` as the bus and the memory take it: bytes that are no UTF-8, lone surrogates and nulls become U+FFFD."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-def messages_of(turns: list[Turn]) -> list[ChatMessage]:
-    """A session's turns as messages: those of people and models, in turns, since templates refuse two users in a row."""
-    messages: list[ChatMessage] = []
-    for turn in turns:
-        role = _ROLES.get(turn.role)
-        if role is None:
-            continue
-        if messages and messages[-1].role == role:
-            messages[-1] = ChatMessage(role=messages[-1].role, content=f"{messages[-1].content}\n\n{turn.content}")
-        else:
-            messages.append(msgspec.convert({"role": role, "content": turn.content}, ChatMessage))
-    while messages and messages[0].role != "user":
-        del messages[0]
-    if messages and messages[-1].role == "user":
-        # A question that was never answered: the next one would follow it directly.
-        del messages[-1]
-    return messages
-
-
-def reply_id_of(turns: list[Turn]) -> str:
-    """The reply id of the last answer, "" where it has none."""
-    last = turns[-1].metadata.get("reply_id") if turns else None
-    return last if isinstance(last, str) else ""
-
-
-def outgrown(messages: list[ChatMessage], share: float) -> int:
-    """How many of the oldest messages go so that `share` of the characters stay; whole questions, never the last one."""
-    sizes = [len(message.content) + sum(len(call.arguments) for call in message.tool_calls) for message in messages]
-    excess = sum(sizes) * (1 - share)
-    dropped = gone = 0
-    for index, message in enumerate(messages):
-        if message.role == "user" and index:
-            dropped = index
-            if gone >= excess:
-                break
-        gone += sizes[index]
-    return dropped
-
-
-async def _ended(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end; what it ends with is looked at by whoever wants it."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()

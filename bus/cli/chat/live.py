@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -51,13 +52,15 @@ class LiveAnswer:
             await following
         finally:
             following.cancel()
+            await asyncio.wait({following})
             self._view.close()
             finished, _ = self._frame()
             self._write(self._region.end(finished, self._painter.columns))
 
     async def _follow(self, events: AsyncGenerator[Event, None]) -> None:
-        async for event in events:
-            self.take(event)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                self.take(event)
 
     def _draw(self) -> None:
         finished, live = self._frame()

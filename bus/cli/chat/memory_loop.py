@@ -11,6 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from bus.cli.chat.choices import Choices
 from bus.cli.chat.events import ContextUsed
 from bus.client import BrokerUnreachable, Client
@@ -67,11 +69,8 @@ class MemoryLoop:
         """
         if not choices.memory_prompt:
             return ""
-        budget = budget_of(choices.prompt_tokens, window)
-        asked = self._client.request(
-            "memory.prompt", Prompt(max_tokens=budget, model=model, ns=_FACTS), timeout_s=_ANSWER_S
-        )
-        reply: PromptAddition | None = await self._answer(asked)
+        asked = Prompt(max_tokens=budget_of(choices.prompt_tokens, window), model=model, ns=_FACTS)
+        reply: PromptAddition | None = await self._answer("memory.prompt", asked)
         if reply is not None:
             self._addition = kept_or_new(self._addition, reply)
         return self._addition.text
@@ -124,9 +123,7 @@ class MemoryLoop:
             max_tokens=max_tokens,
             model=model,
         )
-        reply: BuiltContext | None = await self._answer(
-            self._client.request("memory.context.build", asked, timeout_s=_ANSWER_S)
-        )
+        reply: BuiltContext | None = await self._answer("memory.context.build", asked)
         return reply
 
     async def _bridged(
@@ -137,21 +134,18 @@ class MemoryLoop:
             return None
         asked = SessionBridge(session_id=session_id, query=query, max_tokens=max_tokens, model=model)
         try:
-            reply: Bridge | None = await self._answer(
-                self._client.request("memory.session.bridge", asked, timeout_s=_ANSWER_S)
-            )
+            reply: Bridge | None = await self._answer("memory.session.bridge", asked)
         except NotFound:
             # The session was deleted by somebody else; the next turn kept makes it again.
             return None
         return reply
 
-    async def _answer(self, asked: Awaitable[Any]) -> Any:
+    async def _answer(self, subject: str, asked: msgspec.Struct) -> Any:
         """The reply, None where memory is away. Raises NotFound."""
         if time.monotonic() < self._silent_until:
-            _unasked(asked)
             return None
         try:
-            reply = await asked
+            reply = await self._client.request(subject, asked, timeout_s=_ANSWER_S)
         except NotFound:
             raise
         except BusError as error:
@@ -161,11 +155,6 @@ class MemoryLoop:
             return None
         self.trouble = ""
         return reply
-
-
-def _unasked(asked: Awaitable[Any]) -> None:
-    if asyncio.iscoroutine(asked):
-        asked.close()
 
 
 def budget_of(wanted: int, window: int | None) -> int:
@@ -179,17 +168,7 @@ def kept_or_new(old: PromptAddition, new: PromptAddition) -> PromptAddition:
     Using a fact moves it up; the order alone is no reason to begin anew.
     """
     if sorted(old.text.splitlines()) == sorted(new.text.splitlines()):
-        return (
-            old
-            if old.left_out == new.left_out
-            else PromptAddition(
-                text=old.text,
-                tokens=old.tokens,
-                included=old.included,
-                left_out=new.left_out,
-                counted_by=old.counted_by,
-            )
-        )
+        return msgspec.structs.replace(old, left_out=new.left_out)
     return new
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bus.cli import exits
 from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.events import Answered, Away, Back, ContextUsed, Event, Failed, Notice, Stopped, Text
-from bus.cli.chat.wording import talk_of
+from bus.cli.chat.wording import Talk, greeting, parting, talk_of
 from bus.cli.failures import say
 from bus.cli.output import one_line, plural, printable, to_json
 
@@ -229,7 +229,8 @@ class PlainChat:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
         self._conversation.tell = lambda text: say(printable(text))
-        greeting = loop.create_task(self._greet(), name="chat greeting")
+        self._talk(greeting(self._conversation.choices.project))
+        resuming = loop.create_task(self._tell_resumed(), name="chat greeting")
         try:
             with self._lines:
                 while (question := await self._question()) is not None:
@@ -237,9 +238,14 @@ class PlainChat:
                         continue
                     if await self._do(self._handled(question)):
                         break
+                else:
+                    # Nobody pressed Enter behind the last prompt.
+                    self._show("\n")
+            if self._conversation.is_kept and self._conversation.messages:
+                self._talk([parting(self._conversation.session_id)])
             return exits.OK
         finally:
-            greeting.cancel()
+            resuming.cancel()
             self._conversation.tell = None
             loop.remove_signal_handler(signal.SIGINT)
 
@@ -317,7 +323,12 @@ class PlainChat:
             self._running.cancel()
             self._running = None
 
-    async def _greet(self) -> None:
+    def _talk(self, talks: list[Talk]) -> None:
+        if not self._is_quiet:
+            for talk in talks:
+                say(printable(talk.text))
+
+    async def _tell_resumed(self) -> None:
         resumed = await self._conversation.ready()
         if resumed is None:
             return

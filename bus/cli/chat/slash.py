@@ -17,10 +17,11 @@ from bus.cli.action import action_parsers, described_actions
 from bus.cli.chat import slash_actions as actions
 from bus.cli.chat.slash_actions import At, Here, Outcome, Voice
 from bus.cli.chat.slash_known import Known
-from bus.cli.chat.slash_words import first_word, is_command, nearest, parts, words
+from bus.cli.chat.slash_words import first_word, is_command, parts, words
 from bus.cli.failures import told
 from bus.cli.host import Host, run_hosted
 from bus.cli.output import one_line, printable
+from bus.near_names import nearest
 from bus.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ COMMANDS: Final = (
         "project",
         "what this folder asks for",
         sub="project",
-        here={"use": Here("[NAME] [--save]", "a profile for this chat, or none", actions.project_use)},
+        here={
+            "use": Here("[NAME] [--save]", "a profile for this chat, or none", actions.project_use),
+            "show": Here("", "what this chat runs with: every value and who said so", actions.project_shown),
+        },
         values={"use": "profile"},
     ),
     Command(

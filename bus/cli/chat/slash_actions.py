@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from bus import sampling
 from bus.cli.chat.choices import TOOLS, Choices, Layer, resolved, settle, with_profile
-from bus.cli.chat.slash_words import first_word, nearest, words
+from bus.cli.chat.slash_words import first_word, words
 from bus.cli.connection import check_connected
 from bus.cli.failures import UsageError
 from bus.cli.model_names import check_model, in_use
@@ -15,7 +15,8 @@ from bus.cli.options import changed_options, option_line, option_lines
 from bus.cli.output import one_line, plural, printable, table, to_json
 from bus.cli.session_command import session_named
 from bus.client import Client
-from bus.project_file import MEMORY_TOOLS, ProjectError
+from bus.near_names import hint
+from bus.project_file import FILE_TOOLS, MEMORY_TOOLS, ProjectError
 from bus.settings import Settings
 from schemas.bodies.model import ModelList, Models
 
@@ -136,7 +137,7 @@ async def _switch_memory(at: At, text: str, *, is_on: bool) -> Outcome:
     parts = words(text) or list(_PARTS)
     for part in parts:
         if part not in _PARTS:
-            raise UsageError(f"memory has no part '{part}'{_meant(part, _PARTS)}")
+            raise UsageError(f"memory has no part '{part}'; {hint(part, _PARTS)}")
     tools = at.conversation.choices.tools
     changes: dict[str, Any] = {f"memory_{part}": is_on for part in parts if part != "tools"}
     if "tools" in parts:
@@ -248,6 +249,18 @@ async def project_use(at: At, text: str) -> Outcome:
     return Outcome()
 
 
+async def project_shown(at: At, text: str) -> Outcome:
+    """What this chat runs with by now; with a folder or options, what a chat there would begin with."""
+    from bus.cli.project import about, show_lines
+
+    if text:
+        await at.sub(["project", "show", *words(text)])
+        return Outcome()
+    choices = at.conversation.choices
+    at.voice.say("\n".join([*show_lines(choices), "", *about(choices.project)]))
+    return Outcome()
+
+
 # Templates --------------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +272,6 @@ async def template_use(at: At, text: str) -> Outcome:
     name, rest = first_word(text)
     if not name:
         raise UsageError("/template use NAME [key=value ...]: which template? /template list shows them")
-    project = at.conversation.choices.project
 
     async def ask(variable: Variable, problem: str) -> str | None:
         if problem:
@@ -267,8 +279,7 @@ async def template_use(at: At, text: str) -> Outcome:
         return await at.voice.ask(printable(question(variable))) or None
 
     try:
-        shelf = shelf_for(at.settings, project.root if project else None, project.templates if project else ())
-        template = shelf.get(name)
+        template = shelf_for(at.settings, at.conversation.choices.project).get(name)
         if notice := template.notice():
             at.voice.say(printable(notice))
         rendered = await filled(template, values_of(words(rest)), ask)
@@ -359,9 +370,9 @@ async def feedback(at: At, text: str) -> Outcome:
     if not verdict:
         raise UsageError("/feedback good|bad [why], or /feedback fix TEXT: what should have been answered")
     if verdict not in ("good", "bad", "fix"):
-        raise UsageError(f"feedback is good, bad or fix TEXT, not '{verdict}'{_meant(verdict, ('good', 'bad', 'fix'))}")
+        raise UsageError(f"feedback is good, bad or fix TEXT, not '{verdict}'; {hint(verdict, ('good', 'bad', 'fix'))}")
     if not at.conversation.last_reply_id:
-        raise UsageError("there is no answer yet that feedback could be about")
+        raise UsageError("the last question has no whole answer that feedback could be about")
     # Behind "--" a text may begin with a dash.
     await at.sub(["feedback", verdict, "--", *([rest] if rest else [])])
     return Outcome()
@@ -414,20 +425,20 @@ async def tools(at: At, text: str) -> Outcome:
         raise UsageError(f"/tools on|off [NAME ...], not '{printable(switch)}'")
     for name in names:
         if name not in TOOLS:
-            raise UsageError(f"there is no tool '{name}'{_meant(name, TOOLS)}")
-    named = names or list(TOOLS)
-    at.choose(
-        tools=tuple(name for name in TOOLS if (name in named) == (switch == "on") and (name in named or name in now))
-    )
+            raise UsageError(f"there is no tool '{name}'; {hint(name, TOOLS)}")
+    if switch == "off":
+        wanted = set(now) - set(names or TOOLS)
+    else:
+        wanted = {*now, *(names or _unasked_tools(at.conversation.choices))}
+    at.choose(tools=tuple(name for name in TOOLS if name in wanted))
     at.voice.say(f"tools from the next question on: {', '.join(at.conversation.choices.tools) or 'none'}")
     return Outcome()
 
 
+def _unasked_tools(choices: Choices) -> tuple[str, ...]:
+    """What `/tools on` gives without names: forgetting has to be named, and reading files needs a project."""
+    return (*_USUAL_TOOLS, *(FILE_TOOLS if choices.project is not None else ()))
+
+
 def _on(is_on: bool) -> str:
     return "on" if is_on else "off"
-
-
-def _meant(name: str, names: Sequence[str]) -> str:
-    """How an error goes on: the nearest name, or all of them."""
-    near = nearest(name, names)
-    return f"; did you mean '{near}'?" if near else f"; there are: {', '.join(names)}"

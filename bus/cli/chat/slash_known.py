@@ -94,7 +94,6 @@ class Known:
         # Imported here: a chat begins without it.
         from bus.templates import shelf_for
 
-        project = self._conversation.choices.project
-        shelf = shelf_for(self._settings, project.root if project else None, project.templates if project else ())
+        shelf = shelf_for(self._settings, self._conversation.choices.project)
         profiles = [(name, one_line(about, 60)) for name, (_, about) in projects.profiles(self._settings).items()]
         return [(name, "a template") for name in shelf.names()], profiles

@@ -1,10 +1,8 @@
-"""How a slash command is read: what is one, its words, and the nearest name to a mistyped one."""
+"""How a slash command is read: what is one, and its words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Final
 
 _COMMAND: Final = re.compile(r"/([A-Za-z][A-Za-z-]*|\?)(?=\s|$)|/\s*$")
@@ -65,13 +63,3 @@ def _word(text: str, at: int) -> tuple[str, int]:
 def _inner(quoted: str) -> str:
     inner = quoted[1:-1]
     return _ESCAPED.sub(r"\1", inner) if quoted[0] == '"' else inner
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant; None where none is near."""
-    known = list(names)
-    begun = [each for each in known if name and each.startswith(name)]
-    if len(begun) == 1:
-        return begun[0]
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return near[0] if near else None

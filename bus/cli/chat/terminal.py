@@ -30,8 +30,9 @@ from bus.cli.chat.slash import Slash
 from bus.cli.chat.slash_actions import Outcome
 from bus.cli.chat.slash_words import is_command
 from bus.cli.chat.status_bar import StatusBar
-from bus.cli.chat.wording import Talk, Tone
+from bus.cli.chat.wording import Talk, Tone, greeting, parting
 from bus.cli.output import one_line, plural, printable
+from bus.cli.wrapping import wrap_hanging
 from bus.settings import Settings
 
 # A terminal whose size cannot be told.
@@ -192,8 +193,8 @@ class Terminal:
     # What slash commands ask of a front end
 
     def say(self, text: str) -> None:
-        """Show one or more whole lines, which are printable."""
-        self._write(f"{text}\n")
+        """Show one or more whole lines, which are printable; wide ones go on below, broken at words."""
+        self._write("".join(f"{line}\n" for line in wrap_hanging(text, _window().columns)))
 
     async def ask(self, question: str) -> str:
         """A line that the person types; "" at the end of input. Ctrl-C stops the command that asks."""
@@ -208,16 +209,12 @@ class Terminal:
     # Talk
 
     def _greet(self) -> None:
-        project = self._conversation.choices.project
-        kind = f" ({project.profile})" if project is not None and project.profile else ""
-        where = [Talk(f"project {project.name}{kind}")] if project is not None else []
-        self._show([*where, Talk("/help shows the commands, Ctrl-D ends")])
+        self._show(greeting(self._conversation.choices.project))
 
     def _part(self) -> None:
         """How to go on another time, where there is something to go on with."""
         if self._conversation.is_kept and self._conversation.messages:
-            session = self._conversation.session_id
-            self._show([Talk(f"olympus chat --session {session} goes on with this; --resume with the last one")])
+            self._show([parting(self._conversation.session_id)])
 
     async def _tell_beginning(self) -> None:
         resumed = await self._conversation.ready()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,9 @@ _CALL_S: Final = 15.0
 READ_BYTES: Final = 32 * 1024
 _LINES: Final = 400
 
+# A file is read no further than this for lines far down in it, which takes less than a second. Bytes.
+_SEARCHED_BYTES: Final = 64 * 2**20
+
 # Names that one listing gives, and entries it looks at before it stops.
 _NAMES: Final = 300
 _LOOKED_AT: Final = 20_000
@@ -36,15 +41,20 @@ _SNIFFED_BYTES: Final = 8_192
 
 # Files that hold passwords and keys. A model may be anywhere, and what it says may be kept.
 _SECRET: Final = (
-    ".env", ".env.*", "*.env", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.gpg",
+    ".env", ".env.*", "*.env", ".envrc*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.gpg",
+    "*.ppk", "*.ovpn", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*", "kubeconfig", "auth.json",
+    "service-account*.json", "service_account*.json", ".my.cnf", ".mylogin.cnf", ".s3cfg", ".boto", ".*_history",
     "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pgpass", ".htpasswd", ".npmrc", ".pypirc",
     ".git-credentials", "credentials", "credentials.*", "secrets", "secrets.*", "*.secret", ".dockercfg",
     ".vault-token",
 )  # fmt: skip
-_SECRET_FOLDERS: Final = frozenset({".git", ".ssh", ".gnupg", ".aws", ".kube", ".docker", ".azure", "secrets"})
+_SECRET_FOLDERS: Final = frozenset({".git", ".hg", ".svn", ".ssh", ".gnupg", ".aws", ".kube", ".docker", ".azure", "secrets"})
 
 # An example of a file of secrets holds none.
 _EXAMPLES: Final = (".example", ".sample", ".template", ".dist", ".pub")
+
+# A copy that an editor or a person left beside it holds what the file does.
+_COPIES: Final = ("~", ".bak", ".orig", ".old", ".save")
 
 # Folders that others made: not listed unless they are named.
 _MADE: Final = frozenset(
@@ -83,17 +93,20 @@ class _ListFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ProjectFiles:
-    """Reads text files under `root`, whatever links and dots a path is made of. Raises Refused."""
+    """Reads text files under `root`, whatever links and dots a path is made of. Raises Refused.
 
-    def __init__(self, root: Path) -> None:
+    hidden: folders that are nobody's project wherever they lie, as the home of Olympus with its tokens and keys.
+    """
+
+    def __init__(self, root: Path, hidden: Sequence[Path] = ()) -> None:
         self._root = root.resolve()
+        self._hidden = frozenset(folder.resolve() for folder in hidden)
 
     def read_file(self, arguments: _ReadFile) -> str:
         """Some lines of a text file, headed by which ones they are."""
         path = self._inside(arguments.path)
         try:
-            # Not blocking, because opening a pipe would wait for its writer; no link, because `path` has none any more.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = _opened_below(self._root, path.relative_to(self._root).parts)
         except OSError as error:
             raise Refused(f"{arguments.path} cannot be read: {error.strerror}.") from error
         with _opened(descriptor, arguments.path) as file:
@@ -108,7 +121,8 @@ class ProjectFiles:
         if not folder.is_dir():
             raise Refused(f"{arguments.path} is no folder.")
         names: list[str] = []
-        for looked_at, (name, is_folder) in enumerate(_entries(folder, is_deep=bool(arguments.pattern))):
+        entries = _entries(folder, self._hidden, is_deep=bool(arguments.pattern))
+        for looked_at, (name, is_folder) in enumerate(entries):
             if looked_at >= _LOOKED_AT or len(names) >= _NAMES:
                 names.append(f"[there is more; this is what {looked_at:,} entries gave]")
                 break
@@ -130,17 +144,20 @@ class ProjectFiles:
         if not _is_under(self._root, path):
             raise Refused(f"{given} is outside of the project.")
         inner = path.relative_to(self._root)
-        if is_secret(inner):
+        if is_secret(inner) or any(_is_under(folder, path) for folder in self._hidden):
             raise Refused(f"{given} may hold passwords or keys and is not shown.")
         return path
 
 
 class Toolbox:
-    """The tools of one conversation. root: of the project, None where there is none; then no file is read."""
+    """The tools of one conversation. root: of the project, None where there is none; then no file is read.
 
-    def __init__(self, client: Client, root: Path | None) -> None:
+    hidden: as `ProjectFiles` has it.
+    """
+
+    def __init__(self, client: Client, root: Path | None, hidden: Sequence[Path] = ()) -> None:
         self._client = client
-        self._files = ProjectFiles(root) if root is not None and _is_project(root) else None
+        self._files = ProjectFiles(root, hidden) if root is not None and _is_project(root) else None
         self._memory: dict[tuple[str, ...], list[Tool]] = {}
 
     async def tools(self, names: Sequence[str]) -> list[Tool]:
@@ -210,12 +227,30 @@ _LOCAL: Final = {
 
 def is_secret(path: Path) -> bool:
     """True for a file, by its path in the project, whose name says that it holds passwords or keys."""
-    name = path.name.lower()
-    if any(part.lower() in _SECRET_FOLDERS for part in path.parts):
+    parts = [part.lower() for part in path.parts]
+    if any(part in _SECRET_FOLDERS or part.endswith(".git") for part in parts):
         return True
+    name = parts[-1] if parts else ""
+    for suffix in _COPIES:
+        name = name.removesuffix(suffix)
     if name.endswith(_EXAMPLES):
         return False
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _SECRET)
+
+
+def _opened_below(root: Path, parts: Sequence[str]) -> int:
+    """A file for reading, opened folder by folder without a link: one that is put there meanwhile leads nowhere.
+
+    Raises OSError. Not blocking, because opening a pipe would wait for its writer.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    folder = os.open(root, flags | os.O_DIRECTORY)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, folder)
+        for part in parts[:-1]:
+            folder = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+            stack.callback(os.close, folder)
+        return os.open(parts[-1] if parts else ".", flags, dir_fd=folder)
 
 
 def _opened(descriptor: int, name: str) -> BinaryIO:
@@ -230,9 +265,12 @@ def _opened(descriptor: int, name: str) -> BinaryIO:
 
 
 def _is_project(root: Path) -> bool:
-    """False for the whole machine and for a home: whoever starts a chat there has not meant to show all of it."""
+    """False for a home and what it lies in: whoever starts a chat there has not meant to show all of it."""
     resolved = root.resolve()
-    return resolved != Path(resolved.anchor) and resolved != Path.home().resolve()
+    home = Path(os.path.expanduser("~"))
+    # A user may have no home.
+    whole = (home.resolve(), *home.resolve().parents) if home.is_absolute() else ()
+    return resolved != Path(resolved.anchor) and resolved not in whole
 
 
 def _is_under(root: Path, path: Path) -> bool:
@@ -246,9 +284,12 @@ def _decoded(arguments: str) -> Any:
 def _lines_of(lines: Iterator[bytes], arguments: _ReadFile) -> str:
     """The lines asked for, as far as READ_BYTES go. Raises Refused for what is no UTF-8."""
     taken: list[bytes] = []
-    size_bytes, number, has_more = 0, 0, False
+    size_bytes, passed_bytes, number, has_more = 0, 0, 0, False
     for number, line in enumerate(lines, 1):
         if number < arguments.start_line:
+            passed_bytes += len(line)
+            if passed_bytes > _SEARCHED_BYTES:
+                raise Refused(f"line {arguments.start_line} is further down than files are read ({number} lines).")
             continue
         if len(taken) >= arguments.lines or (size_bytes + len(line) > READ_BYTES and taken):
             has_more = True
@@ -271,19 +312,22 @@ def _lines_of(lines: Iterator[bytes], arguments: _ReadFile) -> str:
     return f"[lines {arguments.start_line} to {last}{more}]\n{text}"
 
 
-def _entries(folder: Path, *, is_deep: bool) -> Iterator[tuple[str, bool]]:
+def _entries(folder: Path, hidden: frozenset[Path], *, is_deep: bool) -> Iterator[tuple[str, bool]]:
     """Names under `folder` relative to it, in order, with whether each is a folder; links are not followed."""
     waiting = [""]
     while waiting:
         inner = waiting.pop()
         try:
             with os.scandir(folder / inner) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+                # One more than is looked at, so that there being more is seen.
+                entries = sorted(itertools.islice(found, _LOOKED_AT + 1), key=lambda entry: entry.name)
         except OSError:
             continue
         below: list[str] = []
         for entry in entries:
             name = f"{inner}{entry.name}"
+            if folder / name in hidden:
+                continue
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder and is_deep and entry.name not in _MADE:
                 below.append(f"{name}/")

@@ -18,10 +18,14 @@ from bus.cli.chat.events import (
     ToolCalled,
 )
 from bus.cli.output import duration, number, one_line, plural
+from bus.projects import Project
 from schemas.bodies.model import Generation
 
 # Characters of a tool's arguments and of its answer that a line of talk shows.
 _SHOWN: Final = 200
+
+# Characters of a tool's name that it shows: ours have a dozen, and a model may write anything there.
+_NAME: Final = 40
 
 # What a person can do about an error, by its code, where the conversation's own message does not say it.
 _ADVICE: Final = {
@@ -57,11 +61,12 @@ def talk_of(event: Event) -> list[Talk]:
         case ContextUsed():
             return _context(event)
         case ToolCalled():
-            return [Talk(f"→ {event.name} {one_line(event.arguments, _SHOWN)}")]
+            return [Talk(f"→ {one_line(event.name, _NAME)} {one_line(event.arguments, _SHOWN)}")]
         case ToolAnswered(ok=True):
             return [Talk(f"← {one_line(event.content, _SHOWN)}")]
         case ToolAnswered():
-            return [Talk(f"← {event.name} refused: {one_line(event.content, _SHOWN)}", Tone.WARNING)]
+            name = one_line(event.name, _NAME)
+            return [Talk(f"← {name} refused: {one_line(event.content, _SHOWN)}", Tone.WARNING)]
         case Notice():
             return [Talk(f"note: {event.text}")]
         case Away():
@@ -77,6 +82,19 @@ def talk_of(event: Event) -> list[Talk]:
             return [Talk(f"{event.code}: {event.message}", Tone.WRONG), *advice]
         case _:
             return []
+
+
+def greeting(project: Project | None) -> list[Talk]:
+    """What a chat begins with."""
+    where = []
+    if project is not None:
+        where.append(Talk(f"project {project.name}{f' ({project.profile})' if project.profile else ''}"))
+    return [*where, Talk("/help shows the commands, Ctrl-D ends")]
+
+
+def parting(session_id: str) -> Talk:
+    """How to go on another time."""
+    return Talk(f"olympus chat --session {session_id} goes on with this; --resume with the last one")
 
 
 def figures(generation: Generation) -> str:
