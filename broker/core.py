@@ -547,10 +547,12 @@ class Core:
             effects.append(Emit("bus.service.overloaded", body))
 
     def _no_worker(self, subject: str, now: float) -> NoWorker:
-        if catalog.lookup(subject) is not None:
-            service = subject.partition(".")[0]
+        operation = catalog.lookup(subject)
+        if operation is not None:
             return NoWorker(
-                f"no worker serves {subject!r}; is the {service!r} service running?", subject=subject, is_known=True
+                f"no worker serves {subject!r}; is the {operation.service!r} service running?",
+                subject=subject,
+                is_known=True,
             )
         nearest = []
         if now - self._hinted_at >= _HINT_EVERY_S:

@@ -41,7 +41,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         _known(name)
         try:
             one = msgspec.convert({name: value}, Sampling)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise OptionError(f"{name} = {_shown(value)} is not allowed: it is {allowed(name)}") from error
         whole[name] = getattr(one, name)
     if whole.get("json_schema") is not None and whole.get("grammar") is not None:

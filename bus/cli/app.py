@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
@@ -89,6 +91,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `olympus` command and return its exit code (see `bus.cli.exits`)."""
     try:
+        _open_streams()
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -102,7 +105,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more on its way out; give it somewhere to write.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.BROKEN_PIPE
+    finally:
+        if argv is None:
+            # One more Ctrl-C, while the interpreter ends, is not worth a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code
+
+
+def _open_streams() -> None:
+    """Streams that whoever started this has closed lead nowhere; else the next file or connection would be one of them."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe that knows fewer characters gets a question mark for the others, and no traceback.
+        sys.stdout.reconfigure(errors="replace")
 
 
 def root_parser() -> argparse.ArgumentParser:

@@ -332,7 +332,7 @@ class Board:
 
     def _error(self, column: Column) -> str:
         assert column.answer is not None
-        error = column.answer.error
+        error = column.answer.error.strip()
         return error.replace(column.model, "this model") if self._is_blind else error
 
     def _figures(self, column: Column, width: int, height: int) -> list[str]:

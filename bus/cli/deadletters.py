@@ -9,12 +9,13 @@ from typing import Final
 
 from bus.cli import exits
 from bus.cli.action import Action, add_actions, configure_json, run_action
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.durations import amount, duration
 from bus.cli.errors import ago
 from bus.cli.failures import UsageError, say
-from bus.cli.memory_items import confirm, day_and_time
 from bus.cli.output import (
+    day_and_time,
     fit,
     one_line,
     plural,

@@ -14,9 +14,9 @@ from bus.cli.action import Action, add_actions, configure_json, run_action
 from bus.cli.connection import run_with_client
 from bus.cli.durations import amount, duration, instant
 from bus.cli.failures import UsageError, say
-from bus.cli.memory_items import day_and_time
 from bus.cli.output import (
     clock,
+    day_and_time,
     fit,
     number,
     one_line,

@@ -12,10 +12,10 @@ from typing import BinaryIO, Final, get_args
 
 from bus.cli import exits
 from bus.cli.action import Action, configure_json
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.memory_export import written
-from bus.cli.memory_items import confirm
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.output import fit, number, one_line, plural, print_json, printable, table, terminal_width, write_line
 from bus.cli.progress import Progress

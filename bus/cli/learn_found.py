@@ -8,11 +8,22 @@ from typing import Final, get_args
 
 from bus.cli import exits
 from bus.cli.action import Action, configure_json
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.durations import amount
 from bus.cli.failures import UsageError, say
-from bus.cli.memory_items import confirm, day_and_time
-from bus.cli.output import duration, fit, one_line, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import (
+    day_and_time,
+    duration,
+    fit,
+    one_line,
+    plural,
+    print_json,
+    printable,
+    table,
+    terminal_width,
+    write_line,
+)
 from bus.client import Client
 from schemas.bodies.learning import (
     Exchange,

@@ -9,9 +9,8 @@ from bus.cli import exits
 from bus.cli.action import Action, configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
-from bus.cli.memory_items import day_and_time
 from bus.cli.memory_upkeep import LONG_S
-from bus.cli.output import fit, number, one_line, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import day_and_time, fit, number, one_line, print_json, printable, table, terminal_width, write_line
 from bus.cli.progress import Progress
 from bus.client import Client
 from schemas.bodies.learning_gate import (

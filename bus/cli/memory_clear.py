@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from bus.cli import exits
 from bus.cli.action import Action
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import say
-from bus.cli.memory_items import confirm
 from bus.cli.output import print_json, printable
 from bus.cli.progress import Progress
 from bus.client import Client

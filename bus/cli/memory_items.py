@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,11 +13,23 @@ import msgspec
 
 from bus.cli import exits
 from bus.cli.action import Action
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration, instant
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
-from bus.cli.output import fit, number, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import (
+    day_and_time,
+    fit,
+    number,
+    one_line,
+    plural,
+    print_json,
+    printable,
+    table,
+    terminal_width,
+    write_line,
+)
 from bus.client import Client
 from schemas.bodies.items import (
     DocDelete,
@@ -41,10 +52,13 @@ from schemas.bodies.items import (
 )
 from schemas.bodies.memory import AllFacts, Fact, FactPage, Forget, Forgotten, KvGet, Recall, Remember
 from schemas.bodies.sessions import ContextGet, SessionGet, SessionHistory
-from schemas.errors import BusError, Conflict, Forbidden, NotFound
+from schemas.errors import Conflict, Forbidden, NotFound
 
 # Children and relations that `show` lists; the rest is counted.
 _SHOWN_MAX: Final = 10
+
+# Characters of a text in a row; the window cuts it further.
+_EXCERPT: Final = 500
 
 
 # add --------------------------------------------------------------------------------------------------------------
@@ -211,7 +225,13 @@ def _run_list(args: argparse.Namespace) -> int:
                 print_json(memory)
             return exits.OK
         rows = [
-            (printable(one.id), day_and_time(one.at), one.tier, f"{one.importance:.2f}", _one_line(one.content))
+            (
+                printable(one.id),
+                day_and_time(one.at),
+                one.tier,
+                f"{one.importance:.2f}",
+                one_line(one.content, _EXCERPT),
+            )
             for one in page.memories
         ]
         width = terminal_width()
@@ -238,7 +258,7 @@ def _list_facts(args: argparse.Namespace) -> int:
             say("nothing is known yet: olympus memory add TEXT --fact KEY keeps a fact")
             return exits.OK
         rows = [
-            (printable(one.key), day_and_time(one.updated_at), printable(one.category), _one_line(one.value))
+            (printable(one.key), day_and_time(one.updated_at), printable(one.category), one_line(one.value, _EXCERPT))
             for one in page.facts
         ]
         width = terminal_width()
@@ -327,7 +347,7 @@ def _described(found: msgspec.Struct, beside: dict[str, Any]) -> list[str]:
     children: list[Memory] = beside.get("children", [])
     if children:
         lines += ["", f"{number(len(children))} under it:"]
-        lines += [f"  {printable(child.id)}  {_one_line(child.content)}" for child in children[:_SHOWN_MAX]]
+        lines += [f"  {printable(child.id)}  {one_line(child.content, _EXCERPT)}" for child in children[:_SHOWN_MAX]]
     related = beside.get("related", [])
     if related:
         lines += ["", f"{number(len(related))} related:"]
@@ -426,38 +446,6 @@ _Gone = MemoryDeleted | DocDeleted | Forgotten
 def _how_many(reply: _Gone) -> str:
     below = reply.deleted - 1 if isinstance(reply, MemoryDeleted) else 0
     return f", and {plural(below, 'memory').replace('memorys', 'memories')} under it" if below else ""
-
-
-# Shared -----------------------------------------------------------------------------------------------------------
-
-
-def confirm(question: str) -> None:
-    """Ask on the terminal, or under a chat there; raises UsageError without one, Declined for anything but yes."""
-    host = hosted()
-    if host is not None:
-        answer = host.asked(f"{printable(question)}? [y/N] ")
-    elif not sys.stdin.isatty():
-        raise UsageError(f"{printable(question)}? There is no terminal to ask on; --yes says yes")
-    else:
-        print(f"{printable(question)}? [y/N] ", end="", file=sys.stderr, flush=True)
-        answer = sys.stdin.readline()
-    if answer.strip().lower() not in ("y", "yes"):
-        raise Declined("nothing was changed")
-
-
-class Declined(BusError):
-    """The person at the terminal said no. Never on the wire."""
-
-    code = "cancelled"
-
-
-def day_and_time(at: float) -> str:
-    """Local date and minute of an epoch instant."""
-    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text[:500].split()))
 
 
 ACTIONS: Final = (

@@ -16,8 +16,7 @@ from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.durations import instant
 from bus.cli.failures import say
-from bus.cli.memory_items import day_and_time
-from bus.cli.output import milliseconds, plural, print_json, printable, table, terminal_width, write_line
+from bus.cli.output import day_and_time, milliseconds, plural, print_json, printable, table, terminal_width, write_line
 from bus.client import Client
 from schemas.bodies.search import Filters, Search, SearchHit, SearchReply, Understood
 from schemas.errors import Forbidden

@@ -13,9 +13,9 @@ import msgspec
 from bus.cli import exits
 from bus.cli.action import Action, configure_json
 from bus.cli.arguments import settings_flags
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import Unreachable, say
-from bus.cli.memory_items import confirm
 from bus.cli.output import duration, number, plural, print_json, size, table, write_line
 from bus.cli.progress import Progress
 from bus.client import BrokerUnreachable, Client

@@ -10,10 +10,10 @@ from typing import Any, Final
 from bus.cli import exits
 from bus.cli.action import Action, configure_json
 from bus.cli.arguments import settings_from
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
-from bus.cli.memory_items import confirm
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.model_names import check_model, in_use, prefer_model, preferred_model
 from bus.cli.models_loaded import status_line

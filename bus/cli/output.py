@@ -21,10 +21,15 @@ _ESCAPED = {
 }
 
 
+# The same in JSON, which has words of its own for those below a blank and no lone surrogates.
+_ESCAPED_IN_JSON = {code: f"\\u{code:04x}" for code in _ESCAPED if code > 0x20 and not 0xD800 <= code < 0xE000}
+
+
 def to_json(value: Any, *, indent: int = 0) -> str:
-    """JSON text of any decoded value or Struct; bytes become base64."""
-    text = as_json(value)
-    return (msgspec.json.format(text, indent=indent) if indent else text).decode()
+    """JSON text of any decoded value or Struct; bytes become base64. Nothing in it drives a terminal."""
+    encoded = as_json(value)
+    text = (msgspec.json.format(encoded, indent=indent) if indent else encoded).decode()
+    return text if text.isascii() and "\x7f" not in text else text.translate(_ESCAPED_IN_JSON)
 
 
 def print_json(value: Any, *, indent: int = 0) -> None:
@@ -48,7 +53,8 @@ def printable(text: str) -> str:
 
 def one_line(text: str, limit: int) -> str:
     """A text of any kind in one line of at most `limit` characters."""
-    line = printable(" ".join(text.split()))
+    # Spelling out only lengthens, and takes long: what is cut off again need not be.
+    line = printable(" ".join(text.split())[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -134,6 +140,11 @@ def duration(seconds: float) -> str:
 def clock(at: float) -> str:
     """Local time of day with milliseconds of an epoch instant."""
     return datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]
+
+
+def day_and_time(at: float) -> str:
+    """Local date and minute of an epoch instant."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,7 +1,7 @@
 """The terminal as a live view has it to itself: keys in, frames out, and everything as it was afterwards.
 
 Knows nothing of what is shown. It is left as it was found on every way out: the end of the block, an exception, SIGTERM,
-SIGHUP, and for as long as the program is stopped (Ctrl-Z). Only what changed is written, in one piece, so nothing flickers.
+SIGHUP, SIGQUIT, and for as long as the program is stopped (Ctrl-Z). Only what changed is written, in one piece, so nothing flickers.
 """
 
 from __future__ import annotations
@@ -220,6 +220,7 @@ class Screen:
                 (signal.SIGWINCH, self._on_resized),
                 (signal.SIGTERM, self._on_ended),
                 (signal.SIGHUP, self._on_ended),
+                (signal.SIGQUIT, self._on_ended),
                 (signal.SIGTSTP, self._on_stopped),
                 (signal.SIGCONT, self._on_resumed),
             ):

@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +18,16 @@ from bus.client import Client
 from bus.private_file import write_private
 from bus.settings import Settings
 from schemas.bodies.accounts import Refresh, Tokens
-from schemas.errors import Retryable, Unauthenticated
+from schemas.errors import BusError, Unauthenticated
 
 # An access token is renewed this many seconds before its end, so that it lasts for the command.
 _MARGIN_S: Final = 30.0
 
 # How often a command that runs on looks whether its token is to be renewed, seconds: within the margin.
 _LOOK_EVERY_S: Final = 10.0
+
+# How often it looks whether another command has ended its renewal, seconds.
+_LOCK_LOOK_S: Final = 0.02
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,15 +59,19 @@ def load(settings: Settings) -> Session | None:
 
 
 def save(settings: Settings, tokens: Tokens) -> Session:
-    """Keep what a sign-in or its renewal answered."""
-    session = Session(
+    """Keep what a sign-in or its renewal answered. Raises OSError."""
+    session = _session_of(tokens)
+    write_private(session_path(settings), msgspec.json.encode(session))
+    return session
+
+
+def _session_of(tokens: Tokens) -> Session:
+    return Session(
         user_id=tokens.user_id,
         access_token=tokens.access_token,
         refresh_token=tokens.refresh_token,
         renew_at=time.time() + max(tokens.expires_in_s - _MARGIN_S, tokens.expires_in_s / 2),
     )
-    write_private(session_path(settings), msgspec.json.encode(session))
-    return session
 
 
 def forget(settings: Settings) -> None:
@@ -78,7 +85,7 @@ async def renewed(settings: Settings) -> Session | None:
     if session is None or session.renew_at > time.time():
         return session
     # One command at a time: a refresh token used twice would end the sign-in.
-    with await asyncio.to_thread(_locked, settings):
+    async with _locked(settings):
         session = load(settings)
         if session is None or session.renew_at > time.time():
             return session
@@ -89,7 +96,12 @@ async def renewed(settings: Settings) -> Session | None:
             forget(settings)
             say(f"the sign-in of {session.user_id} has ended ({error.message}); 'olympus auth login' begins one")
             return None
-        return save(settings, tokens)
+        try:
+            return save(settings, tokens)
+        except OSError as error:
+            # What is kept there is worth nothing any more: a refresh token used twice ends the sign-in.
+            say(f"the sign-in cannot be kept ({error.strerror}) and lasts for this command; 'olympus auth login' begins one")
+            return _session_of(tokens)
 
 
 async def signed_in(settings: Settings) -> Settings:
@@ -127,25 +139,23 @@ class SignIn:
         """Renew it in time, for ever; returns where there is none to renew, or when it has ended."""
         while self._token:
             await asyncio.sleep(_LOOK_EVERY_S)
-            # While the bus is away nothing can be renewed, nor asked for.
-            with contextlib.suppress(Retryable):
+            # The bus may be away, or the disk full: it is tried again, and what the token is refused for its request tells.
+            with contextlib.suppress(BusError, OSError):
                 session = await renewed(self.settings)
                 self._token = session.access_token if session is not None else ""
 
 
-def _locked(settings: Settings) -> _Lock:
-    return _Lock(session_path(settings).with_name("session.lock"))
-
-
-class _Lock:
-    """Held from its making on, until the block is left."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-
-    def __enter__(self) -> None:
-        """It is held already."""
-
-    def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)
+@contextlib.asynccontextmanager
+async def _locked(settings: Settings) -> AsyncIterator[None]:
+    """One renewal at a time. Looked at again and again: a thread that waits for a process that stands could not be ended."""
+    descriptor = os.open(session_path(settings).with_name("session.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_LOOK_S)
+        yield
+    finally:
+        os.close(descriptor)

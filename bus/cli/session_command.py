@@ -10,11 +10,12 @@ from typing import Final
 from bus.cli import exits
 from bus.cli.action import Action, add_actions, configure_json, run_action
 from bus.cli.chat import session_keeper
+from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
-from bus.cli.memory_items import confirm, day_and_time
 from bus.cli.output import (
+    day_and_time,
     duration,
     fit,
     number,

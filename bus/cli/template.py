@@ -19,11 +19,11 @@ from bus.cli import exits
 from bus.cli.action import Action, add_actions, configure_json, run_action
 from bus.cli.arguments import settings_from
 from bus.cli.chat.template_use import filled, question, values_of
+from bus.cli.confirming import confirm, says_yes
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
-from bus.cli.memory_items import confirm
 from bus.cli.output import fit, one_line, print_json, printable, table, terminal_width, write_line
 from bus.cli.req import JsonPrinter, TextPrinter, address
 from bus.client import Client
@@ -381,7 +381,7 @@ def _edited(shelf: Shelf, name: str, text: str) -> str:
             written = draft.read_text(encoding="utf-8")
         except TemplateError as error:
             say(printable(str(error)))
-            if (_typed("edit it again [y/N]? ") or "").strip().lower() not in ("y", "yes"):
+            if not says_yes("edit it again"):
                 raise TemplateError(draft, None, "nothing was written; the draft is kept there") from error
             continue
         draft.unlink()

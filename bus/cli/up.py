@@ -64,7 +64,7 @@ _HONCHO_STOP_S: Final = 7.0
 # What a newcomer may ask a service first.
 _FIRST_WORDS: Final = {
     "memory": """req memory.remember '{"key": "colour", "value": "blue"}'""",
-    "models": """req model.chat '{"messages": [{"role": "user", "content": "What can you do?"}]}'""",
+    "models": "chat",
 }
 
 

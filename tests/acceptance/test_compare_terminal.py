@@ -138,7 +138,7 @@ def test_blind_columns_have_no_names_until_the_pick(house: TrialHouse) -> None:
     assert f"picked: {first} is the best" in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_the_terminal_is_given_back_when_the_program_is_ended(house: TrialHouse, number: int) -> None:
     """By a signal that ends it; what was on the screen before is there again."""
     house.scripts["tiny"] = Say(pieces=["so far"], waits=True)

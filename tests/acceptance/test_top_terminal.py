@@ -164,7 +164,7 @@ def test_it_is_stopped_and_goes_on_and_follows_the_window(house: TrialHouse) -> 
         assert "typed" in screen.wait_for("^shell>$")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(house: TrialHouse, number: int) -> None:
     """As if it had ended by itself, with the status of the signal."""
     with top(house) as screen:

@@ -191,12 +191,13 @@ def test_whole_house_comes_up_answers_and_stops(make_up: Callable[..., Up]) -> N
     up = make_up()
     process = up.start()
     up.wait_for_line("Olympus is ready: broker, memory, resources, models")
-    shown = up.wait_for_line("req model.chat")
-    arguments = shlex.split(shown)[1:]
+    shown = up.wait_for_line(" chat")
+    arguments = [*shlex.split(shown)[1:], "What can you do?"]
 
     answer = subprocess.run(
         [sys.executable, "-m", "bus.cli.app", *arguments],
         env=up.environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -91,6 +91,15 @@ async def test_unknown_subject_fails_fast_with_what_was_meant(open_bus: OpenBus)
         assert (await client.request("memory.kv.get", {"key": "a"})).key == "a"
 
 
+async def test_an_operation_that_nobody_serves_names_the_service_that_would(open_bus: OpenBus) -> None:
+    """Which is not always what its subject begins with: the resources serve gpu.status."""
+    async with open_bus() as bus:
+        with pytest.raises(NoWorker, match="is the 'resource' service running") as failure:
+            await bus.client().request("gpu.status", {})
+
+        assert failure.value.details["is_known"] is True
+
+
 @pytest.mark.parametrize(
     ("subject", "field"), [("a b", "subject"), ("", "subject"), ("x" * 300, "subject"), ("a..b", "subject")]
 )

@@ -29,7 +29,7 @@ from bus.cli.chat.events import (
 from bus.cli.chat.session_keeper import KEPT_CHARACTERS
 from bus.client import Client
 from bus.projects import Project
-from schemas.errors import Forbidden, NotFound
+from schemas.errors import BadRequest, Forbidden, NotFound
 from tests.chat_house import ChatHouse, Say
 
 E = TypeVar("E", bound=Event)
@@ -260,6 +260,45 @@ async def test_the_model_reads_the_project_and_nothing_else(house: ChatHouse, tm
     assert all("secret" not in message.content for chat in house.asked for message in chat.messages)
 
 
+async def test_of_thousands_of_calls_at_once_the_first_are_done_and_the_answer_comes(
+    house: ChatHouse, tmp_path: Path
+) -> None:
+    """Their results would be more messages than a request may hold."""
+    house.answer(Say(calls=[("list_files", "{}")] * 5_000), "Done.")
+    choices = Choices(tools=("list_files",), project=Project(root=tmp_path, name="project"))
+
+    async with talking(house, choices) as conversation:
+        events = await asked(conversation, "What is there?")
+
+    assert isinstance(events[-1], Answered)
+    assert len(of(ToolAnswered, events)) == 16
+    assert "5,000 calls at once; the first 16 are done" in [notice.text for notice in of(Notice, events)]
+
+
+async def test_a_project_whose_folder_is_no_text_has_its_sessions_too(house: ChatHouse, tmp_path: Path) -> None:
+    """A folder may be called any bytes, which no message holds as they are."""
+    choices = Choices(project=Project(root=tmp_path / "bad\udcff", name="bad\udcff"))
+    async with talking(house, choices) as conversation:
+        assert isinstance((await asked(conversation, "Hello"))[-1], Answered)
+    async with Client(house.settings, name="chat") as client:
+        conversation = Conversation(client, house.settings, choices)
+        conversation.begin(resume=True)
+        resumed = await conversation.ready()
+        assert resumed is not None
+        assert resumed.session.turns == 2
+        await conversation.close()
+
+
+async def test_a_text_that_is_no_utf8_is_refused_before_it_is_sent(house: ChatHouse) -> None:
+    """Every command hands on what it is given; this is an error of the request, and none of the program."""
+    async with Client(house.settings, name="chat") as client:
+        with pytest.raises(BadRequest, match=r"memory\.recall: a text in the body is no UTF-8"):
+            await client.request("memory.recall", {"key": "\udcff"})
+        with pytest.raises(BadRequest, match="no UTF-8"):
+            async with client.stream("model.chat", {"messages": [{"role": "user", "content": "\udcff"}]}) as parts:
+                await anext(parts)
+
+
 @pytest.mark.parametrize("by", ["flag --tools", "profile python"])
 async def test_a_model_without_tools_is_given_none_and_that_is_said_once(house: ChatHouse, by: str) -> None:
     """Its capabilities decide; it matters to whoever named tools on the command line, and is a detail to all others."""
@@ -455,6 +494,31 @@ async def test_an_answer_can_be_stopped_while_the_bus_is_away(house: ChatHouse) 
 
         assert await conversation.close(20) == []
         assert house.turns(conversation.session_id) == [("user", "Tell me."), ("assistant", "Half an ")]
+
+
+async def test_a_model_that_was_lost_is_waited_for_until_it_serves_again(house: ChatHouse) -> None:
+    """Its runner is started anew meanwhile, and nobody takes the question until that is done."""
+    house.answer(
+        Say(pieces=["Beg"], error=("worker_lost", "gone")),
+        Say(error=("no_worker", "nobody serves it any more")),
+        Say(error=("no_worker", "nobody serves it any more")),
+        "Whole.",
+    )
+    async with talking(house) as conversation:
+        events = await asked(conversation, "Hello")
+        assert isinstance(events[-1], Answered)
+        assert conversation.messages[-1].content == "Whole."
+
+
+async def test_what_had_come_of_a_lost_answer_is_kept_where_nothing_better_comes(house: ChatHouse) -> None:
+    """It was on the screen, and the model shall know it."""
+    house.answer(Say(pieces=["Beginning"], error=("worker_lost", "gone")), Say(error=("unprocessable", "too bad")))
+    async with talking(house) as conversation:
+        events = await asked(conversation, "Hello")
+        assert events[-1] == Failed(code="unprocessable", message="too bad")
+        assert conversation.messages[-1].content == "Beginning"
+
+    assert house.turns(conversation.session_id)[-1] == ("assistant", "Beginning")
 
 
 async def test_a_model_that_breaks_down_over_every_try_is_given_up(house: ChatHouse) -> None:
@@ -669,10 +733,18 @@ async def test_two_questions_at_once_are_refused(house: ChatHouse) -> None:
         assert isinstance((await first)[-1], Answered)
 
 
-async def test_loading_a_model_is_told_while_it_is_waited_for(house: ChatHouse) -> None:
-    """A model that is not in memory takes its time."""
+async def test_loading_a_model_is_told_while_it_is_waited_for(
+    house: ChatHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is not in memory takes its time; one that is there at once needs no words."""
     async with talking(house, Choices(model="big")) as conversation:
-        events = await asked(conversation, "hello")
+        assert of(Notice, await asked(conversation, "hello")) == []
+        monkeypatch.setattr("bus.cli.chat.conversation._LOADING_S", 0.0)
+        house.answer(Say(waits=True, pieces=[]))
+        asking = asyncio.ensure_future(asked(conversation, "hello"))
+        await house.reached(lambda: len(house.asked) == 2, "the question")
+        house.release()
+        events = await asking
 
     assert "big is being loaded" in [notice.text for notice in of(Notice, events)]
     assert msgspec.structs.asdict(conversation.figures)["model"] == "big"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,9 @@ HEAVY = {
     "tokenizers",
     "torch",
     "transformers",
+    "uvloop",
     "yaml",
+    "zmq",
 }
 
 # What a terminal is drawn with: a pipe has no use for it.
@@ -114,6 +117,7 @@ def test_a_chat_is_ready_before_anything_heavy_is_imported(house: ChatHouse, tmp
     try:
         drawn = b""
         while "› ".encode() not in drawn:
+            assert select.select([keyboard], [], [], WAIT_S)[0], f"no prompt within {WAIT_S:g} s: {drawn!r}"
             drawn += os.read(keyboard, 4096)
         modules = imported(listing.read_text())
         os.write(keyboard, b"\x04")

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def chat(house: ChatHouse, *words: str, stdin: bytes = b"") -> subprocess.Comple
 
 @contextlib.contextmanager
 def running(house: ChatHouse, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that the test talks to."""
+    """A run that the test talks to; it is ended when it takes too long, so that whoever reads it hears of the end."""
     process = subprocess.Popen(
         command(house, *words),
         stdin=subprocess.DEVNULL,
@@ -57,9 +58,12 @@ def running(house: ChatHouse, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         stderr=subprocess.PIPE,
         **surroundings(house),
     )
+    watch = threading.Timer(2 * WAIT_S, process.kill)
+    watch.start()
     try:
         yield process
     finally:
+        watch.cancel()
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=30)
@@ -102,6 +106,16 @@ def test_an_answer_can_be_one_json_document(house: ChatHouse) -> None:
     generation = json.loads(done.stdout)
     assert generation["text"] == "You said: hello"
     assert generation["usage"]["completion_tokens"] == 3
+
+
+def test_an_answer_that_is_cut_off_says_so(house: ChatHouse) -> None:
+    """The limit of tokens, or a window that is full; unless only failures are wanted."""
+    house.answer(Say(pieces=["Half an"], finish_reason="length"))
+    assert chat(house, "hello").stderr == b"olympus: cut off at its limit of tokens (--option max_tokens=...)\n"
+    house.answer(Say(pieces=["word " * 5_000], finish_reason="length"))
+    assert chat(house, "hello").stderr == b"olympus: cut off: the window of 4,096 tokens is full\n"
+    house.answer(Say(pieces=["Half an"], finish_reason="length"))
+    assert chat(house, "-q", "hello").stderr == b""
 
 
 def test_nothing_to_ask_is_a_wrong_command_line(house: ChatHouse) -> None:
@@ -287,25 +301,6 @@ def test_a_template_asks_with_its_model_and_options_and_flags_count_more(house: 
     assert (asked.messages[0].content, asked.model, asked.temperature) == ("You look.", "tiny", 0.5)
     assert missing.returncode == exits.USAGE
     assert b"what" in missing.stderr
-
-
-def test_a_pipe_imports_nothing_of_a_terminal(house: ChatHouse) -> None:
-    """What draws a terminal takes longer to import than all the rest."""
-    program = (
-        "import sys; from bus.cli.app import main; code = main(sys.argv[1:]);"
-        "heavy = {'prompt_toolkit', 'rich', 'numpy', 'torch', 'jinja2', 'httpx', 'zmq', 'uvloop'} & set(sys.modules);"
-        "print(code, sorted(heavy), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *house.flags, "chat", "hello"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=60,
-        check=False,
-        **surroundings(house),
-    )
-
-    assert done.stderr == b"0 []\n"
 
 
 # Lines on a terminal

@@ -233,16 +233,23 @@ async def test_memory_is_switched_off_and_on_for_this_chat(house: ChatHouse, cap
 
 
 async def test_what_memory_put_before_the_model_is_shown(house: ChatHouse, capsys: Capture) -> None:
-    """`/memory show-context` names each memory with its tokens, and says so when there was none."""
+    """`/memory show-context` shows what is known and what was found word for word, and says so when there was nothing."""
     house.request("memory.add", {"content": "Ada keeps bees in the garden", "id": "bees"})
+    house.request("memory.remember", {"key": "pet", "value": "Rex"})
     async with chat_in(house, capsys, tools=()) as chat:
-        assert "nothing before the model yet" in await chat.do("/memory show-context")
+        assert "nothing before the model" in await chat.do("/memory show-context")
 
         await chat.ask("who keeps bees in the garden?")
 
         shown = await chat.do("/memory show-context")
-        assert "bees" in shown
+        assert "pet: Rex" in shown.partition("before the question:")[0]
+        assert "Ada keeps bees in the garden" in shown
+        assert "memory/bees" in shown
         assert "counted by" in shown
+
+        await chat.do("/memory off")
+        await chat.ask("and now?")
+        assert "nothing before the model" in await chat.do("/memory show-context")
 
 
 # Models -----------------------------------------------------------------------------------------------------------
@@ -262,6 +269,15 @@ async def test_a_model_is_used_in_this_chat_and_kept_when_asked_to(house: ChatHo
 
         assert "did you mean 'plain'?" in await chat.do("/model use plian")
         assert chat.conversation.choices.model == "big"
+
+
+async def test_a_comparison_of_too_few_models_says_how_to_ask_for_one(house: ChatHouse, capsys: Capture) -> None:
+    """The words of a question without quotes are not taken for models."""
+    async with chat_in(house, capsys) as chat:
+        for line in ("/compare", "/compare what is 7 + 5? tiny", "/compare tiny plain"):
+            assert "/compare [QUESTION] MODEL MODEL" in await chat.do(line)
+        assert "'plian' is none, did you mean 'plain'?" in await chat.do("/compare what is 7 + 5? tiny plian")
+        assert "'plian'" in await chat.do("/compare 'what is 7 + 5?' tiny plian")
 
 
 async def test_the_model_in_use_is_marked_and_described(house: ChatHouse, capsys: Capture) -> None:

@@ -186,8 +186,8 @@ def test_a_template_is_written_in_the_editor_until_it_is_right(house: ChatHouse,
     )
     editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
 
-    again = typed(house, project, ["create", "edited"], [("edit it again [y/N]? ", "y\n")], EDITOR=str(editor))
-    given_up = typed(house, project, ["create", "other"], [("edit it again [y/N]? ", "\n")], EDITOR=str(editor))
+    again = typed(house, project, ["create", "edited"], [("edit it again? [y/N] ", "y\n")], EDITOR=str(editor))
+    given_up = typed(house, project, ["create", "other"], [("edit it again? [y/N] ", "\n")], EDITOR=str(editor))
 
     assert "not valid YAML" in again
     assert (house.home / "templates" / "edited.yaml").read_text() == "prompt: right {a}\n"

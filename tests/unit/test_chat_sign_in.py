@@ -25,6 +25,7 @@ async def test_a_token_is_renewed_while_the_command_runs_also_after_an_outage(
         signed("first"),
         signed("second"),
         NoWorker("away"),
+        OSError(28, "no space left on device"),
         signed("third"),
         None,
     ]
@@ -49,7 +50,7 @@ async def test_a_token_is_renewed_while_the_command_runs_also_after_an_outage(
     async with asyncio.timeout(10):
         await sign_in.keep()
 
-    assert seen == ["", "first", "second", "second", "third"]
+    assert seen == ["", "first", "second", "second", "second", "third"]
     assert token() == ""
 
 

@@ -74,6 +74,8 @@ def conversation() -> Conversation:
         last_reply_id="",
         last_question="",
         last_context=None,
+        last_addition="",
+        last_block="",
         messages=[],
     )
     return cast(Conversation, fake)
@@ -225,7 +227,7 @@ async def test_unknown_commands_and_actions_name_the_nearest() -> None:
     assert "did you mean /options?" in await said("/optoins temperature=1")
     assert "/help lists the commands" in await said("/xyzzy")
     assert "did you mean 'resume'?" in await said("/session resum x")
-    assert "/project has no 'xyzzy'; there are: use, detect, init, show" in await said("/project xyzzy")
+    assert "/project has no 'xyzzy'; there are: use, show, detect, init" in await said("/project xyzzy")
     assert "/memory has no '\\x1b[31mred'" in await said("/memory \x1b[31mred")
     assert "did you mean /memory?" in await said("/help memroy")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -158,3 +159,14 @@ def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     assert code == exits.BROKEN_PIPE
     assert "Traceback" not in talk
     assert "BrokenPipe" not in talk
+
+
+def test_a_terminal_that_knows_fewer_characters_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stdout cannot encode stops no command."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    with pytest.raises(SystemExit):
+        app.main(["--help"])
+    sys.stdout.write("café ›")
+    sys.stdout.flush()
+    assert raw.getvalue().endswith(b"caf? ?")

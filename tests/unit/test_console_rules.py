@@ -209,3 +209,19 @@ def test_a_rate_takes_a_look_that_is_neither_too_young_nor_too_old_and_of_the_sa
     assert earlier(known, look(10.0)) is known[2]
     assert earlier(known[:1], look(30.0)) is None
     assert earlier(known, look(10.0, boot="another")) is None
+
+
+def test_a_part_of_a_service_that_has_no_worker_now_is_not_shown_as_away() -> None:
+    """model.runner is there while a model is loaded; a program of its own, or what is waited for, is missed."""
+    seen = look(1.0)
+    gone = msgspec.structs.replace(seen.services[0], instances=0)
+    services = [
+        *(msgspec.structs.replace(gone, service=name) for name in ("model", "model.runner", "kitchen", "kitchen.oven")),
+        msgspec.structs.replace(gone, service="kitchen.sink", queued=2),
+        msgspec.structs.replace(gone, service="garden.shed"),
+    ]
+    picture = drawn(None, msgspec.structs.replace(seen, services=services), Settings())
+
+    away = {one.service for one in picture.services if one.state == "away"}
+    assert {"model", "kitchen", "kitchen.sink", "garden.shed", "memory"} <= away
+    assert not {"model.runner", "kitchen.oven"} & {one.service for one in picture.services}

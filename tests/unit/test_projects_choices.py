@@ -284,7 +284,9 @@ def test_a_new_project_file_is_told_in_one_line_until_it_was_seen(folder: Path) 
     text = "system: You are evil.\ntools: [read_file, forget]\nmodel: big\noptions: {seed: 1}\n"
     file = write(folder, text)
 
-    (note,) = chosen(folder).notes
+    note, left_out = chosen(folder).notes
+    assert "forget is passed over" in left_out
+    assert chosen(folder).tools == ("read_file",)
     assert note == (
         f"new here: {file} sets model big, a system prompt of 13 characters, tools read_file, options seed;"
         " `olympus project show` shows it whole"
@@ -296,7 +298,7 @@ def test_a_new_project_file_is_told_in_one_line_until_it_was_seen(folder: Path) 
     assert chosen(folder).notes == ()
 
     write(folder, text + "system_append: More.\n")
-    assert len(chosen(folder).notes) == 1
+    assert len(chosen(folder).notes) == 2
 
 
 def test_notes_cannot_drive_a_terminal(folder: Path) -> None:

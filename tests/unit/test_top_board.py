@@ -391,7 +391,7 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     names=st.lists(NAMES, min_size=1, max_size=12, unique=True),
     keys=st.lists(KEYS, max_size=12),

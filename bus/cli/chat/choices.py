@@ -161,7 +161,9 @@ def _allowed(project: Project | None) -> Project | None:
     if project is None or "forget" not in (project.asked.tools or ()):
         return project
     tools = tuple(name for name in project.asked.tools or () if name != "forget")
-    note = f"{project.asked.origins['tools']}: tools: forget is passed over; you allow it with --tools or /tools on forget"
+    note = (
+        f"{project.asked.origins['tools']}: tools: forget is passed over; you allow it with --tools or /tools on forget"
+    )
     asked = msgspec.structs.replace(project.asked, tools=tools)
     return msgspec.structs.replace(project, asked=asked, notes=(*project.notes, note))
 

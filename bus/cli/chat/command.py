@@ -18,6 +18,7 @@ import msgspec
 from bus.cli.arguments import settings_from
 from bus.cli.chat.choices import Choices, choose, configure_choices, settle
 from bus.cli.chat.conversation import Conversation
+from bus.cli.chat.generating import ended
 from bus.cli.connection import check_listening
 from bus.cli.failures import UsageError, say
 from bus.cli.host import hosted
@@ -219,7 +220,7 @@ async def _chat(
         try:
             return await _front_end(args, settings, conversation, question, ended_by)
         finally:
-            keeping.cancel()
+            await ended(keeping)
             for line in await conversation.close():
                 say(printable(line))
 

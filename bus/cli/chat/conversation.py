@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +38,9 @@ from schemas.bodies.model_trials import Route, Routed
 from schemas.bodies.sessions import Bridge, Session
 from schemas.errors import BusError, NotFound, TooLarge
 
+# A model that is in memory sooner than that needs no words about it, seconds.
+_LOADING_S: Final = 1.0
+
 # Rounds of tool calls for one question; the next answer has to do without.
 ROUNDS_MAX: Final = 8
 
@@ -45,7 +48,7 @@ ROUNDS_MAX: Final = 8
 _CALLS_MAX: Final = 16
 
 # Messages of one request (schemas.bodies.model.Chat), less what a question may add.
-_MESSAGES_MAX: Final = 4_000
+_MESSAGES_MAX: Final = 3_900
 
 # Of a conversation that has outgrown its window, the part that is still sent: cut to the brim, each further question
 # would cut again, and the model would read everything anew each time.
@@ -112,7 +115,6 @@ class Conversation:
         *,
         settle: Settle | None = None,
         is_kept: bool = True,
-        session_id: str | None = None,
     ) -> None:
         self.client = client
         self.settings = settings
@@ -123,6 +125,9 @@ class Conversation:
         self.last_question = ""
         self.last_reply_id = ""
         self.last_context: ContextUsed | None = None
+        # What memory put into the system message and before the last question, word for word.
+        self.last_addition = ""
+        self.last_block = ""
         self.tell: Callable[[str], None] | None = None
         self._settle = settle
         self._untold: list[str] = []
@@ -135,8 +140,6 @@ class Conversation:
         self._generating = Generating(client, self._emit)
         self._keeper = SessionKeeper(client, tell=self._notice, is_kept=is_kept)
         self._take(choices)
-        if session_id is not None:
-            self._keeper.begin(session_id)
         self._beginning: asyncio.Task[Resumed | None] | None = None
         self._warming: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -265,6 +268,7 @@ class Conversation:
         self.messages = []
         self.last_question = self.last_reply_id = self._last_attached = ""
         self.last_context = None
+        self.last_addition = self.last_block = ""
         self._staged = ""
         self._last_length = 0
 
@@ -332,7 +336,9 @@ class Conversation:
             self._emit(Failed(code=error.code, message=error.message))
         else:
             self._end(answer, generation)
-            self._emit(Answered(generation=msgspec.structs.replace(generation, text=answer.text)))
+            limit = self.figures.context_limit or 0
+            window = limit if self.figures.context_used >= limit else 0
+            self._emit(Answered(generation=msgspec.structs.replace(generation, text=answer.text), window=window))
 
     async def _answer(self, answer: _Answer, is_retry: bool) -> Generation:
         """Raises BusError."""
@@ -342,10 +348,30 @@ class Conversation:
         info = await self._model()
         # The look at memory and the tools' descriptions take the time of the slowest, not of all.
         found, tools = await asyncio.gather(self._context(answer.question, info), self._tools(info))
-        if info is not None and info.state == "available":
-            self._emit(Notice(text=f"{info.name} is being loaded"))
         content = f"{found.block}\n\n{answer.asked}" if found.block else answer.asked
         self.messages.append(ChatMessage(role="user", content=content))
+        with self._loading_told(answer, info):
+            return await self._rounds(answer, tools, info)
+
+    @contextlib.contextmanager
+    def _loading_told(self, answer: _Answer, info: ModelInfo | None) -> Iterator[None]:
+        """Say that the model is being loaded, where that takes so long that the person wonders."""
+
+        def tell(name: str) -> None:
+            if not answer.text:
+                self._emit(Notice(text=f"{name} is being loaded"))
+
+        telling = None
+        if info is not None and info.state == "available":
+            telling = asyncio.get_running_loop().call_later(_LOADING_S, tell, info.name)
+        try:
+            yield
+        finally:
+            if telling is not None:
+                telling.cancel()
+
+    async def _rounds(self, answer: _Answer, tools: list[Tool], info: ModelInfo | None) -> Generation:
+        """The model's answer, after as many rounds of tools as it wants. Raises BusError."""
         for number in range(ROUNDS_MAX + 1):
             is_last = number == ROUNDS_MAX
             if is_last:
@@ -425,6 +451,7 @@ class Conversation:
         staged, self._staged = self._staged, ""
         if staged:
             found = found._replace(block="\n\n".join([block_of([staged]), *filter(None, [found.block])]))
+        self.last_addition, self.last_block = addition, found.block
         return found
 
     async def _tools(self, info: ModelInfo | None) -> list[Tool]:
@@ -447,19 +474,20 @@ class Conversation:
         """Do what the model asked for, one after the other, and put the results before it."""
         text = "".join(answer.pieces)
         answer.end_round()
-        self.messages.append(ChatMessage(role="assistant", content=text, tool_calls=generation.tool_calls))
-        for number, call in enumerate(generation.tool_calls):
+        calls = generation.tool_calls[:_CALLS_MAX]
+        if len(calls) < len(generation.tool_calls):
+            self._emit(Notice(text=f"{len(generation.tool_calls):,} calls at once; the first {_CALLS_MAX} are done"))
+        self.messages.append(ChatMessage(role="assistant", content=text, tool_calls=calls))
+        for call in calls:
             self._emit(ToolCalled(name=call.name, arguments=call.arguments))
-            ok, content = await self._tool_result(call, number)
+            ok, content = await self._tool_result(call)
             answer.called.append(call.name)
             self._emit(ToolAnswered(name=call.name, ok=ok, content=content))
             self.messages.append(ChatMessage(role="tool", content=clean(content), tool_call_id=call.id, name=call.name))
 
-    async def _tool_result(self, call: ToolCall, number: int) -> tuple[bool, str]:
+    async def _tool_result(self, call: ToolCall) -> tuple[bool, str]:
         if call.name not in self.choices.tools:
             return False, f"There is no tool {call.name!r}. There are: {', '.join(self.choices.tools)}."
-        if number >= _CALLS_MAX:
-            return False, f"Not done: {_CALLS_MAX} calls at once are enough."
         return await self._toolbox.call(call)
 
     # How it ends

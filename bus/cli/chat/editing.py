@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import re
 import select
+import stat
 from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
-from typing import Final, Protocol, TextIO
+from typing import BinaryIO, Final, Protocol, TextIO
 
 import msgspec
 from prompt_toolkit import PromptSession
@@ -52,6 +54,9 @@ _PASTE_ENDS: Final = "\x1b[201~"
 # Entries of the history, and characters of one that are worth calling up again.
 _HISTORY_ENTRIES: Final = 1_000
 _ENTRY_CHARACTERS: Final = 8_192
+
+# Of its file the end that is read, bytes: more than twice as many entries of usual length. A longer one is cut.
+_HISTORY_BYTES: Final = 8 * 2**20
 
 # What names of models and the like may take to be looked up before a menu is drawn without them, seconds.
 _NAMES_S: Final = 0.2
@@ -202,7 +207,9 @@ class PrivateHistory(History):
     def load_history_strings(self) -> Iterable[str]:
         """The entries, newest first; a line that is no entry is passed over."""
         try:
-            lines = self._path.read_bytes().splitlines()
+            with self._opened(os.O_RDONLY) as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - _HISTORY_BYTES, 0))
+                lines = file.read(_HISTORY_BYTES).splitlines()
         except OSError:
             return
         for line in reversed(lines[-_HISTORY_ENTRIES:]):
@@ -227,15 +234,28 @@ class PrivateHistory(History):
 
     def _store(self, line: bytes) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as file:
+        with self._opened(os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             os.fchmod(file.fileno(), 0o600)
-            lines = file.read().splitlines(keepends=True)
-            if len(lines) >= 2 * _HISTORY_ENTRIES:
+            size_bytes = os.fstat(file.fileno()).st_size
+            file.seek(max(size_bytes - _HISTORY_BYTES, 0))
+            lines = file.read(_HISTORY_BYTES).splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                # A disk that was full has cut the last one off, which must not take this one with it.
+                line = b"\n" + line
+            if len(lines) >= 2 * _HISTORY_ENTRIES or size_bytes > _HISTORY_BYTES:
                 # In place: another chat may wait for the lock of this very file.
                 file.truncate(0)
                 line = b"".join([*lines[1 - _HISTORY_ENTRIES :], line])
             file.write(line)
+
+    def _opened(self, flags: int) -> BinaryIO:
+        """The file. Raises OSError, also for what is no plain file: a pipe would be waited for."""
+        descriptor = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no plain file", str(self._path))
+        return open(descriptor, "r+b" if flags & os.O_RDWR else "rb")
 
 
 class SlashCompleter(Completer):

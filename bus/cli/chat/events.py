@@ -66,9 +66,10 @@ class Back(Event, frozen=True, kw_only=True):
 
 
 class Answered(Event, frozen=True, kw_only=True):
-    """The end of an answer, with its figures."""
+    """The end of an answer, with its figures. window: of the model, in tokens, where it was full before the end; else 0."""
 
     generation: Generation
+    window: int = 0
 
 
 class Stopped(Event, frozen=True, kw_only=True):

@@ -45,20 +45,24 @@ class Generating:
     async def generation(self, body: Mapping[str, Any], pieces: list[str]) -> Generation:
         """What the model makes of `body`, a request of `model.chat`; asked again where the bus or the model went away.
 
-        pieces: takes its text as it comes, and what came before an outage is taken out of it again. Raises BusError.
+        pieces: takes its text as it comes; what came before an outage stays there until text comes anew. Raises BusError.
         """
-        lost = 0
+        lost, lost_at = 0, 0.0
         while True:
             try:
                 return await self._streamed(body, pieces)
+            except NoWorker:
+                # What was lost is started again, and serves nothing until it is there.
+                if not lost or time.monotonic() - lost_at > _AWAY_S:
+                    raise
+                await asyncio.sleep(_LOOK_S)
             except (_BusAway, WorkerLost, BrokerUnreachable) as error:
-                lost += 1
+                lost, lost_at = lost + 1, time.monotonic()
                 why = error.message if isinstance(error, BusError) else "the bus went away"
                 if lost >= _LOST_MAX and isinstance(error, WorkerLost):
                     raise
                 self._emit(Away(reason=why))
                 away_s = await self._back()
-                pieces.clear()
                 self._emit(Back(away_s=away_s))
 
     async def _back(self) -> float:
@@ -80,18 +84,24 @@ class Generating:
         """One generation, its text told as it comes. Raises BusError, _BusAway."""
         model = body.get("model")
         subject = f"model.chat@{model}" if model else "model.chat"
+        has_begun = False
         async with self._client.stream(subject, body, timeout_s=_ANSWER_S) as parts:
             while True:
                 part = await self._next(parts)
                 if part is None:
                     break
                 if part.text:
+                    if not has_begun:
+                        has_begun = True
+                        pieces.clear()
                     pieces.append(part.text)
                     self._emit(Text(text=part.text))
             final: Generation = parts.final
-        if not pieces and final.text:
-            pieces.append(final.text)
-            self._emit(Text(text=final.text))
+        if not has_begun:
+            pieces.clear()
+            if final.text:
+                pieces.append(final.text)
+                self._emit(Text(text=final.text))
         return final
 
     async def _next(self, parts: Any) -> Any:

@@ -44,10 +44,10 @@ class LiveAnswer:
             while not following.done():
                 self._draw()
                 await asyncio.sleep(_FRAME_S)
-                try:
-                    await asyncio.wait_for(self._happened.wait(), _CLOCK_S)
-                except TimeoutError:
-                    continue
+                # Not wait_for, which in Python 3.11 may lose a cancellation that comes together with an event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CLOCK_S):
+                        await self._happened.wait()
                 self._happened.clear()
             await following
         finally:

@@ -45,6 +45,10 @@ _INDENT: Final = 2
 # A longer block is not read as markdown, which would take seconds. Characters.
 _PARSED: Final = 65_536
 
+# Code with a longer line is not coloured: some lexers take time with the square of it, and nothing interrupts them.
+# 8,000 brackets in a line of a makefile took 1.7 s. Characters.
+_COLOURED_LINE: Final = 500
+
 # Columns below which a table is drawn as one line a cell.
 _COLUMN: Final = 6
 
@@ -196,8 +200,8 @@ def _code(code: str, language: str, width: int, console: Console, *, before: str
     """Coloured lines, indented; `before` is read for what it leaves open, a string over several lines, and not drawn."""
     indent = _INDENT if width > 4 * _INDENT else 0
     lines = list(Text(code).split("\n", allow_blank=True))
-    if language and len(code) <= _PARSED:
-        above = f"{before}\n" if before else ""
+    above = f"{before}\n" if before else ""
+    if language and _may_be_coloured(above + code):
         coloured = _syntax(language).highlight(above + code).split("\n", allow_blank=True)
         found = list(coloured[above.count("\n") :][: len(lines)])
         # What is drawn is what was written, whatever a lexer makes of it.
@@ -209,6 +213,10 @@ def _code(code: str, language: str, width: int, console: Console, *, before: str
         folded = _folded(line, max(width - indent, 1))
         drawn += [Text.assemble(" " * indent, part) for part in folded]
     return drawn
+
+
+def _may_be_coloured(code: str) -> bool:
+    return len(code) <= _PARSED and max(map(len, code.split("\n"))) <= _COLOURED_LINE
 
 
 def _folded(line: Text, width: int) -> list[Text]:

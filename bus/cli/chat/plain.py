@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from bus.cli import exits
 from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.events import Answered, Away, Back, ContextUsed, Event, Failed, Notice, Stopped, Text
-from bus.cli.chat.wording import Talk, greeting, parting, talk_of
+from bus.cli.chat.wording import Talk, cut_off, going_on, greeting, parting, talk_of
 from bus.cli.failures import say
-from bus.cli.output import one_line, plural, printable, to_json
+from bus.cli.output import printable, to_json
 
 if TYPE_CHECKING:
     from bus.cli.chat.slash import Slash
@@ -116,6 +116,9 @@ class Teller:
             await self.end_line()
         if not self._is_said(event):
             return
+        if isinstance(event, Answered) and not self._is_full:
+            say(cut_off(event, "--option max_tokens=..."))
+            return
         # What is said after the first line of a failure is advice to somebody who sits in a chat.
         talks = talk_of(event)[:1] if isinstance(event, Failed) and not self._is_chat else talk_of(event)
         for talk in talks:
@@ -125,7 +128,9 @@ class Teller:
         match event:
             case Failed():
                 return True
-            case ContextUsed() | Answered() | Notice(is_minor=True):
+            case Answered():
+                return self._is_full or (not self._is_quiet and bool(cut_off(event)))
+            case ContextUsed() | Notice(is_minor=True):
                 return self._is_full
         return not self._is_quiet
 
@@ -330,11 +335,8 @@ class PlainChat:
 
     async def _tell_resumed(self) -> None:
         resumed = await self._conversation.ready()
-        if resumed is None:
-            return
-        session = resumed.session
-        title = one_line(str(session.metadata.get("title", "")), 60)
-        say(f"going on with {session.session_id} ({plural(session.turns, 'turn')}): {title}")
+        if resumed is not None:
+            self._talk(going_on(resumed))
 
     def _interrupted(self) -> None:
         if self._conversation.is_answering:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
@@ -120,7 +121,7 @@ class AnswerView:
 
     def frame(self, rows: int, now: float) -> tuple[list[Line], list[Line]]:
         """Lines that stay, given once, and those to draw below them, fewer than `rows`."""
-        finished = list(self._lines(self._waiting))
+        finished = list(self._lines(_joined(self._waiting)))
         self._waiting = []
         if self._is_over:
             return finished, []
@@ -161,6 +162,18 @@ class AnswerView:
         text = self._held + text
         self._held = "\r" if text.endswith("\r") else ""
         return printable(text.removesuffix("\r").replace("\r\n", "\n"))
+
+
+def _joined(items: Iterable[Block | Talk]) -> list[Block | Talk]:
+    """Lines of one fence as one block: to colour a line takes reading those above it, and some come at once."""
+    joined: list[Block | Talk] = []
+    for item in items:
+        last = joined[-1] if joined else None
+        if isinstance(item, Block) and isinstance(last, Block) and item.is_code and last.is_code and not item.has_gap:
+            joined[-1] = msgspec.structs.replace(last, text=f"{last.text}\n{item.text}")
+        else:
+            joined.append(item)
+    return joined
 
 
 def _state_after(event: Event) -> str:

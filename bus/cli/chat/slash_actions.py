@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from bus import sampling
 from bus.cli.chat.choices import TOOLS, Choices, Layer, resolved, settle, with_profile
 from bus.cli.chat.slash_words import first_word, words
+from bus.cli.chat.wording import going_on
 from bus.cli.connection import check_connected
 from bus.cli.failures import UsageError
 from bus.cli.model_names import check_model, in_use
@@ -19,9 +21,11 @@ from bus.near_names import hint
 from bus.project_file import FILE_TOOLS, MEMORY_TOOLS, ProjectError
 from bus.settings import Settings
 from schemas.bodies.model import ModelList, Models
+from schemas.bodies.model_trials import ProfileList, Profiles
 
 if TYPE_CHECKING:
     from bus.cli.chat.conversation import Conversation
+    from bus.cli.chat.events import ContextUsed
     from bus.templates import Rendered
 
 # What `/memory on` gives of memory's tools: a model that may forget is a choice of its own (/tools on forget).
@@ -162,6 +166,7 @@ async def memory_list(at: At, text: str) -> Outcome:
     if text:
         await at.sub(["memory", "list", *words(text)])
         return Outcome()
+    check_connected(at.conversation.client)
     at.voice.say("facts:")
     await at.sub(["memory", "list", "--fact"])
     at.voice.say("memories, the newest first:")
@@ -171,19 +176,31 @@ async def memory_list(at: At, text: str) -> Outcome:
 
 async def memory_shown(at: At, text: str) -> Outcome:
     """What memory put before the model with the last question."""
-    used = at.conversation.last_context
-    if used is None:
-        at.voice.say("memory has put nothing before the model yet")
-        return Outcome()
+    conversation = at.conversation
+    shown = (("in the system prompt", conversation.last_addition), ("before the question", conversation.last_block))
+    for where, said in shown:
+        if said:
+            at.voice.say(f"{where}:\n{indent(printable(said), '  ')}")
+    used = conversation.last_context
+    if used is not None and (used.included or used.left_out):
+        at.voice.say("\n".join(_account_of(used)))
+    elif not any(said for _, said in shown):
+        at.voice.say("memory put nothing before the model with the last question; /memory tells what is on")
+    return Outcome()
+
+
+def _account_of(used: ContextUsed) -> list[str]:
+    """What was found, and what of it had no room."""
     rows = [
         (part.part, "used" if is_used else "left out", str(part.tokens), printable(part.id), one_line(part.why, 60))
         for parts, is_used in ((used.included, True), (used.left_out, False))
         for part in parts
     ]
-    at.voice.say("\n".join(table(("PART", "", "TOKENS", "FROM", "WHY"), rows)))
     degraded = f"; incomplete: {printable(used.degraded)}" if used.degraded else ""
-    at.voice.say(f"{plural(used.tokens, 'token')}, counted by {printable(used.counted_by)}{degraded}")
-    return Outcome()
+    return [
+        *table(("PART", "", "TOKENS", "FROM", "WHY"), rows),
+        f"{plural(used.tokens, 'token')}, counted by {printable(used.counted_by)}{degraded}",
+    ]
 
 
 # Models -----------------------------------------------------------------------------------------------------------
@@ -210,16 +227,29 @@ async def compare(at: At, text: str) -> Outcome:
         raise UsageError("'-' reads stdin, which is the keyboard here: give the question itself")
     if not any(word.startswith("--") for word in given):
         models: Models = await at.client.request("model.list", ModelList())
-        known = {each for one in models.models for each in (one.name, *one.aliases)}
-        count = len(given)
-        while count and given[count - 1] in known:
-            count -= 1
-        question = " ".join(given[:count]) or at.conversation.last_question
-        # One name alone may be the last word of the question; the sub-command says what is missing.
-        if len(given) - count > 1 and question:
-            given = [question, *given[count:]]
+        listed: ProfileList = await at.client.request("model.profiles", Profiles())
+        names = {each for one in models.models for each in (one.name, *one.aliases)}
+        profiles = {one.name for one in listed.profiles}
+        given = _compared(given, names, profiles, at.conversation.last_question)
     await at.sub(["compare", *(["--plain"] if at.voice.is_plain else []), *given])
     return Outcome()
+
+
+def _compared(given: list[str], models: set[str], profiles: set[str], last_question: str) -> list[str]:
+    """The question in one word and the models behind it. Raises UsageError where it cannot be told which are which."""
+    # Profiles second: "fast" and "code" are words of questions, too.
+    for names in (models, models | profiles):
+        count = len(given)
+        while count and given[count - 1] in names:
+            count -= 1
+        question = " ".join(given[:count]) or last_question
+        if len(given) - count > 1 and question:
+            return [question, *given[count:]]
+    if given and " " in given[0]:
+        # In quotes: the sub-command says which of the others is no model.
+        return given
+    wrong = f"; {given[-1]!r} is none, {hint(given[-1], sorted(models))}" if given and count == len(given) else ""
+    raise UsageError(printable(f"/compare [QUESTION] MODEL MODEL ...: two to eight models at the end{wrong}"))
 
 
 # Projects ---------------------------------------------------------------------------------------------------------
@@ -342,9 +372,7 @@ async def session_resume(at: At, text: str) -> Outcome:
             raise UsageError("there is no earlier session to go on with")
         session_id = others[0]
     resumed = await at.conversation.resume(session_id)
-    at.voice.say(f"session {printable(resumed.session.session_id)}, {plural(resumed.session.turns, 'turn')} so far")
-    for turn in resumed.turns[-4:]:
-        at.voice.say(f"  {printable(turn.speaker or turn.role)}: {one_line(turn.content, 200)}")
+    at.voice.say("\n".join(printable(talk.text) for talk in going_on(resumed)))
     return Outcome()
 
 

@@ -25,22 +25,17 @@ from bus.cli.chat.editing import STYLE, PasteInput, Pastes, prompt_session
 from bus.cli.chat.events import Event, Notice
 from bus.cli.chat.live import LiveAnswer
 from bus.cli.chat.rendering import Painter
-from bus.cli.chat.session_keeper import Resumed
 from bus.cli.chat.slash import Slash
 from bus.cli.chat.slash_actions import Outcome
 from bus.cli.chat.slash_words import is_command
 from bus.cli.chat.status_bar import StatusBar
-from bus.cli.chat.wording import Talk, Tone, greeting, parting
-from bus.cli.output import one_line, plural, printable
+from bus.cli.chat.wording import Talk, Tone, going_on, greeting, parting
+from bus.cli.output import printable
 from bus.cli.wrapping import wrap_hanging
 from bus.settings import Settings
 
 # A terminal whose size cannot be told.
 _SIZE: Final = os.terminal_size((80, 24))
-
-# Turns of a resumed session that are shown, and the characters of each.
-_RESUMED_TURNS: Final = 2
-_RESUMED_CHARACTERS: Final = 300
 
 _MARK: Final = FormattedText([("class:mark", "› ")])
 
@@ -219,7 +214,7 @@ class Terminal:
     async def _tell_beginning(self) -> None:
         resumed = await self._conversation.ready()
         if resumed is not None:
-            self._show_aside(_resumed(resumed))
+            self._show_aside(going_on(resumed))
 
     def _tell(self, text: str) -> None:
         """A line about the conversation that belongs to no answer; it may come at any time."""
@@ -260,18 +255,3 @@ def _window() -> os.terminal_size:
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _resumed(resumed: Resumed) -> list[Talk]:
-    """Where a session that goes on had come to."""
-    session, turns = resumed.session, resumed.turns
-    title = one_line(str(session.metadata.get("title", "")), _RESUMED_CHARACTERS)
-    lines = [
-        Talk(
-            f"going on with session {session.session_id}{f' · {title}' if title else ''} · {plural(session.turns, 'turn')}"
-        )
-    ]
-    for turn in turns[-_RESUMED_TURNS:]:
-        mark = "›" if turn.role == "user" else " "
-        lines.append(Talk(f"{mark} {one_line(turn.content, _RESUMED_CHARACTERS)}"))
-    return lines

@@ -48,7 +48,9 @@ _SECRET: Final = (
     ".git-credentials", "credentials", "credentials.*", "secrets", "secrets.*", "*.secret", ".dockercfg",
     ".vault-token",
 )  # fmt: skip
-_SECRET_FOLDERS: Final = frozenset({".git", ".hg", ".svn", ".ssh", ".gnupg", ".aws", ".kube", ".docker", ".azure", "secrets"})
+_SECRET_FOLDERS: Final = frozenset(
+    {".git", ".hg", ".svn", ".ssh", ".gnupg", ".aws", ".kube", ".docker", ".azure", "secrets"}
+)
 
 # An example of a file of secrets holds none.
 _EXAMPLES: Final = (".example", ".sample", ".template", ".dist", ".pub")

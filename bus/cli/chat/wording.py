@@ -17,6 +17,7 @@ from bus.cli.chat.events import (
     ToolAnswered,
     ToolCalled,
 )
+from bus.cli.chat.session_keeper import Resumed
 from bus.cli.output import duration, number, one_line, plural
 from bus.projects import Project
 from schemas.bodies.model import Generation
@@ -26,6 +27,10 @@ _SHOWN: Final = 200
 
 # Characters of a tool's name that it shows: ours have a dozen, and a model may write anything there.
 _NAME: Final = 40
+
+# Turns of a session that goes on that are shown, and the characters of each.
+_RESUMED_TURNS: Final = 2
+_RESUMED_CHARACTERS: Final = 300
 
 # What a person can do about an error, by its code, where the conversation's own message does not say it.
 _ADVICE: Final = {
@@ -74,7 +79,7 @@ def talk_of(event: Event) -> list[Talk]:
         case Back():
             return [Talk(f"back after {duration(event.away_s)}; asking again", Tone.WARNING)]
         case Answered():
-            return [Talk(figures(event.generation))]
+            return [Talk(" · ".join(filter(None, (figures(event.generation), cut_off(event)))))]
         case Stopped():
             return [Talk("stopped; what had come is kept" if event.text else "stopped", Tone.WARNING)]
         case Failed():
@@ -92,9 +97,31 @@ def greeting(project: Project | None) -> list[Talk]:
     return [*where, Talk("/help shows the commands, Ctrl-D ends")]
 
 
+def going_on(resumed: Resumed) -> list[Talk]:
+    """Where a session that goes on had come to."""
+    session = resumed.session
+    title = one_line(str(session.metadata.get("title", "")), _RESUMED_CHARACTERS)
+    about = f" · {title}" if title else ""
+    head = Talk(f"going on with session {session.session_id}{about} · {plural(session.turns, 'turn')}")
+    turns = (
+        Talk(f"{'›' if turn.role == 'user' else ' '} {one_line(turn.content, _RESUMED_CHARACTERS)}")
+        for turn in resumed.turns[-_RESUMED_TURNS:]
+    )
+    return [head, *turns]
+
+
 def parting(session_id: str) -> Talk:
     """How to go on another time."""
     return Talk(f"olympus chat --session {session_id} goes on with this; --resume with the last one")
+
+
+def cut_off(answered: Answered, way: str = "/options max_tokens=...") -> str:
+    """Why there is no more of an answer that was not at its end, and the way to more; "" for one that was."""
+    if answered.generation.finish_reason != "length":
+        return ""
+    if answered.window:
+        return f"cut off: the window of {number(answered.window)} tokens is full"
+    return f"cut off at its limit of tokens ({way})"
 
 
 def figures(generation: Generation) -> str:
@@ -108,8 +135,6 @@ def figures(generation: Generation) -> str:
         parts.append(f"loaded in {duration(timings.load_s)}")
     if generation.adapter:
         parts.append(f"adapter {generation.adapter}")
-    if generation.finish_reason == "length":
-        parts.append("cut off at its limit of tokens (/options max_tokens=...)")
     return " · ".join(parts)
 
 

@@ -36,14 +36,14 @@ _SERVICE_S: Final = 1.0
 ERRORS_OVER_S: Final = 600.0
 
 # Jobs and groups of errors that a view holds.
-_ROWS: Final = 200
+ROWS: Final = 200
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the bus. at: seconds of a monotonic clock; wall: since the epoch.
 
     What a service tells is None when nobody serves it: models, devices, jobs, and of the last ten minutes errors; groups
-    are the open ones.
+    are the newest of the open ones, of which there are groups_total.
     """
 
     at: float
@@ -56,6 +56,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[JobInfo] | None = None
     errors: ErrorStatsReply | None = None
     groups: list[ErrorGroup] | None = None
+    groups_total: int = 0
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,9 +100,9 @@ async def look(client: Client) -> Sample:
     models, devices, jobs, errors, page = await asyncio.gather(
         ask("model", "model.list", ModelList()),
         ask("resource", "gpu.status", GpuStatus()),
-        ask("learning", "learning.training.list", TrainingList(limit=_ROWS)),
+        ask("learning", "learning.training.list", TrainingList(limit=ROWS)),
         ask("error", "error.stats", ErrorStats(over_s=ERRORS_OVER_S)),
-        ask("error", "error.list", ErrorList(limit=_ROWS)),
+        ask("error", "error.list", ErrorList(limit=ROWS)),
     )
     return Sample(
         at=time.monotonic(),
@@ -114,6 +115,7 @@ async def look(client: Client) -> Sample:
         jobs=jobs.jobs if jobs is not None else None,
         errors=errors,
         groups=page.groups if page is not None else None,
+        groups_total=page.total if page is not None else 0,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 from bus.cli.output import duration, milliseconds, number, one_line, plural, printable, size
 from bus.cli.status import degraded_lines, not_running
-from bus.cli.top.looking import ERRORS_OVER_S, Rates, Sample, worker_key
+from bus.cli.top.looking import ERRORS_OVER_S, ROWS, Rates, Sample, worker_key
 from schemas.bodies.control import ServiceInfo, Severity, WorkerInfo
 from schemas.bodies.errors import ErrorGroup
 from schemas.bodies.learning_jobs import JobInfo
@@ -238,7 +238,8 @@ def _jobs(now: Sample, rate: Rates | None) -> Listing:
     counts = [
         f"{sum(each.state == state for each in jobs)} {state}" for state in dict.fromkeys(each.state for each in jobs)
     ]
-    summary = [f"{plural(len(jobs), 'job')}: {', '.join(counts)}"] if jobs else []
+    newest = "the newest " if len(jobs) >= ROWS else ""
+    summary = [f"{newest}{plural(len(jobs), 'job')}: {', '.join(counts)}"] if jobs else []
     return Listing(summary, header, [_job(each) for each in jobs], "there is no job; olympus train start begins one")
 
 
@@ -278,7 +279,10 @@ def _errors(now: Sample, rate: Rates | None) -> Listing:
     if now.groups is None:
         return Listing(error_lines(now), header, [], "nobody says what failed: the error service does not answer")
     groups = sorted(now.groups, key=lambda each: -each.last_at)
-    return Listing(error_lines(now), header, [_group(each, now.wall) for each in groups], "no open errors")
+    lines = error_lines(now)
+    if now.groups_total > len(groups):
+        lines.append(f"the newest {len(groups):,} of {now.groups_total:,} open groups")
+    return Listing(lines, header, [_group(each, now.wall) for each in groups], "no open errors")
 
 
 def _group(each: ErrorGroup, wall: float) -> Entry:

@@ -38,8 +38,8 @@ _ASK_S: Final = 3.0
 # What the broker itself answers is there when the broker is.
 _OF_BROKER: Final = frozenset({"bus", "deadletter"})
 
-# Counters of the broker of which a person wants the rate.
-_COUNTED: Final = ("requests", "replies", "events", "events_dropped", "expired", "overloaded")
+# Services that a whole house has.
+_EXPECTED: Final = frozenset(one.service for one in catalog.OPERATIONS.values()) - _OF_BROKER
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -52,14 +52,10 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class BrokerRates(msgspec.Struct, frozen=True, kw_only=True):
-    """Per second; cpu: cores."""
+    """What a person wants the rate of, per second; cpu: cores."""
 
     requests: float
-    replies: float
     events: float
-    events_dropped: float
-    expired: float
-    overloaded: float
     cpu: float
 
 
@@ -90,7 +86,6 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     p50_s: float | None = None
     p99_s: float | None = None
     rate: float | None = None
-    failed_rate: float | None = None
     needs: list[str] = []
     missing: list[str] = []
     degraded: dict[str, str] = {}
@@ -106,7 +101,6 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     rss_bytes: int
     cpu: float | None
-    pids: list[int]
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,8 +167,11 @@ def drawn(before: Look | None, now: Look, settings: Settings) -> Topology:
     was: dict[str, ServiceInfo] = {}
     were: dict[tuple[str, str], WorkerInfo] = {}
     if before is not None and window_s is not None:
-        told = {name: getattr(now.stats, name) - getattr(before.stats, name) for name in (*_COUNTED, "cpu_s")}
-        rates = BrokerRates(cpu=told.pop("cpu_s") / window_s, **{name: n / window_s for name, n in told.items()})
+        rates = BrokerRates(
+            requests=(now.stats.requests - before.stats.requests) / window_s,
+            events=(now.stats.events - before.stats.events) / window_s,
+            cpu=(now.stats.cpu_s - before.stats.cpu_s) / window_s,
+        )
         was = {one.service: one for one in before.services}
         were = {(one.service, one.instance): one for one in before.workers}
     workers = [_worker(were.get((one.service, one.instance)), one, window_s) for one in now.workers]
@@ -195,10 +192,13 @@ def _rate(before: float | None, now: float, window_s: float | None) -> float | N
 
 def _services(was: dict[str, ServiceInfo], now: Look, window_s: float | None, settings: Settings) -> list[ServiceView]:
     joined = {one.service for one in now.services if one.instances}
-    views = [_service(was.get(one.service), one, now.workers, window_s) for one in now.services]
     known = {one.service for one in now.services}
-    expected = {one.service for one in catalog.OPERATIONS.values()} - _OF_BROKER
-    views += [ServiceView(service=name, state="away") for name in expected - known]
+    views = [
+        _service(was.get(one.service), one, now.workers, window_s)
+        for one in now.services
+        if one.instances or one.queued or not _comes_and_goes(one.service, known)
+    ]
+    views += [ServiceView(service=name, state="away") for name in _EXPECTED - known]
     with_needs = []
     for view in sorted(views, key=lambda view: view.service):
         needs = needs_of(settings, view.service)
@@ -211,6 +211,11 @@ def _services(was: dict[str, ServiceInfo], now: Look, window_s: float | None, se
     return with_needs
 
 
+def _comes_and_goes(name: str, known: set[str]) -> bool:
+    """True for a part of another service, as model.runner is one of model: without a worker it has nothing to do."""
+    return name not in _EXPECTED and name.rpartition(".")[0] in known
+
+
 def _service(
     before: ServiceInfo | None, now: ServiceInfo, workers: list[WorkerInfo], window_s: float | None
 ) -> ServiceView:
@@ -220,7 +225,6 @@ def _service(
         **msgspec.structs.asdict(now),
         state="away" if not now.instances else "degraded" if degraded else "ok",
         rate=_rate(None if before is None else before.answered, now.answered, window_s),
-        failed_rate=_rate(None if before is None else before.failed, now.failed, window_s),
         degraded=degraded,
         machines=sorted({one.host for one in mine}),
     )
@@ -251,5 +255,4 @@ def _machine(name: str, workers: list[WorkerView]) -> Machine:
         workers=len(workers),
         rss_bytes=sum(one.rss_bytes for one in processes.values()),
         cpu=sum(cores) if cores else None,
-        pids=sorted(processes),
     )

@@ -1,6 +1,6 @@
 // Speaking to the gateway. Every request of the page goes through here, and to the page's own origin alone.
 
-import { renewal, signedIn, signedOut, token } from "./session.js";
+import { isHeld, renewal, signedIn, signedOut, token } from "./session.js";
 
 /** How the gateway fares: events `fine`, `away` (nobody answers), `doubt` (something is not served) and `denied`. */
 export const line = new EventTarget();
@@ -58,10 +58,12 @@ function renew(refreshToken) {
         headers: { "content-type": "application/json" },
         body: JSON.stringify({ subject: "auth.refresh", body: { refresh_token: refreshToken } }),
       });
-      signedIn(await response.json());
+      const renewed = await response.json();
+      // Whoever signed out meanwhile stays so.
+      if (isHeld(refreshToken)) signedIn(renewed);
     } catch (error) {
       // While the other end is away the tokens may still be good.
-      if (error.status === 401 || error.status === 403) signedOut();
+      if ((error.status === 401 || error.status === 403) && isHeld(refreshToken)) signedOut();
     } finally {
       renewing = null;
     }

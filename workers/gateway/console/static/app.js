@@ -27,7 +27,7 @@ let facts = null; // what the gateway says of itself
 function place() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, ...rest] = path.split("/").map(readable);
-  return { name: VIEWS[name] ? name : "overview", rest, query: new URLSearchParams(query) };
+  return { name: Object.hasOwn(VIEWS, name) ? name : "overview", rest, query: new URLSearchParams(query) };
 }
 
 function readable(text) {
@@ -122,6 +122,8 @@ function showState() {
 async function signOut() {
   const held = token();
   signedOut();
+  // What was searched for stands in the address; it is not for the next one.
+  history.replaceState(null, "", "#/overview");
   turn();
   if (held === null) return;
   try {

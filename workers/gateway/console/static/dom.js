@@ -2,6 +2,15 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// What turns the direction of writing until further notice (Unicode UAX 9, sections 2.1 and 2.2): a name could look like
+// another one, and the words behind it would be turned as well. The marks for single letters are left alone.
+const TURNS = /[\u202a-\u202e\u2066-\u2069]/g;
+
+/** A text that shows no other order of letters than it has. */
+export function straight(text) {
+  return String(text ?? "").replace(TURNS, "\ufffd");
+}
+
 function apply(node, props) {
   for (const [name, value] of Object.entries(props ?? {})) {
     if (value === null || value === undefined || value === false) continue;
@@ -14,7 +23,7 @@ function apply(node, props) {
 function append(node, children) {
   for (const child of children.flat(3)) {
     if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    node.append(child instanceof Node ? child : document.createTextNode(straight(child)));
   }
 }
 
@@ -36,7 +45,7 @@ export function s(tag, props, ...children) {
 
 /** Sets an element's text, and touches nothing where it is the same: selections and readers of screens stay undisturbed. */
 export function say(node, text) {
-  const wanted = String(text ?? "");
+  const wanted = straight(text);
   if (node.textContent !== wanted) node.textContent = wanted;
 }
 

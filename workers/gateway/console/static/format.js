@@ -68,10 +68,18 @@ export function instant(at) {
   return when.toDateString() === new Date().toDateString() ? time : `${day.format(when)}, ${time}`;
 }
 
+// Seconds by which the house's clock is ahead of this machine's.
+let ahead = 0;
+
+/** The house's time is this, in seconds since 1970: what it says of instants is meant by that clock. */
+export function houseTime(at) {
+  ahead = at - Date.now() / 1000;
+}
+
 /** How long ago an instant was: "just now", "5 min ago". */
 export function ago(at) {
   if (at === null || at === undefined) return "never";
-  const seconds = Date.now() / 1000 - at;
+  const seconds = Date.now() / 1000 + ahead - at;
   return seconds < 5 ? "just now" : `${duration(seconds)} ago`;
 }
 

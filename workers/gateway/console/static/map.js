@@ -164,8 +164,10 @@ function hubNode(pick) {
   };
 }
 
-// Dots for workers in a box; more are told as a number.
+// Dots for workers in a box; more are told as a number. What a dot takes, and a small letter at most.
 const DOTS = 8;
+const DOT = 12;
+const SMALL = 6.5;
 
 function serviceNode(name, pick) {
   const box = s("rect", { class: "box", rx: 10 });
@@ -191,7 +193,7 @@ function serviceNode(name, pick) {
       if (at.label === null) told.push(rate(service.rate));
       put(small, at.x + at.width - 14, at.y + 47, told.join(" · "));
       mark(small, "text-anchor", "end");
-      drawDots(dots, workers, at);
+      drawDots(dots, workers, at, at.width - 44 - told.join(" · ").length * SMALL);
       mark(group, "class", `node ${tone}`);
       mark(group, "aria-pressed", String(isSelected));
       mark(
@@ -211,15 +213,15 @@ function serviceNode(name, pick) {
   };
 }
 
-function drawDots(group, workers, at) {
-  const shown = workers.slice(0, DOTS);
+function drawDots(group, workers, at, room) {
+  const shown = workers.slice(0, Math.max(0, Math.min(DOTS, Math.floor(room / DOT) + 1)));
   while (group.childElementCount > shown.length) group.lastElementChild.remove();
   while (group.childElementCount < shown.length) group.append(s("circle", { r: 4 }));
   shown.forEach((worker, index) => {
     const dot = group.children[index];
     const isWell = worker.state === "serving" && Object.keys(worker.degraded).length === 0;
     mark(dot, "class", isWell ? "dot" : "dot poor");
-    mark(dot, "cx", at.x + 18 + index * 12);
+    mark(dot, "cx", at.x + 18 + index * DOT);
     mark(dot, "cy", at.y + 43);
   });
 }

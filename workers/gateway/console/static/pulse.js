@@ -1,6 +1,7 @@
 // The pulse of the house: topology and rates, looked at for the whole page, and whether gateway and bus answer at all.
 
 import { line, topology } from "./api.js";
+import { houseTime } from "./format.js";
 import { repeat, wake } from "./live.js";
 
 // Milliseconds between two looks while rates are on show, and while only somebody's absence matters.
@@ -50,6 +51,7 @@ class Pulse extends EventTarget {
 
   async #look(signal) {
     this.latest = await topology(signal);
+    houseTime(this.latest.at);
     this.become("ok");
     this.dispatchEvent(new Event("look"));
   }

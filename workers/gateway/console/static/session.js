@@ -29,6 +29,12 @@ export function user() {
   return held?.user ?? null;
 }
 
+/** The namespaces that are the user's own by name; of who may use all of them, and of nobody: none. */
+export function ownNamespaces() {
+  const allowed = held?.namespaces ?? ["*"];
+  return allowed.includes("*") ? [] : allowed.filter((each) => !each.includes("*"));
+}
+
 /** The access token, or null. */
 export function token() {
   return held?.access ?? null;
@@ -46,9 +52,15 @@ export function signedIn(answer) {
     user: answer.user_id,
     access: answer.access_token,
     refresh: answer.refresh_token,
+    namespaces: answer.namespaces,
     // By this machine's clock: the other end's may differ.
     expiresAt: Date.now() / 1000 + answer.expires_in_s,
   });
+}
+
+/** True while these tokens have not been given up for others, or for none. */
+export function isHeld(refreshToken) {
+  return held?.refresh === refreshToken;
 }
 
 /** Forgets the tokens. */

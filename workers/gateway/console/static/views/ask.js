@@ -5,6 +5,7 @@ import { field, fill, h, say } from "../dom.js";
 import { sentence } from "../dialogs.js";
 import { count, cut, duration } from "../format.js";
 import { repeat } from "../live.js";
+import { session, user } from "../session.js";
 
 export const title = "Ask";
 
@@ -13,8 +14,14 @@ const EVERY_MS = 15000;
 // Seconds for an answer, a load before it included.
 const ANSWER_S = 600;
 
-// What was said outlives the view, but not the page.
+// What was said outlives the view, but neither the page nor the sign-in: whoever comes next must not read it.
 let said = [];
+let speaker = user();
+session.addEventListener("change", () => {
+  if (user() === speaker) return;
+  speaker = user();
+  said = [];
+});
 
 export function mount(root, { query, signal }) {
   const model = h("select", null, h("option", { value: "" }, "Default model"));
@@ -92,7 +99,9 @@ export function mount(root, { query, signal }) {
   let running = null;
 
   async function run(question) {
-    said.push({ role: "user", content: question });
+    // The answer belongs to this conversation, even if another one begins before it is there.
+    const mine = said;
+    mine.push({ role: "user", content: question });
     bubble("user", question);
     const answer = bubble("assistant", "");
     say(answer.note, "…");
@@ -127,8 +136,8 @@ export function mount(root, { query, signal }) {
       cancelAnimationFrame(drawn);
       draw();
       // A cut-off answer stays part of the conversation; one that never began does not, and its question goes with it.
-      if (text) said.push({ role: "assistant", content: text });
-      else said = said.slice(0, -1);
+      if (text) mine.push({ role: "assistant", content: text });
+      else mine.pop();
       running = null;
       busy(false);
     }

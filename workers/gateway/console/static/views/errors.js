@@ -104,7 +104,10 @@ export function mount(root, { rest, query, signal }) {
           ? "Nothing is wrong that nobody has seen."
           : "No group of errors fits.",
       );
-      if (stats.status === "fulfilled") say(figures, statsWords(stats.value));
+      const { groups, total } = listed.value;
+      const parts = [stats.status === "fulfilled" && statsWords(stats.value)];
+      if (total > groups.length) parts.push(`${count(groups.length)} of ${count(total)} listed`);
+      say(figures, parts.filter(Boolean).join(" · "));
       if (chosen !== null) {
         if (one.status === "fulfilled") page.update(one.value);
         else page.fail(one.reason);

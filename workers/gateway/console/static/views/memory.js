@@ -4,10 +4,14 @@ import { ask } from "../api.js";
 import { cell, chip, field, fill, h, mark, rows, s, say, table } from "../dom.js";
 import { confirm, failure, notice, sentence, show } from "../dialogs.js";
 import { count, cut, duration, figure, instant, pretty, several } from "../format.js";
+import { ownNamespaces } from "../session.js";
 
 export const title = "Memory";
 
 const NAMESPACES = ["memory", "kb", "session", "user"];
+
+// Whoever may use only namespaces of their own begins in the first of them.
+const first = (usual) => (ownNamespaces().includes(usual) ? usual : (ownNamespaces()[0] ?? usual));
 
 // Characters of a hit shown in the list; the rest is one click away.
 const SHOWN = 700;
@@ -44,7 +48,7 @@ function namespace(value) {
   const options = h(
     "datalist",
     { id: "namespaces" },
-    NAMESPACES.map((each) => h("option", { value: each })),
+    (ownNamespaces().length ? ownNamespaces() : NAMESPACES).map((each) => h("option", { value: each })),
   );
   const input = h("input", {
     value,
@@ -65,7 +69,7 @@ function search(box, asked, signal) {
     maxlength: 8192,
     placeholder: "What did Ada say about the boat last summer?",
   });
-  const { input: ns, options } = namespace(asked.get("ns") ?? "memory");
+  const { input: ns, options } = namespace(asked.get("ns") ?? first("memory"));
   const mode = h(
     "select",
     null,
@@ -272,7 +276,7 @@ async function addMemory(ns) {
 
 function facts(box, asked, signal) {
   const words = h("input", { type: "search", value: asked.get("q") ?? "", placeholder: "Words in key or value" });
-  const { input: ns, options } = namespace(asked.get("ns") ?? "user");
+  const { input: ns, options } = namespace(asked.get("ns") ?? first("user"));
   const body = h("tbody");
   const told = h("p", { class: "soft num", role: "status" }, "Looking…");
   const more = h("button", { type: "button", hidden: true }, "Show more");

@@ -138,6 +138,16 @@ function brokerDetails({ broker }) {
   ];
 }
 
+// Workers of one service that are told of one by one.
+const WORKERS = 8;
+
+/** Those that one should know of: the troubled ones first, otherwise in the order that the broker has them in. */
+function worst(workers) {
+  const trouble = (each) => (each.state !== "serving") + Math.min(1, Object.keys(each.degraded).length);
+  if (workers.length <= WORKERS) return workers;
+  return [...workers].sort((one, two) => trouble(two) - trouble(one)).slice(0, WORKERS);
+}
+
 function serviceDetails(service, workers) {
   const { word, tone } = stateOf(service);
   // Of one worker it is told once; of several, with the worker that it is about.
@@ -157,7 +167,10 @@ function serviceDetails(service, workers) {
         ["Median, 99 %", `${duration(service.p50_s)}, ${duration(service.p99_s)}`],
         service.needs?.length ? ["Needs", service.needs.join(", ")] : null,
       ]),
-      workers.map((each) => workerDetails(each, workers.length > 1)),
+      worst(workers).map((each) => workerDetails(each, workers.length > 1)),
+      workers.length > WORKERS
+        ? h("p", { class: "soft" }, `${count(workers.length - WORKERS)} more workers: olympus top lists them all.`)
+        : null,
       h(
         "details",
         null,

@@ -143,6 +143,7 @@ export function mount(root, { query, signal }) {
       try {
         for await (const each of tap(wanted.length ? wanted : [">"], { signal: both, hasRequests: requests.checked })) {
           failures = 0;
+          say(problem, "");
           receive(each);
         }
       } catch (error) {
@@ -153,6 +154,8 @@ export function mount(root, { query, signal }) {
           tell();
           return;
         }
+        // Why it is tried again; that nobody answers at all stands above already.
+        if (error.status > 0 && !hidden.signal.aborted) say(problem, sentence(error));
       } finally {
         document.removeEventListener("visibilitychange", onHide);
       }
