@@ -100,7 +100,9 @@ async def renewed(settings: Settings) -> Session | None:
             return save(settings, tokens)
         except OSError as error:
             # What is kept there is worth nothing any more: a refresh token used twice ends the sign-in.
-            say(f"the sign-in cannot be kept ({error.strerror}) and lasts for this command; 'olympus auth login' begins one")
+            say(
+                f"the sign-in cannot be kept ({error.strerror}) and lasts for this command; 'olympus auth login' begins one"
+            )
             return _session_of(tokens)
 
 

@@ -124,7 +124,7 @@ def with_profile(choices: Choices, name: str, settings: Settings) -> Choices:
     """The same choices with another profile of the project, or with none ("none"). Raises ProjectError for one that is
     not there, UsageError outside of a project."""
     if choices.project is None:
-        raise UsageError("this chat is in no project; start it in the folder of one")
+        raise UsageError("this chat began in no project; a new one takes up what is in its folder by then")
     name = "" if name == projects.NO_PROFILE else name
     asked = projects.load_profile(name, settings) if name else Asked()
     project = msgspec.structs.replace(choices.project, profile=name, chosen_by="asked for", profile_asked=asked)

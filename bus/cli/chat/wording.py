@@ -112,7 +112,7 @@ def going_on(resumed: Resumed) -> list[Talk]:
 
 def parting(session_id: str) -> Talk:
     """How to go on another time."""
-    return Talk(f"olympus chat --session {session_id} goes on with this; --resume with the last one")
+    return Talk(f"next time: olympus chat --session {session_id} goes on with this, --resume with the last one")
 
 
 def cut_off(answered: Answered, way: str = "/options max_tokens=...") -> str:
