@@ -10,7 +10,7 @@ from schemas.bodies.model import ChatMessage
 from schemas.bodies.sessions import Turn
 
 
-def turn(role: str, content: str, **metadata: str) -> Turn:
+def turn(role: str, content: str, **metadata: str | bool) -> Turn:
     """A turn as memory gives it."""
     return Turn(number=1, role=role, content=content, at=0.0, metadata=dict(metadata))
 
@@ -44,6 +44,16 @@ def test_a_session_becomes_questions_and_answers_in_turn() -> None:
     assert messages_of(turns) == [
         ChatMessage(role="user", content="one\n\ntwo"),
         ChatMessage(role="assistant", content="answer"),
+    ]
+
+
+def test_an_answer_asked_for_again_stands_for_the_one_before() -> None:
+    """A resumed conversation is what was on the screen, not both answers in one."""
+    turns = [turn("user", "q"), turn("assistant", "cut o", cut_off="stopped"), turn("assistant", "whole", again=True)]
+
+    assert messages_of(turns) == [
+        ChatMessage(role="user", content="q"),
+        ChatMessage(role="assistant", content="whole"),
     ]
 
 

@@ -169,6 +169,25 @@ def test_memory_can_be_switched_off_whole(folder: Path) -> None:
     assert "recall" in part.tools
 
 
+def test_a_project_file_does_not_turn_on_memory_that_its_person_turned_off(folder: Path) -> None:
+    """What a clone brings along is not asked about that; it may turn more of it off."""
+    preferences.save(settings(), Asked(memory=False))
+    file = write(folder, "memory: true\n")
+    assert (chosen(folder).memory_prompt, chosen(folder).memory_context) == (False, False)
+    assert f"{file} line 1: memory: true is passed over; your preferences have it off" in chosen_notes(folder)
+
+    preferences.save(settings(), Asked(memory_context=False))
+    write(folder, "memory: {context: true, prompt: false}\n")
+    assert (chosen(folder).memory_prompt, chosen(folder).memory_context) == (False, False)
+
+
+def chosen_notes(folder: Path) -> tuple[str, ...]:
+    """What is said of the project file."""
+    project = chosen(folder).project
+    assert project is not None
+    return project.notes
+
+
 def test_tools_that_read_the_project_need_one(folder: Path, tmp_path: Path) -> None:
     """Outside of projects nothing is read."""
     assert chosen(folder, "--tools", ",".join(TOOLS)).tools == TOOLS

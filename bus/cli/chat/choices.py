@@ -105,12 +105,13 @@ def choose(settings: Settings, args: argparse.Namespace, folder: Path) -> Choice
     """
     given = vars(args)
     notes: list[str] = []
-    project = None if given.get("no_project") else _project(settings, folder, given.get("profile") or "", notes)
     try:
         preferred = preferences.load(settings)
     except ProjectError as error:
         preferred = Asked()
         notes.append(f"your preferences are passed over: {error}")
+    no_project = given.get("no_project")
+    project = None if no_project else _project(settings, folder, given.get("profile") or "", preferred, notes)
     layers = (
         _flags(given),
         _process(settings, args),
@@ -140,9 +141,9 @@ def resolved(choices: Choices, name: str) -> str:
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def _project(settings: Settings, folder: Path, profile: str, notes: list[str]) -> Project | None:
+def _project(settings: Settings, folder: Path, profile: str, preferred: Asked, notes: list[str]) -> Project | None:
     known = known_projects.load(settings)
-    project = _allowed(_usable(settings, folder, profile, notes, known_projects.chosen(known)))
+    project = _allowed(_usable(settings, folder, profile, notes, known_projects.chosen(known)), preferred)
     if project is None:
         if profile not in ("", projects.NO_PROFILE):
             raise UsageError("--profile needs a project, and this folder belongs to none (olympus project init)")
@@ -156,16 +157,21 @@ def _project(settings: Settings, folder: Path, profile: str, notes: list[str]) -
     return project
 
 
-def _allowed(project: Project | None) -> Project | None:
-    """The project without the tool that forgets: a cloned file may not let a model delete what memory knows of a person."""
-    if project is None or "forget" not in (project.asked.tools or ()):
-        return project
-    tools = tuple(name for name in project.asked.tools or () if name != "forget")
-    note = (
-        f"{project.asked.origins['tools']}: tools: forget is passed over; you allow it with --tools or /tools on forget"
-    )
-    asked = msgspec.structs.replace(project.asked, tools=tools)
-    return msgspec.structs.replace(project, asked=asked, notes=(*project.notes, note))
+def _allowed(project: Project | None, preferred: Asked) -> Project | None:
+    """The project without what a cloned file may not grant: the tool that forgets, and memory that its person has off."""
+    if project is None:
+        return None
+    asked, notes = project.asked, list(project.notes)
+    if "forget" in (asked.tools or ()):
+        notes.append(
+            f"{asked.origins['tools']}: tools: forget is passed over; you allow it with --tools or /tools on forget"
+        )
+        asked = msgspec.structs.replace(asked, tools=tuple(name for name in asked.tools or () if name != "forget"))
+    for name in ("memory", "memory_prompt", "memory_context"):
+        if getattr(asked, name) and False in (preferred.memory, getattr(preferred, name)):
+            notes.append(f"{asked.origins[name]}: {name}: true is passed over; your preferences have it off")
+            asked = msgspec.structs.replace(asked, **{name: None})
+    return msgspec.structs.replace(project, asked=asked, notes=tuple(notes))
 
 
 def _usable(

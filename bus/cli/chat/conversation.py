@@ -28,7 +28,7 @@ from bus.cli.chat.events import (
 )
 from bus.cli.chat.generating import LIST_S, Generating, ended
 from bus.cli.chat.memory_loop import Found, MemoryLoop, block_of
-from bus.cli.chat.messages import clean, messages_of, outgrown, reply_id_of
+from bus.cli.chat.messages import AGAIN, clean, messages_of, outgrown, reply_id_of
 from bus.cli.chat.session_keeper import Resumed, SessionKeeper
 from bus.cli.chat.tools import Toolbox
 from bus.client import Client
@@ -74,11 +74,15 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Answer:
-    """An answer in the making. began_at: messages before it. text: all that came, over every round of tools."""
+    """An answer in the making. began_at: messages before it. text: all that came, over every round of tools.
 
-    def __init__(self, question: str, attached: str) -> None:
+    is_again: it takes the place of the last one.
+    """
+
+    def __init__(self, question: str, attached: str, *, is_again: bool = False) -> None:
         self.question = question
         self.attached = attached
+        self.is_again = is_again
         self.began_at = 0
         self.rounds: list[str] = []
         self.pieces: list[str] = []
@@ -92,6 +96,10 @@ class _Answer:
     @property
     def text(self) -> str:
         return "".join([*self.rounds, *self.pieces])
+
+    def kept_with(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """`metadata` of its turn, and whether it stands for the answer before."""
+        return {**metadata, AGAIN: True} if self.is_again else metadata
 
     def end_round(self) -> None:
         """What the model writes after its tools begins on a new line."""
@@ -303,7 +311,7 @@ class Conversation:
         if self._answering is not None:
             raise RuntimeError("an answer is under way already")
         self._events = asyncio.Queue()
-        run = self._run(_Answer(text, attached), is_retry)
+        run = self._run(_Answer(text, attached, is_again=is_retry))
         task = self._answering = asyncio.get_running_loop().create_task(run, name="answer")
         task.add_done_callback(lambda _: self._events.put_nowait(None))
         try:
@@ -318,16 +326,16 @@ class Conversation:
             self._answering = None
             await ended(task)
 
-    async def _run(self, answer: _Answer, is_retry: bool) -> None:
+    async def _run(self, answer: _Answer) -> None:
         """Answer one question, and leave the conversation in order however that ends."""
         try:
             await self.ready()
-            if is_retry and self._last_length:
+            if answer.is_again and self._last_length:
                 del self.messages[-self._last_length :]
             # Now, because `ready` may have taken up a session.
             answer.began_at = len(self.messages)
             self.last_question, self._last_attached, self._last_length = answer.question, answer.attached, 0
-            generation = await self._answer(answer, is_retry)
+            generation = await self._answer(answer)
         except asyncio.CancelledError:
             self._cut_off(answer, "stopped")
             self._emit(Stopped(text=answer.text))
@@ -340,9 +348,9 @@ class Conversation:
             window = limit if self.figures.context_used >= limit else 0
             self._emit(Answered(generation=msgspec.structs.replace(generation, text=answer.text), window=window))
 
-    async def _answer(self, answer: _Answer, is_retry: bool) -> Generation:
+    async def _answer(self, answer: _Answer) -> Generation:
         """Raises BusError."""
-        if not is_retry:
+        if not answer.is_again:
             self._keeper.keep("user", answer.asked, {}, model=self.choices.model or "")
         self._tell_untold()
         info = await self._model()
@@ -500,7 +508,7 @@ class Conversation:
         metadata: dict[str, Any] = {"model": generation.model, "reply_id": generation.reply_id}
         if answer.called:
             metadata["tools"] = answer.called[:_CALLS_MAX]
-        self._keeper.keep("assistant", answer.text, metadata, model=generation.model)
+        self._keeper.keep("assistant", answer.text, answer.kept_with(metadata), model=generation.model)
         if generation.truncated_tokens:
             self._shorten(generation)
         elif len(self.messages) > _MESSAGES_MAX:
@@ -517,7 +525,7 @@ class Conversation:
         if asked and text.strip():
             self.messages += [*asked, ChatMessage(role="assistant", content=text)]
             self._last_length = 2
-        self._keeper.keep("assistant", text, {"cut_off": why})
+        self._keeper.keep("assistant", text, answer.kept_with({"cut_off": why}))
 
     def _note(self, generation: Generation, info: ModelInfo | None) -> None:
         usage, timings = generation.usage, generation.timings

@@ -11,6 +11,9 @@ from schemas.bodies.sessions import Turn
 
 _ROLES: Final = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "model": "assistant"}
 
+# In the metadata of an answer's turn: it was asked for once more, and stands in the place of the answer before it.
+AGAIN: Final = "again"
+
 
 def clean(text: str) -> str:
     """`text` as the bus and the memory take it: bytes that are no UTF-8, lone surrogates and nulls become U+FFFD."""
@@ -30,7 +33,9 @@ def messages_of(turns: list[Turn]) -> list[ChatMessage]:
         role = _ROLES.get(turn.role)
         if role is None:
             continue
-        if messages and messages[-1].role == role:
+        if messages and messages[-1].role == role and turn.metadata.get(AGAIN) is True:
+            messages[-1] = ChatMessage(role=messages[-1].role, content=turn.content)
+        elif messages and messages[-1].role == role:
             messages[-1] = ChatMessage(role=messages[-1].role, content=f"{messages[-1].content}\n\n{turn.content}")
         else:
             messages.append(msgspec.convert({"role": role, "content": turn.content}, ChatMessage))

@@ -14,9 +14,10 @@ from schemas.bodies.model import ModelList, Models
 from schemas.bodies.resource import GpuStatus, GpuStatusReply
 from schemas.errors import BusError
 
-# Between two looks, and what one may take, seconds.
+# Between two looks, what one may take, and between two drawings of what is known anyway, seconds.
 _EVERY_S: Final = 2.0
 _LOOK_S: Final = 1.5
+_DRAW_S: Final = 0.25
 
 _GIB: Final = 2**30
 _SEPARATOR: Final = " · "
@@ -100,13 +101,19 @@ class StatusBar:
         self._trouble = ""
 
     async def watch(self) -> None:
-        """Look again and again, until cancelled."""
+        """Look again and again, until cancelled. That the bus is away is known without a look, and shown at once."""
         shown = self.status()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look(), name="status bar")
+            while True:
+                await asyncio.sleep(_DRAW_S)
+                if (now := self.status()) != shown:
+                    shown = now
+                    self._changed()
+
+    async def _look(self) -> None:
         while True:
             await asyncio.gather(self._look_at_models(), self._look_at_gpus())
-            if (now := self.status()) != shown:
-                shown = now
-                self._changed()
             await asyncio.sleep(_EVERY_S)
 
     def status(self) -> Status:
