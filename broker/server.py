@@ -156,6 +156,8 @@ class Broker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._servers: list[asyncio.Server] = []
+        # Of each server: the connections that have not finished greeting.
+        self._waiting: list[dict[Connection, None]] = []
         self._ports: list[_Port] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._admission = Admission(settings)
@@ -220,8 +222,8 @@ class Broker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(port.empty() for port in self._ports))
-        for port in self._ports:
-            for connection in list(port.connections):
+        for connections in (*(port.connections for port in self._ports), *self._waiting):
+            for connection in list(connections):
                 connection.abort("the broker stops")
         await self.exchange.settle()
         await asyncio.to_thread(self.event_log.close, self.exchange.hub.last_seq)
@@ -243,13 +245,14 @@ class Broker:
         ):
             port = wanted
             for address, codec in addresses.items():
-                server, port = await transport.listen(
+                server, port, waiting = await transport.listen(
                     *(address, port, socket_type, handler),
                     key=f"bus.{name}",
                     max_body_bytes=bus.max_body_bytes,
                     codec=codec,
                 )
                 self._servers.append(server)
+                self._waiting.append(waiting)
             self._ports.append(handler)
             bound.append(port)
         return Ports(*bound)

@@ -445,8 +445,8 @@ async def listen(
     properties: Mapping[str, bytes] = {},
     max_body_bytes: int = MAX_BODY_BYTES,
     codec: MakeCodec = zmtp.Codec,
-) -> tuple[asyncio.Server, int]:
-    """Serve ZMTP peers on a port (0 takes any free one); returns the server and the port it got.
+) -> tuple[asyncio.Server, int, dict[Connection, None]]:
+    """Serve ZMTP peers on a port (0 takes any free one): the server, the port it got, and who has not finished greeting.
 
     Raises AddressInUse naming `key`, and OSError for an address this machine does not have.
     """
@@ -464,7 +464,7 @@ async def listen(
             raise AddressInUse(host, port, key) from error
         raise
     bound = server.sockets[0].getsockname()[1]
-    return server, int(bound)
+    return server, int(bound), waiting
 
 
 async def connect(
