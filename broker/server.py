@@ -157,7 +157,7 @@ class Broker:
         self.settings = settings
         self._servers: list[asyncio.Server] = []
         # Of each server: the connections that have not finished greeting.
-        self._waiting: list[dict[Connection, None]] = []
+        self._greeting: list[dict[Connection, None]] = []
         self._ports: list[_Port] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._admission = Admission(settings)
@@ -222,7 +222,7 @@ class Broker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(port.empty() for port in self._ports))
-        for connections in (*(port.connections for port in self._ports), *self._waiting):
+        for connections in (*(port.connections for port in self._ports), *self._greeting):
             for connection in list(connections):
                 connection.abort("the broker stops")
         await self.exchange.settle()
@@ -245,14 +245,16 @@ class Broker:
         ):
             port = wanted
             for address, codec in addresses.items():
-                server, port, waiting = await transport.listen(
+                greeting: dict[Connection, None] = {}
+                server, port = await transport.listen(
                     *(address, port, socket_type, handler),
                     key=f"bus.{name}",
                     max_body_bytes=bus.max_body_bytes,
                     codec=codec,
+                    greeting=greeting,
                 )
                 self._servers.append(server)
-                self._waiting.append(waiting)
+                self._greeting.append(greeting)
             self._ports.append(handler)
             bound.append(port)
         return Ports(*bound)

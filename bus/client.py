@@ -469,7 +469,9 @@ class Client:
             frames = outstanding.frames()
         except UnicodeEncodeError as error:
             # Bytes of a file name or of an argument that Python carries along as lone surrogates.
-            raise BadRequest(f"{outstanding.subject}: a text in the body is no UTF-8 ({error.reason})") from error
+            raise BadRequest(
+                f"{outstanding.subject}: the body holds a text that cannot be kept: it is no UTF-8 ({error.reason})"
+            ) from error
         if len(frames) == 2 and len(frames[1]) > self._max_body_bytes:
             size, limit = len(frames[1]), self._max_body_bytes
             raise TooLarge(f"body has {size} bytes, the limit is {limit}", size_bytes=size, limit_bytes=limit)

@@ -445,13 +445,15 @@ async def listen(
     properties: Mapping[str, bytes] = {},
     max_body_bytes: int = MAX_BODY_BYTES,
     codec: MakeCodec = zmtp.Codec,
-) -> tuple[asyncio.Server, int, dict[Connection, None]]:
-    """Serve ZMTP peers on a port (0 takes any free one): the server, the port it got, and who has not finished greeting.
+    greeting: dict[Connection, None] | None = None,
+) -> tuple[asyncio.Server, int]:
+    """Serve ZMTP peers on a port (0 takes any free one); returns the server and the port it got.
 
-    Raises AddressInUse naming `key`, and OSError for an address this machine does not have.
+    greeting: is given the connections whose handshake is not done, of this server alone. Raises AddressInUse naming `key`,
+    and OSError for an address this machine does not have.
     """
 
-    waiting: dict[Connection, None] = {}
+    waiting: dict[Connection, None] = {} if greeting is None else greeting
 
     def accept() -> Connection:
         return Connection(codec(socket_type, properties=properties, max_body_bytes=max_body_bytes), handler, waiting)
@@ -464,7 +466,7 @@ async def listen(
             raise AddressInUse(host, port, key) from error
         raise
     bound = server.sockets[0].getsockname()[1]
-    return server, int(bound), waiting
+    return server, int(bound)
 
 
 async def connect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.settings import Settings, SettingsError, load_settings, parse_overrides
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from bus.cli.failures import UsageError
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.output import printable
 from schemas.errors import BusError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bus.cli.arguments import settings_from
 from bus.cli.failures import Unreachable
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.session import signed_in
 from bus.client import Client
 from bus.settings import Settings

@@ -9,7 +9,7 @@ from bus.cli import exits
 from bus.cli.action import configure_json
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.output import one_line, print_json, printable
 from bus.client import Client
 from schemas.bodies.learning import ExchangeList, Exchanges, Feedback, FeedbackTaken

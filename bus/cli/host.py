@@ -7,10 +7,11 @@ import concurrent.futures
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bus.cli import exits
+from bus.cli.hosting import HOST
 
 if TYPE_CHECKING:
     from bus.client import Client
@@ -96,14 +97,6 @@ class Host:
         return await self._ask(question)
 
 
-_host: Final[ContextVar[Host | None]] = ContextVar("host", default=None)
-
-
-def hosted() -> Host | None:
-    """The chat that this sub-command runs under; None for a command of its own."""
-    return _host.get()
-
-
 async def run_hosted(host: Host, work: Callable[[], int]) -> int:
     """The exit code of `work`, run in a thread under `host`. Cancelling this cancels what `work` does on the bus.
 
@@ -112,7 +105,7 @@ async def run_hosted(host: Host, work: Callable[[], int]) -> int:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
     context = copy_context()
-    context.run(_host.set, host)
+    context.run(HOST.set, host)
 
     def settle(code: int) -> None:
         if not ended.done():

@@ -16,7 +16,7 @@ from bus.cli import exits
 from bus.cli.action import Action
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.memory_lines import BadLine, Line, Lines, end, header, line
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.output import plural, print_json

@@ -13,7 +13,7 @@ from bus.cli.arguments import settings_from
 from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.memory_upkeep import LONG_S
 from bus.cli.model_names import check_model, in_use, prefer_model, preferred_model
 from bus.cli.models_loaded import status_line

@@ -13,7 +13,7 @@ from bus.cli.chat import session_keeper
 from bus.cli.confirming import confirm
 from bus.cli.connection import run_with_client
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.output import (
     day_and_time,
     duration,

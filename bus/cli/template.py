@@ -23,7 +23,7 @@ from bus.cli.confirming import confirm, says_yes
 from bus.cli.connection import run_with_client
 from bus.cli.durations import duration
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.output import fit, one_line, print_json, printable, table, terminal_width, write_line
 from bus.cli.req import JsonPrinter, TextPrinter, address
 from bus.client import Client

@@ -21,7 +21,8 @@ from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.slash import COMMANDS, Outcome, Slash, is_command
 from bus.cli.chat.slash_words import first_word, parts, words
 from bus.cli.connection import run_with_client
-from bus.cli.host import Host, hosted, run_hosted
+from bus.cli.host import Host, run_hosted
+from bus.cli.hosting import hosted
 from bus.cli.models_files import list_lines
 from bus.cli.options import changed_options
 from bus.cli.session_command import session_lines

@@ -21,7 +21,7 @@ from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.generating import ended
 from bus.cli.connection import check_listening
 from bus.cli.failures import UsageError, say
-from bus.cli.host import hosted
+from bus.cli.hosting import hosted
 from bus.cli.output import printable, size
 from bus.cli.session import SignIn
 from bus.client import Client
