@@ -224,6 +224,11 @@ def _run_list(args: argparse.Namespace) -> int:
             for memory in page.memories:
                 print_json(memory)
             return exits.OK
+        if not page.memories:
+            say(
+                f"no memories in namespace {printable(request.ns)} that this asks for: olympus memory add TEXT keeps one"
+            )
+            return exits.OK
         rows = [
             (
                 printable(one.id),

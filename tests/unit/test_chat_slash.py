@@ -18,8 +18,8 @@ from bus.cli.action import described_actions
 from bus.cli.arguments import settings_from
 from bus.cli.chat.choices import Choices
 from bus.cli.chat.conversation import Conversation
-from bus.cli.chat.slash import COMMANDS, Outcome, Slash, is_command
-from bus.cli.chat.slash_words import first_word, parts, words
+from bus.cli.chat.slash import COMMANDS, Outcome, Slash
+from bus.cli.chat.slash_words import first_word, is_command, meant, parts, words
 from bus.cli.connection import run_with_client
 from bus.cli.host import Host, run_hosted
 from bus.cli.hosting import hosted
@@ -473,3 +473,11 @@ async def test_a_chat_goes_on_without_a_sub_command_that_cannot_be_cancelled(mon
         assert not let_go.is_set()
     finally:
         let_go.set()
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"), [("exit", True), (" Quit \n", True), ("exit codes?", False), ("/usr/bin is full", False)]
+)
+def test_a_habit_of_other_shells_ends_the_chat_and_a_question_does_not(line: str, is_one: bool) -> None:
+    """The word alone is meant as a command; a path is not."""
+    assert is_command(meant(line)) is is_one

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bus.cli import exits
 from bus.cli.chat.conversation import Conversation
 from bus.cli.chat.events import Answered, Away, Back, ContextUsed, Event, Failed, Notice, Stopped, Text
+from bus.cli.chat.slash_words import is_command, meant
 from bus.cli.chat.wording import Talk, cut_off, going_on, greeting, parting, talk_of
 from bus.cli.failures import say
 from bus.cli.output import printable, to_json
@@ -297,7 +298,8 @@ class PlainChat:
 
     async def _handled(self, question: str) -> bool:
         """Ask it, or do what it says as a slash command. True: the chat is over."""
-        if not question.startswith("/"):
+        question = meant(question)
+        if not is_command(question):
             await self._answer(self._conversation.ask(question))
             return False
         # The keyboard is the command's meanwhile: it may read keys, or start an editor.

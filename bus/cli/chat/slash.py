@@ -27,8 +27,6 @@ from bus.settings import Settings
 if TYPE_CHECKING:
     from bus.cli.chat.conversation import Conversation
 
-__all__ = ["COMMANDS", "Command", "Outcome", "Slash", "Voice", "is_command"]
-
 
 class Command(NamedTuple):
     """A slash command.

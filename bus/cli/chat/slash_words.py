@@ -14,6 +14,11 @@ _QUOTED: Final = re.compile(r"""(?s)("(?:\\.|[^"\\])*"|'[^']*')(?=\s|$)""")
 _ESCAPED: Final = re.compile(r'\\(["\\])')
 
 
+def meant(line: str) -> str:
+    """What is typed out of habit as the command that it means: `exit` and `quit` alone are `/quit`."""
+    return "/quit" if line.strip().lower() in ("exit", "quit") else line
+
+
 def is_command(line: str) -> bool:
     """Whether a line is meant as a command: `/word` at its very beginning. `/usr/bin is full` is none, nor is ` /help`."""
     return _COMMAND.match(line) is not None

@@ -27,7 +27,7 @@ from bus.cli.chat.live import LiveAnswer
 from bus.cli.chat.rendering import Painter
 from bus.cli.chat.slash import Slash
 from bus.cli.chat.slash_actions import Outcome
-from bus.cli.chat.slash_words import is_command
+from bus.cli.chat.slash_words import is_command, meant
 from bus.cli.chat.status_bar import StatusBar
 from bus.cli.chat.wording import Talk, Tone, going_on, greeting, parting
 from bus.cli.output import printable
@@ -121,7 +121,7 @@ class Terminal:
             self._show([Talk("what that label stood for is no longer here: paste it again", Tone.WARNING)])
             self._draft = line
             return False
-        text = self._pastes.whole(line)
+        text = meant(self._pastes.whole(line))
         if not is_command(text):
             await self._answer(self._conversation.ask(text))
             return False

@@ -10,6 +10,9 @@ import { pulse } from "../pulse.js";
 
 export const title = "Learning";
 
+// Trainings that are listed.
+const JOBS_MAX = 100;
+
 const EVERY_MS = 3000;
 const RUNNING = new Set(["training", "evaluating", "promoting", "waiting", "queued"]);
 const RESUMABLE = new Set(["stopped", "failed"]);
@@ -47,17 +50,17 @@ export function mount(root, { rest, signal }) {
     detail,
     h(
       "section",
-      { class: "card", "aria-labelledby": "jobs-title" },
-      h("h2", { id: "jobs-title" }, "Trainings"),
-      table(["Training", "State", "Progress", "Loss", "Took", "Began"], jobs, [3, 4]),
-      noJobs,
-    ),
-    h(
-      "section",
       { class: "card", "aria-labelledby": "adapters-title" },
       h("h2", { id: "adapters-title" }, "Adapters in service"),
       table(["Adapter", "State", "Share", "From", "Since", ""], adapters, [2]),
       noAdapters,
+    ),
+    h(
+      "section",
+      { class: "card", "aria-labelledby": "jobs-title" },
+      h("h2", { id: "jobs-title" }, `Trainings, the newest ${JOBS_MAX} at most`),
+      table(["Training", "State", "Progress", "Loss", "Took", "Began"], jobs, [3, 4]),
+      noJobs,
     ),
   );
 
@@ -74,7 +77,7 @@ export function mount(root, { rest, signal }) {
     signal,
     async () => {
       const [listed, deployed, when, log] = await Promise.allSettled([
-        ask("learning.training.list", { limit: 100 }, { signal }),
+        ask("learning.training.list", { limit: JOBS_MAX }, { signal }),
         ask("learning.adapter.list", {}, { signal }),
         ask("learning.schedule.get", {}, { signal }),
         chosen === null ? null : ask("learning.training.log", { job_id: chosen, points: 500, limit: 200 }, { signal }),
