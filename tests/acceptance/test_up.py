@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,9 @@ class Up:
     def end(self) -> None:
         """Leave nothing running, whatever the test did."""
         for pid in self.family():
-            os.kill(pid, signal.SIGKILL)
+            # One may end by itself, or by its parent's end, meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if self.process is not None:
             self.process.wait(timeout=TIMEOUT_S)
             self._reader.join(timeout=TIMEOUT_S)
