@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -143,15 +144,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     """`olympus req --list | head -n 1` prints one line and no traceback."""
+    # The pipe is nearly full when the command begins, so that it still writes when the reader has left.
     program = (
-        "from bus.cli import app; import sys; sys.stdout.write('x' * 200_000); sys.exit(app.main(['req', '--list']))"
+        "from bus.cli import app; import os, sys; os.write(1, b'x' * 65_000); sys.exit(app.main(['req', '--list']))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.read(1)
+        os.read(process.stdout.fileno(), 1)
         process.stdout.close()
         code = process.wait(timeout=30)
         talk = process.stderr.read()
