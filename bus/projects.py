@@ -77,8 +77,7 @@ def find(
     goes by the looks of the folder alone, where its project file cannot be used. Raises ProjectError for a project file
     or a profile that cannot be used, and for a `profile` that does not exist.
     """
-    levels = list(_levels(folder))
-    file = _project_file(levels, settings)
+    levels, file = _within(folder, settings)
     own, notes = _own_markers(settings)
     candidates = _candidates(levels, own)
     root = _root(file, candidates, levels)
@@ -105,7 +104,7 @@ def find(
 
 def detect(folder: Path, settings: Settings) -> tuple[Candidate, ...]:
     """The kinds that the project of `folder` may be of, the likeliest first."""
-    return tuple(_candidates(list(_levels(folder)), _own_markers(settings)[0]))
+    return tuple(_candidates(_within(folder, settings)[0], _own_markers(settings)[0]))
 
 
 def profile_files(settings: Settings) -> dict[str, Path]:
@@ -186,6 +185,13 @@ class _File(NamedTuple):
     folder: Path
     is_foreign: bool
     notes: tuple[str, ...] = ()
+
+
+def _within(folder: Path, settings: Settings) -> tuple[list[Path], _File | None]:
+    """The folders that say what the project is, and its file. What lies above the folder of that file is another's."""
+    levels = list(_levels(folder))
+    file = _project_file(levels, settings)
+    return (levels[: levels.index(file.folder) + 1] if file else levels), file
 
 
 def _project_file(levels: Sequence[Path], settings: Settings) -> _File | None:

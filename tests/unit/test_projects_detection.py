@@ -156,6 +156,15 @@ def test_a_project_file_above_a_package_is_the_project_and_the_package_its_kind(
     assert (api.root, api.profile) == (repo, "go")
 
 
+def test_what_lies_above_the_project_file_is_not_the_project(person: Path, settings: Settings) -> None:
+    """A folder of documents beside the parents says nothing about a project that has a file of its own."""
+    root = tree(person / "work/mine", ".olympus/project.yaml")
+    tree(person / "work", "docs/guide.md")
+
+    assert (found(root, settings).root, found(root, settings).profile) == (root, "")
+    assert detect(root, settings) == ()
+
+
 def test_the_nearest_of_two_project_files_counts(person: Path, settings: Settings) -> None:
     """A project within a project has its own file, and nothing of the outer one."""
     repo = tree(person / "repo", ".git/", "inner/deep/")
