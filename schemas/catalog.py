@@ -1410,7 +1410,12 @@ EVENTS: tuple[Event, ...] = (
     Event(pattern="memory.session.closed", body=sessions.SessionEvent, summary="A session was closed or deleted."),
     Event(pattern="memory.session.expired", body=sessions.SessionEvent, summary="A session's time was over."),
     Event(pattern="memory.context.changed", body=sessions.ContextEvent, summary="A context was written or deleted."),
-    Event(pattern="memory.suggestion.made", body=sessions.Suggestion, summary="The monitor made a suggestion."),
+    Event(
+        pattern="memory.suggestion.made",
+        body=sessions.Suggestion,
+        summary="The monitor made a suggestion; not kept, for it quotes what people said.",
+        is_kept=False,
+    ),
     Event(pattern="auth.revoked", body=accounts.AuthRevoked, summary="Tokens are no good any more."),
     Event(pattern="auth.failed", body=accounts.AuthFailed, summary="A sign-in failed."),
     Event(pattern="trust.changed", body=accounts.TrustChanged, summary="An outcome was reported of somebody."),

@@ -44,7 +44,7 @@ actions:
   users              list users
   passwd [NAME]      set a user's password as an admin; without NAME change one's own
   disable NAME       end a user's sign-ins and allow no new ones; 'enable NAME' takes it back
-  delete-user NAME   delete a user; what it stored stays
+  delete-user NAME   delete a user; what it stored stays, and only 'add-user NAME --take-over' gives it to another
   login NAME         sign in on this machine
   logout             sign out here; --everywhere ends all of one's sign-ins
   whoami             who requests from here are made by, and what they may
@@ -73,6 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ns", action="append", metavar="PATTERN", help="add-user: where, e.g. 'user.ada.*' or '*'; repeatable"
     )
+    parser.add_argument(
+        "--take-over", action="store_true", help="add-user: give it the name of a deleted user and what that one stored"
+    )
     parser.add_argument("--password-stdin", action="store_true", help="read the password from the first line of stdin")
     parser.add_argument("--for", dest="for_s", type=duration, metavar="TIME", help="issue: how long it is good (30d)")
     parser.add_argument("--everywhere", action="store_true", help="logout: all sign-ins of this user")
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"auth {args.action} takes no NAME")
     for option, action in _ONLY.items():
         if getattr(args, option) and args.action != action:
-            flag = {"for_s": "for"}.get(option, option)
+            flag = {"for_s": "for", "take_over": "take-over"}.get(option, option)
             raise UsageError(f"--{flag} goes with 'auth {action}' only")
     if args.admin and (args.scope or args.ns):
         raise UsageError("--admin is every scope on every namespace; leave out --scope and --ns")
@@ -108,7 +111,12 @@ def run(args: argparse.Namespace) -> int:
 
 async def _add_user(client: Client, settings: Settings, args: argparse.Namespace, passwords: list[str]) -> int:
     request = UserAdd(
-        user_id=args.name, password=passwords[-1], admin=args.admin, scopes=args.scope, namespaces=args.ns
+        user_id=args.name,
+        password=passwords[-1],
+        admin=args.admin,
+        scopes=args.scope,
+        namespaces=args.ns,
+        take_over=args.take_over,
     )
     user = await _as_admin(client, settings, "auth.user.add", request)
     if args.json:
@@ -197,17 +205,21 @@ async def _logout(client: Client, settings: Settings, args: argparse.Namespace, 
         say("nobody is signed in here")
         return exits.FAILED
     ended = 0
+    code = exits.OK
     try:
         reply = await client.request("auth.logout", Logout(token=own.refresh_token, everywhere=args.everywhere))
         ended = reply.sessions
     except Unauthenticated as error:
         say(f"the sign-in had ended before ({error.message})")
+        if args.everywhere:
+            say(f"other sign-ins of {own.user_id} go on: sign in, and sign out everywhere again")
+            code = exits.FAILED
     session.forget(settings)
     if args.json:
         print_json({"user_id": own.user_id, "sessions": ended}, indent=2)
     else:
-        say(f"signed out {own.user_id}")
-    return exits.OK
+        say(f"signed out {own.user_id}" if code == exits.OK else f"signed out {own.user_id} here")
+    return code
 
 
 async def _whoami(client: Client, settings: Settings, args: argparse.Namespace, passwords: list[str]) -> int:
@@ -272,6 +284,7 @@ _ONLY: Final = {
     "admin": "add-user",
     "scope": "add-user",
     "ns": "add-user",
+    "take_over": "add-user",
     "for_s": "issue",
     "everywhere": "logout",
     "revoke": "rotate-keys",

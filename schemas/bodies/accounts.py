@@ -25,7 +25,10 @@ NamespacePatterns = Annotated[list[NamespacePattern], Meta(max_length=24)]
 
 
 class Register(SecretRequest, frozen=True, kw_only=True):
-    """Sign oneself up: read and write access to the namespaces `user.<name>` and `user.<name>.*`, nothing else."""
+    """Sign oneself up: read and write access to the namespaces `user.<name>` and `user.<name>.*`, if nobody used them.
+
+    A name is free where no user has or had it, and nothing is kept in its namespaces.
+    """
 
     user_id: UserName
     password: NewPassword
@@ -49,7 +52,7 @@ class Refresh(SecretRequest, frozen=True, kw_only=True):
 
 
 class Logout(SecretRequest, frozen=True, kw_only=True):
-    """End the sign-in that an access or refresh token belongs to; `everywhere` ends all of its user's."""
+    """End the sign-in of an access or refresh token, good or not; `everywhere` all of its user's, by one that is good."""
 
     token: Token
     everywhere: bool = False
@@ -64,13 +67,17 @@ class PasswordChange(SecretRequest, frozen=True, kw_only=True):
 
 
 class UserAdd(SecretRequest, frozen=True, kw_only=True):
-    """`scopes` and `namespaces` default to those of somebody who registers; `admin` gives every scope and namespace."""
+    """Without `scopes` and `namespaces` as who registers; `admin` gives all; `take_over` allows a deleted user's name.
+
+    What the deleted user stored then belongs to the new one.
+    """
 
     user_id: UserName
     password: NewPassword
     admin: bool = False
     scopes: Scopes | None = None
     namespaces: NamespacePatterns | None = None
+    take_over: bool = False
 
 
 class UserList(Empty, frozen=True):
@@ -88,6 +95,8 @@ class UserUpdate(SecretRequest, frozen=True, kw_only=True):
 
 
 class UserDelete(Request, frozen=True, kw_only=True):
+    """End every sign-in of the user and forget the outcomes reported. What the user stored stays, the name with it."""
+
     user_id: UserName
 
 

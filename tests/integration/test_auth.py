@@ -353,6 +353,39 @@ async def test_signing_out_revokes_at_once(serve_broker: Serve, everywhere: bool
             await here.client.request("auth.logout", Logout(token="nobody's"))
 
 
+async def test_a_token_that_is_no_longer_good_signs_nobody_out_elsewhere(serve_broker: Serve) -> None:
+    """Revoked, traded in or expired: it ends its own sign-in at the most, and what was issued goes on."""
+    async with serve_broker() as settings, house(settings, access_ttl_s=1) as here:
+        revoked = await here.add("ada")
+        await here.client.request("auth.logout", Logout(token=revoked.refresh_token))
+        traded = await here.sign_in("ada")
+        await here.client.request("auth.refresh", Refresh(refresh_token=traded.refresh_token))
+        issued = await here.ask("auth.issue", TokenIssue(user_id="ada", ttl_s=3600), here.admin["token"])
+        async with asyncio.timeout(10):
+            while await here.reason(traded.access_token) != "expired":
+                await asyncio.sleep(0.05)
+
+        for token, reason in (
+            (revoked.refresh_token, "revoked"),
+            (revoked.access_token, "expired"),
+            (traded.refresh_token, "reused"),
+            (traded.access_token, "expired"),
+            ("nobody's", "unknown"),
+        ):
+            with pytest.raises(Unauthenticated, match=reason):
+                await here.client.request("auth.logout", Logout(token=token, everywhere=True))
+        assert await here.reason(issued.access_token) == ""
+        for tokens, count in ((revoked, 0), (traded, 1)):
+            reply = await here.client.request("auth.logout", Logout(token=tokens.access_token))
+            assert (reply.user_id, reply.sessions) == ("ada", count)
+
+        id = new_id()
+        for _ in range(2):
+            everywhere = Logout(token=issued.access_token, everywhere=True)
+            assert (await here.client.request("auth.logout", everywhere, id=id)).sessions == 1
+        assert await here.reason(issued.access_token) == "revoked"
+
+
 async def test_a_rotated_key_verifies_on_and_a_revoked_one_does_not(serve_broker: Serve) -> None:
     """New tokens name the new key; the old key stays for its tokens unless it is dropped."""
     async with serve_broker() as settings, house(settings, algorithm="HS256") as here:
@@ -486,10 +519,65 @@ async def test_disabling_a_new_password_and_deleting_end_every_sign_in(serve_bro
         tokens = await here.sign_in("ada", "battery staple")
         assert (await here.ask("auth.user.delete", UserDelete(user_id="ada"), admin)).deleted
         assert await here.reason(tokens.access_token) == "revoked"
-        await here.add("ada")
+        await here.add("ada", take_over=True)
         assert await here.reason(tokens.access_token) == "revoked"
         with pytest.raises(NotFound):
             await here.ask("auth.user.update", UserUpdate(user_id="nobody", disabled=True), admin)
+
+
+async def test_what_a_deleted_user_stored_is_nobodys_by_the_name_alone(serve_broker: Serve) -> None:
+    """Nobody signs up as that user, and an admin who adds one says so; the trust is gone with the user."""
+    async with serve_broker() as settings, house(settings, allow_register=True) as here:
+        admin = here.admin["token"]
+        token = (await here.add("ada")).access_token
+        await here.ask("memory.kv.set", KvSet(key="k", value="secret", ns="user.ada"), token)
+        await here.ask("trust.record", TrustRecord(user_id="ada", success=True, note="a note"), admin)
+        await here.ask("auth.user.delete", UserDelete(user_id="ada"), admin)
+
+        await here.add("bob")
+        await here.ask("auth.user.delete", UserDelete(user_id="bob"), admin)
+
+        score = await here.ask("trust.get", TrustGet(user_id="ada"), admin)
+        assert (score.outcomes, score.history) == (0, [])
+        # Bob kept nothing in the memory; what other services keep of him goes by the name, too.
+        for name in ("ada", "bob"):
+            with pytest.raises(Conflict, match=f"'{name}' is not free") as refused:
+                await here.client.request("auth.register", Register(user_id=name, password=PASSWORD))
+            assert refused.value.details == {"field": "user_id", "user_id": name}
+        with pytest.raises(Conflict, match="take_over has to be true") as refused:
+            await here.ask("auth.user.add", UserAdd(user_id="ada", password=PASSWORD), admin)
+        assert refused.value.details["field"] == "take_over"
+        assert refused.value.details["deleted_at"] == pytest.approx(time.time(), abs=60)
+
+        id = new_id()
+        again = UserAdd(user_id="ada", password=PASSWORD, take_over=True)
+        for _ in range(2):
+            added = await here.client.request("auth.user.add", again, headers={"token": admin}, id=id)
+        assert added.user_id == "ada"
+        token = (await here.sign_in("ada")).access_token
+        assert (await here.ask("memory.kv.get", KvGet(key="k", ns="user.ada"), token)).value == "secret"
+        with pytest.raises(Conflict, match="there is a user 'ada' already"):
+            await here.ask("auth.user.add", again, admin)
+
+
+@pytest.mark.parametrize(
+    ("ns", "is_free"),
+    [("user.ada", False), ("user.ada.notes", False), ("user.adam", True), ("user.ada-2", True), ("user", True)],
+)
+async def test_nobody_signs_up_under_a_name_that_something_is_stored_by(
+    serve_broker: Serve, ns: str, is_free: bool
+) -> None:
+    """Also where no user ever had it; an admin adds that user without more."""
+    async with serve_broker() as settings, house(settings, allow_register=True) as here:
+        admin = here.admin["token"]
+        await here.ask("memory.kv.set", KvSet(key="k", value=1, ns=ns), admin)
+        asked = here.client.request("auth.register", Register(user_id="ada", password=PASSWORD))
+        if is_free:
+            assert (await asked).user_id == "ada"
+        else:
+            with pytest.raises(Conflict, match="what somebody stored goes by it"):
+                await asked
+            await here.add("ada")
 
 
 async def test_rights_taken_away_are_gone_from_tokens_already_given(serve_broker: Serve) -> None:
@@ -779,8 +867,16 @@ async def test_users_are_kept_from_the_command_line(
         assert await terminal.auth("login", "kiosk", "--password-stdin", stdin="a third one\n") == exits.FAILED
         assert await terminal.auth("enable", "kiosk", "--json") == exits.OK
         assert json.loads(terminal.out)["disabled"] is False
+        assert await terminal.auth("login", "kiosk", "--password-stdin", stdin="a third one\n") == exits.OK
+        await here.ask("auth.user.update", UserUpdate(user_id="kiosk", password=PASSWORD), here.admin["token"])
+        assert await terminal.auth("logout", "--everywhere") == exits.FAILED
+        assert "other sign-ins of kiosk go on" in terminal.err
+        assert await terminal.auth("logout") == exits.FAILED
         assert await terminal.auth("delete-user", "kiosk") == exits.OK
         assert await terminal.auth("delete-user", "kiosk") == exits.FAILED
+        assert await terminal.auth(*add, stdin=f"{PASSWORD}\n") == exits.FAILED
+        assert "take_over has to be true" in terminal.err
+        assert await terminal.auth(*add, "--take-over", stdin=f"{PASSWORD}\n") == exits.OK
 
 
 async def test_an_expired_session_is_renewed_by_the_next_command_and_a_revoked_one_is_dropped(
@@ -812,6 +908,7 @@ async def test_an_expired_session_is_renewed_by_the_next_command_and_a_revoked_o
         (("users", "ada"), "takes no NAME"),
         (("users", "--revoke"), "--revoke goes with 'auth rotate-keys' only"),
         (("login", "ada", "--for", "1h"), "--for goes with 'auth issue' only"),
+        (("passwd", "ada", "--take-over"), "--take-over goes with 'auth add-user' only"),
         (("add-user", "ada", "--admin", "--ns", "*"), "leave out --scope and --ns"),
         (("add-user", "ada"), "no terminal to ask"),
         (("add-user", "ada", "--password-stdin"), "stdin must hold the password"),

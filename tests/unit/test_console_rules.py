@@ -12,6 +12,7 @@ from bus.settings import Settings
 from bus.subscription import EventMeta, Missed, ReceivedEvent
 from schemas import catalog
 from schemas.bodies.control import BrokerStats, ServiceInfo, Trace, WorkerInfo
+from schemas.bodies.sessions import Suggestion
 from schemas.errors import Forbidden
 from workers.gateway.console.feeds import Requests, item_of, namespaces_of
 from workers.gateway.console.sight import RULES, Sight, scope_of
@@ -105,6 +106,17 @@ def test_events_of_the_memory_are_for_those_whose_namespaces_they_name() -> None
     assert sight("memory:read").shows("memory:read", ())
     assert not sight("model:read").shows("memory:read", namespaces_of({"ns": "kv"}))
     assert ada.shows("", None)
+
+
+def test_a_suggestion_is_for_those_who_may_read_what_it_quotes() -> None:
+    """It says where that is kept, beside where it was made."""
+    kiosk = sight("memory:read", namespaces=("session",))
+    made = Suggestion(
+        suggestion_id="s", ns="session", kind="related", text="t", reason="r", evidence=[], confidence=1.0, made_at=0.0
+    )
+    for evidence_ns, is_shown in (("session", True), ("kb", False), ("", False)):
+        body = msgspec.to_builtins(msgspec.structs.replace(made, evidence_ns=evidence_ns))
+        assert kiosk.shows("memory:read", namespaces_of(body)) is is_shown, evidence_ns
 
 
 def received(subject: str, raw: bytes, missed: Missed | None = None) -> ReceivedEvent:

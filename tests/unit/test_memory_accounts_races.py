@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
+from argon2 import PasswordHasher
 
 from bus.settings import Settings
 from bus.worker import Call, Worker
-from schemas.bodies.accounts import Login, PasswordChange, Register, UserUpdate
-from schemas.envelope import Kind, Message, new_id
-from schemas.errors import Unauthenticated
+from schemas.bodies.accounts import Login, PasswordChange, Register, User, UserUpdate
+from schemas.envelope import Headers, Kind, Message, new_id
+from schemas.errors import Conflict, Overloaded, QuotaExceeded, Unauthenticated
 from workers.memory.accounts import families, users
 from workers.memory.accounts.accounts import Accounts
 from workers.memory.accounts.families import Family, Trade
+from workers.memory.accounts.queue import Queue
+from workers.memory.accounts.slowdown import FREE_SIGN_UPS
+from workers.memory.clock import Now
 from workers.memory.hot.sqlite_tier import SqliteTier
 from workers.memory.outcome import Outcome
 from workers.memory.records import Records
@@ -34,9 +42,15 @@ class Bench:
         self.accounts = accounts
         self._worker = Worker("memory", settings)
 
-    def call(self, subject: str, id: bytes | None = None) -> Call:
+    def call(self, subject: str, id: bytes | None = None, source: str = "") -> Call:
         """A request of nobody in particular."""
-        return Call(self._worker, Message(id or new_id(), subject, 0, None, b"\x80", Kind.REQUEST, []))
+        headers: Headers | None = {"source": source} if source else None
+        return Call(self._worker, Message(id or new_id(), subject, 0, headers, b"\x80", Kind.REQUEST, []))
+
+    async def sign_up(self, name: str, source: str = "", id: bytes | None = None) -> User:
+        """Somebody signs up."""
+        call = self.call("auth.register", id, source)
+        return await self.accounts.register(Register(user_id=name, password=OLD), call)
 
     async def sign_in(self, password: str) -> str:
         """The refresh token."""
@@ -73,9 +87,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(settings: Settings) -> AsyncIterator[Bench]:
+async def bench(settings: Settings, now: Now | None = None) -> AsyncIterator[Bench]:
     """The accounts, open."""
-    records = await Records.open(settings.path("memory", "memory.db"), readers=1, on_committed=lambda _: None)
+    path = settings.path("memory", "memory.db")
+    records = await Records.open(path, readers=1, on_committed=lambda _: None, now=now)
     tier = await SqliteTier.open(settings.path("memory", "hot.db"), max_bytes=2**20, now=records.now)
     accounts = Accounts(records, tier, settings)
     await accounts.open()
@@ -131,6 +146,94 @@ async def test_a_change_of_password_sent_again_by_its_id_has_its_reply(settings:
         first = await at.change(OLD, NEW, request_id)
         assert await at.change(OLD, NEW, request_id) == first
         assert await at.sign_in(NEW)
+
+
+@pytest.fixture
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing takes no time."""
+    monkeypatch.setattr("argon2.PasswordHasher", partial(PasswordHasher, time_cost=1, memory_cost=8, parallelism=1))
+
+
+@pytest.mark.usefixtures("cheap_passwords")
+async def test_sign_ups_of_one_source_are_slowed_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that fail, and many at once; those of another source and the same request again are not."""
+    async with bench(settings, now=lambda: START_S) as at:
+        monkeypatch.setattr(at.accounts._slowdown, "_now", lambda: START_S)
+        request_id = new_id()
+        first = await at.sign_up("first", "attic", request_id)
+        attempts = [
+            at.sign_up("ada" if number % 2 else f"user{number}", "attic") for number in range(FREE_SIGN_UPS + 5)
+        ]
+
+        ended = await asyncio.gather(*attempts, return_exceptions=True)
+
+        kinds = [type(one) for one in ended]
+        assert kinds.count(User) + kinds.count(Conflict) == FREE_SIGN_UPS
+        assert kinds.count(QuotaExceeded) == 5
+        with pytest.raises(QuotaExceeded, match="too many sign-ups from 'attic'") as slowed:
+            await at.sign_up("late", "attic")
+        assert slowed.value.details["retry_after_s"] == 1
+        assert (await at.sign_up("late", "cellar")).user_id == "late"
+        assert await at.sign_up("first", "attic", request_id) == first
+
+
+async def test_a_name_that_is_taken_costs_no_hash(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked up first."""
+    async with bench(settings) as at:
+        monkeypatch.delattr(at.accounts._passwords.__class__, "_hash")
+        with pytest.raises(Conflict, match="there is a user 'ada' already"):
+            await at.sign_up("ada")
+
+
+async def test_strangers_who_sign_up_leave_room_for_those_who_sign_in(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, from however many sources."""
+    auth = msgspec.structs.replace(settings.auth, sign_ins_at_once=2, sign_ins_waiting=4)
+    async with bench(msgspec.structs.replace(settings, auth=auth)) as at:
+        begun, may_end = threading.Event(), threading.Event()
+        hash_now = at.accounts._passwords._hash
+
+        def hash_slowly(password: str) -> str:
+            begun.set()
+            assert may_end.wait(30)
+            return hash_now(password)
+
+        monkeypatch.setattr(at.accounts._passwords, "_hash", hash_slowly)
+        signing_up = [asyncio.create_task(at.sign_up(f"user{number}", f"source{number}")) for number in range(8)]
+        try:
+            async with asyncio.timeout(30):
+                # Those for whom there is no place left have been told, so the others have theirs.
+                while not begun.is_set() or sum(task.done() for task in signing_up) < 2:
+                    await asyncio.sleep(0.01)
+                assert await at.sign_in(OLD)
+        finally:
+            may_end.set()
+        ended = await asyncio.gather(*signing_up, return_exceptions=True)
+
+        kinds = [type(one) for one in ended]
+        assert (kinds.count(User), kinds.count(Overloaded)) == (5, 3)
+
+
+async def test_a_queue_has_its_places_back_whatever_became_of_those_in_it() -> None:
+    """Who fails or is cancelled holds none, waiting or in turn."""
+    queue = Queue("sign-up", at_once=1, waiting=1)
+    with pytest.raises(ValueError, match="mine"):
+        async with queue.turn(0):
+            raise ValueError("mine")
+    async with queue.turn(0):
+        waiting = asyncio.create_task(_take(queue))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="1 sign-ups wait, the limit is 1"):
+            await _take(queue)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await _take(queue)
+
+
+async def _take(queue: Queue) -> None:
+    async with queue.turn(0):
+        pass
 
 
 async def test_a_sign_in_that_lasts_does_not_gather_its_traded_tokens(settings: Settings) -> None:

@@ -10,7 +10,8 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ from workers.memory.accounts import access_tokens, families, scores, users
 from workers.memory.accounts.access_tokens import BadToken
 from workers.memory.accounts.keys import Key, KeyRing
 from workers.memory.accounts.passwords import Passwords, Turn
+from workers.memory.accounts.queue import Queue
 from workers.memory.accounts.slowdown import SlowDown
 from workers.memory.accounts.users import Account
 from workers.memory.clock import SteadyClock
@@ -36,6 +38,8 @@ from workers.memory.records import Records
 from workers.memory.text import check_texts
 
 log = logging.getLogger("olympus.memory.accounts")
+
+T = TypeVar("T")
 
 # The same words for a user there is not: nobody learns names by trying.
 _WRONG: Final = "user name or password is wrong"
@@ -77,6 +81,8 @@ class Accounts:
         self._clock = records.now
         self._keys = KeyRing(settings.path("auth", "keys"), settings.auth.algorithm)
         self._passwords = Passwords(at_once=settings.auth.sign_ins_at_once, waiting=settings.auth.sign_ins_waiting)
+        # One at a time, so that strangers who sign up never take more than one place of those who sign in.
+        self._sign_ups = Queue("sign-up", at_once=1, waiting=settings.auth.sign_ins_waiting)
         self._slowdown = SlowDown(tier, self._now)
         self._local = LocalToken(settings)
         self._is_prepared = False
@@ -124,13 +130,27 @@ class Accounts:
     # Signing in -------------------------------------------------------------------------------------------------
 
     async def register(self, request: bodies.Register, call: Call) -> bodies.User:
-        """Sign oneself up. Raises Forbidden where that is not allowed, Conflict where the name is taken."""
+        """Sign oneself up.
+
+        Raises Forbidden where that is not allowed, Conflict where the name is not free, QuotaExceeded, Overloaded,
+        DeadlineExceeded.
+        """
         auth = self._settings.auth
         if auth.required and not auth.allow_register:
             raise Forbidden("nobody can sign up here (auth.allow_register is off): ask an admin for a user")
-        return await self._add(
-            call, request.user_id, request.password, users.USER_SCOPES, users.own_namespaces(request.user_id)
-        )
+        # The same request again is no further sign-up.
+        answered = await self._answered(call, bodies.User)
+        if answered is not None:
+            return answered
+        source = _source_of(call)
+        await self._slowdown.check_sign_up(source)
+        async with self._sign_ups.turn(call.deadline_at):
+            # Those before it in the queue have counted meanwhile.
+            await self._slowdown.check_sign_up(source)
+            await self._slowdown.begin_sign_up(source)
+            return await self._add(
+                call, request, users.USER_SCOPES, users.own_namespaces(request.user_id), users.check_sign_up
+            )
 
     async def login(self, request: bodies.Login, call: Call) -> bodies.Tokens:
         """Trade name and password for tokens. Raises Unauthenticated, QuotaExceeded, Overloaded, DeadlineExceeded."""
@@ -179,20 +199,22 @@ class Accounts:
             raise Unauthenticated("the refresh token is not accepted: revoked", reason="revoked")
         return self._tokens(key, account, family, refresh_token, self._settings.auth.access_ttl_s)
 
-    async def logout(self, request: bodies.Logout) -> bodies.LoggedOut:
-        """End the sign-in of a token, or all of its user. Raises Unauthenticated for a token of nobody."""
+    async def logout(self, request: bodies.Logout, call: Call) -> bodies.LoggedOut:
+        """End the sign-in of a token, or all of its user.
+
+        Raises Unauthenticated for a token of nobody; for all sign-ins also for one that is no longer good, or what
+        leaked and was taken back would still sign its owner out.
+        """
         now = self._now()
+        if request.everywhere:
+            return await self._logout_everywhere(request.token, call, now)
         family = await self._family_of(request.token)
         if family is None:
-            raise Unauthenticated("the token is not accepted: unknown", reason="unknown")
+            raise _not_accepted("unknown")
 
         def write(connection: sqlite3.Connection, _: float) -> Outcome:
-            if not request.everywhere:
-                events = families.revoke(connection, family.family, "signed out", now)
-                return Outcome(bodies.LoggedOut(user_id=family.user, sessions=len(events)), events)
-            count = families.revoke_all(connection, family.user, "signed out everywhere", now)
-            event = Event("auth.revoked", bodies.AuthRevoked(user_id=family.user, reason="signed out everywhere"))
-            return Outcome(bodies.LoggedOut(user_id=family.user, sessions=count), [event])
+            events = families.revoke(connection, family.family, "signed out", now)
+            return Outcome(bodies.LoggedOut(user_id=family.user, sessions=len(events)), events)
 
         reply: bodies.LoggedOut = await self._records.write(write)
         self.on_revoked()
@@ -201,9 +223,9 @@ class Accounts:
     async def change_password(self, request: bodies.PasswordChange, call: Call) -> bodies.User:
         """Change one's own password. Raises as `login` does."""
         # The same request again: the password it names is the old one by now.
-        stored = await self._records.read(lambda connection: applied.find_reply(connection, _subject_of(call), call.id))
-        if stored is not None:
-            return msgspec.msgpack.decode(stored, type=bodies.User)
+        answered = await self._answered(call, bodies.User)
+        if answered is not None:
+            return answered
         source = _source_of(call)
         async with self._turn_for(request.user_id, source, call) as turn:
             account = await self._checked(turn, request.user_id, request.password, source)
@@ -247,14 +269,15 @@ class Accounts:
     # Administration ---------------------------------------------------------------------------------------------
 
     async def user_add(self, request: bodies.UserAdd, call: Call) -> bodies.User:
-        """Add a user. Raises Unauthenticated and Forbidden for who is no admin, Conflict where the name is taken."""
+        """Add a user. Raises Unauthenticated and Forbidden for who is no admin, Conflict where the name is not free."""
         await self._require_admin(call)
         scopes = tuple(request.scopes) if request.scopes is not None else users.USER_SCOPES
         patterns = request.namespaces
         namespaces = tuple(patterns) if patterns is not None else users.own_namespaces(request.user_id)
         if request.admin:
             scopes, namespaces = ("admin",), ("*",)
-        return await self._add(call, request.user_id, request.password, scopes, namespaces)
+        check = partial(users.check_added, takes_over=request.take_over)
+        return await self._add(call, request, scopes, namespaces, check)
 
     async def user_list(self, call: Call) -> bodies.Users:
         """Every user."""
@@ -274,11 +297,12 @@ class Accounts:
     async def user_delete(self, request: bodies.UserDelete, call: Call) -> bodies.UserDeleted:
         """Delete a user with all tokens."""
         await self._require_admin(call)
+        now = self._now()
         reply = await self._records.write_once(
             "auth.user.delete",
             call.id,
             bodies.UserDeleted,
-            lambda connection, _: users.delete(connection, request.user_id),
+            lambda connection, _: users.delete(connection, request.user_id, now),
         )
         self.on_revoked()
         return reply
@@ -392,18 +416,74 @@ class Accounts:
         await self._records.write(write)
 
     async def _add(
-        self, call: Call, name: str, password: str, scopes: tuple[str, ...], namespaces: tuple[str, ...]
+        self,
+        call: Call,
+        request: bodies.Register | bodies.UserAdd,
+        scopes: tuple[str, ...],
+        namespaces: tuple[str, ...],
+        check: users.NameCheck,
     ) -> bodies.User:
+        """Add a user. The name is checked before the password is hashed, which is costly, and as it is written."""
+        name = request.user_id
+
+        def look(connection: sqlite3.Connection) -> bytes | None:
+            stored = applied.find_reply(connection, _subject_of(call), call.id)
+            # The same request again: the name is taken by what it did.
+            if stored is None:
+                check(connection, name)
+            return stored
+
+        stored = await self._records.read(look)
+        if stored is not None:
+            return msgspec.msgpack.decode(stored, type=bodies.User)
         async with self._passwords.turn(call.deadline_at) as turn:
-            password_hash = await turn.hash(password)
+            password_hash = await turn.hash(request.password)
         account = Account(name, password_hash, scopes, namespaces, is_disabled=False)
         now = self._now()
-        return await self._records.write_once(
-            _subject_of(call),
-            call.id,
-            bodies.User,
-            lambda connection, _: users.add(connection, account, now),
-        )
+
+        def write(connection: sqlite3.Connection, _: float) -> Outcome:
+            check(connection, name)
+            return users.add(connection, account, now)
+
+        return await self._records.write_once(_subject_of(call), call.id, bodies.User, write)
+
+    async def _answered(self, call: Call, reply_type: type[T]) -> T | None:
+        """What this very request was answered before, where it comes again."""
+        stored = await self._records.read(lambda connection: applied.find_reply(connection, _subject_of(call), call.id))
+        return None if stored is None else msgspec.msgpack.decode(stored, type=reply_type)
+
+    async def _logout_everywhere(self, token: str, call: Call, now: float) -> bodies.LoggedOut:
+        """End every sign-in of a token's user. Raises Unauthenticated unless the token is still good."""
+        await self._prepare()
+        token_hash = _hash(token)
+        claims: access_tokens.Claims | None = None
+        try:
+            claims = access_tokens.read(self._keys, token, now)
+        except BadToken as error:
+            # A refresh token looks like nothing that was ever signed.
+            if error.reason != "forged":
+                raise _not_accepted(error.reason) from error
+
+        def write(connection: sqlite3.Connection, _: float) -> Outcome:
+            if claims is not None:
+                family = families.find(connection, claims.fam)
+            else:
+                family = families.family_of(connection, token_hash)
+            if family is None:
+                raise _not_accepted("unknown")
+            problem = families.ended(family, now)
+            if not problem and claims is None and families.is_traded(connection, token_hash):
+                problem = "reused"
+            if problem:
+                raise _not_accepted(problem)
+            count = families.revoke_all(connection, family.user, "signed out everywhere", now)
+            event = Event("auth.revoked", bodies.AuthRevoked(user_id=family.user, reason="signed out everywhere"))
+            return Outcome(bodies.LoggedOut(user_id=family.user, sessions=count), [event])
+
+        # Once: the same request again finds the sign-in of its own token ended.
+        reply = await self._records.write_once(_subject_of(call), call.id, bodies.LoggedOut, write)
+        self.on_revoked()
+        return reply
 
     async def _update(
         self, request: bodies.UserUpdate, password_hash: str | None, call: Call, *, checked: Account | None = None
@@ -488,6 +568,10 @@ def _local_state() -> bodies.TokenState:
         namespaces=list(LOCAL.namespaces),
         expires_in_s=0.0,
     )
+
+
+def _not_accepted(reason: str) -> Unauthenticated:
+    return Unauthenticated(f"the token is not accepted: {reason}", reason=reason)
 
 
 def _hash(token: str) -> bytes:

@@ -62,6 +62,19 @@ def family_of(connection: sqlite3.Connection, token_hash: bytes) -> Family | Non
     return None if row is None else find(connection, row[0])
 
 
+def is_traded(connection: sqlite3.Connection, token_hash: bytes) -> bool:
+    """True for a refresh token in whose place there is another one."""
+    row = connection.execute("SELECT used_at FROM tokens WHERE hash = ?", (token_hash,)).fetchone()
+    return row is not None and row[0] is not None
+
+
+def ended(family: Family, now: float) -> str:
+    """Why a sign-in is over, "revoked" or "expired"; "" while it lasts."""
+    if family.is_revoked:
+        return "revoked"
+    return "expired" if family.expires_at <= now else ""
+
+
 class Trade(NamedTuple):
     """One refresh: the hashes of the old and the new token, who asks, and how long the family then lasts."""
 
@@ -81,10 +94,8 @@ def refresh(connection: sqlite3.Connection, trade: Trade, source: str, now: floa
     family = None if row is None else find(connection, row[0])
     if row is None or family is None:
         return Outcome(Refreshed(None, "unknown"), [])
-    if family.is_revoked:
-        return Outcome(Refreshed(None, "revoked"), [])
-    if family.expires_at <= now:
-        return Outcome(Refreshed(None, "expired"), [])
+    if problem := ended(family, now):
+        return Outcome(Refreshed(None, problem), [])
     if row[1] is not None and not _may_repeat(connection, trade, row[2]):
         note(connection, family.user, source, "reused", now)
         return Outcome(Refreshed(None, "reused"), revoke(connection, family.family, "refresh token reused", now))

@@ -31,7 +31,7 @@ def register(worker: Worker, accounts: Accounts) -> None:
 
     @worker.handles("auth.logout")
     async def logout(request: bodies.Logout, call: Call) -> bodies.LoggedOut:
-        return await accounts.logout(request)
+        return await accounts.logout(request, call)
 
     @worker.handles("auth.password")
     async def change_password(request: bodies.PasswordChange, call: Call) -> bodies.User:

@@ -6,20 +6,17 @@ One check takes 64 MiB and, here, 160 ms: unbounded, a handful of callers would 
 from __future__ import annotations
 
 import asyncio
-import time
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from schemas.errors import BadRequest, DeadlineExceeded, Overloaded
+from schemas.errors import BadRequest
+from workers.memory.accounts.queue import Queue
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
-
-# Seconds a sign-in waits for its turn where its caller names no deadline.
-_WAIT_S: Final = 30.0
 
 
 class Checked(NamedTuple):
@@ -33,10 +30,8 @@ class Passwords:
     """Checks and hashes passwords, `at_once` of them, with `waiting` more in the queue. `close` ends its threads."""
 
     def __init__(self, *, at_once: int, waiting: int) -> None:
-        self._turns = asyncio.Semaphore(at_once)
+        self._queue = Queue("sign-in", at_once=at_once, waiting=waiting)
         self._at_once = at_once
-        self._waiting_max = waiting
-        self._waiting = 0
         self._pool: ThreadPoolExecutor | None = None
         self._hasher: PasswordHasher | None = None
         self._decoy = ""
@@ -47,25 +42,9 @@ class Passwords:
 
         Raises Overloaded when too many wait, DeadlineExceeded when the turn does not come in time.
         """
-        if self._waiting >= self._waiting_max:
-            raise Overloaded(
-                f"{self._waiting} sign-ins wait, the limit is {self._waiting_max}",
-                queued=self._waiting,
-                limit=self._waiting_max,
-            )
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(deadline_at - time.time() if deadline_at else _WAIT_S):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded("the sign-in did not get its turn before its deadline") from None
-        finally:
-            self._waiting -= 1
-        try:
+        async with self._queue.turn(deadline_at):
             await self._run(self._prepare)
             yield Turn(self)
-        finally:
-            self._turns.release()
 
     def close(self) -> None:
         """End the threads; a check that runs is finished first."""

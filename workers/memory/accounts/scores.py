@@ -99,6 +99,12 @@ def list_scores(connection: sqlite3.Connection, request: TrustList, now: float) 
     return TrustPage(scores=scores, next_after=scores[-1].user_id if len(rows) > request.limit else None)
 
 
+def forget(connection: sqlite3.Connection, user_id: str) -> None:
+    """Forget the score and every outcome of somebody: whoever has the name next begins anew."""
+    connection.execute("DELETE FROM trust_scores WHERE user_id = ?", (user_id,))
+    connection.execute("DELETE FROM trust_outcomes WHERE user_id = ?", (user_id,))
+
+
 def lower_bound(connection: sqlite3.Connection, user: str, now: float) -> float:
     """The score alone."""
     return posterior(_evidence(_row(connection, user)), now).lower

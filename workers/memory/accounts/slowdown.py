@@ -1,4 +1,6 @@
-"""Slows down who guesses passwords: each wrong one doubles the wait, per user and per source, up to a minute.
+"""Slows down who guesses passwords or signs up in numbers: each further time doubles the wait, up to a minute.
+
+Wrong passwords count per user and per source, sign-ups per source.
 
 The owner is never shut out for good: the wait has an end, and a source from which the user signed in before answers
 for its own mistakes only, so that a stranger's guesses do not slow it (the device cookies of the OWASP Authentication
@@ -17,11 +19,14 @@ from workers.memory.hot.tier import Spaces
 FREE_PER_USER: Final = 3
 FREE_PER_SOURCE: Final = 20
 
-# Seconds of the first wait; doubled by each further wrong password, up to the longest.
+# Sign-ups of one source without a wait: a household, or the agents of a program.
+FREE_SIGN_UPS: Final = 20
+
+# Seconds of the first wait; doubled by each further wrong password or sign-up, up to the longest.
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 60.0
 
-# Seconds after the last wrong password when they are forgotten.
+# Seconds after the last wrong password or sign-up when they are forgotten.
 FORGIVEN_S: Final = 900.0
 
 # Seconds for which a source is known to be a user's after a sign-in.
@@ -29,14 +34,14 @@ KNOWN_S: Final = 30 * 86_400.0
 
 
 def wait_after(failures: int, free: int) -> float:
-    """Seconds until the next attempt after so many wrong passwords in a row."""
+    """Seconds until the next attempt after so many wrong passwords, or sign-ups, in a row."""
     if failures <= free:
         return 0.0
     return min(FIRST_WAIT_S * 2.0 ** min(failures - free - 1, 30), LONGEST_WAIT_S)
 
 
 class SlowDown:
-    """Counts wrong passwords and says when the next attempt may be made."""
+    """Counts wrong passwords and sign-ups and says when the next attempt may be made."""
 
     def __init__(self, tier: Spaces, now: Now) -> None:
         self._tier = tier
@@ -74,6 +79,18 @@ class SlowDown:
         """An admin set a new password: strangers' guesses at the old one are nobody's wait any more."""
         await self._forget(_user(user))
 
+    async def check_sign_up(self, source: str) -> None:
+        """Raise QuotaExceeded with `retry_after_s` while nobody may sign up from the source."""
+        wait_s = await self._wait_of(_sign_ups(source))
+        if wait_s > 0:
+            raise QuotaExceeded(
+                f"too many sign-ups from {source!r}; the next one in {wait_s:.0f} s", retry_after_s=round(wait_s, 3)
+            )
+
+    async def begin_sign_up(self, source: str) -> None:
+        """Count a sign-up, however it ends: trying names is no cheaper than getting one."""
+        await self._count(_sign_ups(source), FREE_SIGN_UPS)
+
     async def _wait(self, user: str, source: str) -> float:
         if await self._is_known(user, source):
             return await self._wait_of(_pair(user, source))
@@ -107,6 +124,10 @@ def _user(user: str) -> str:
 
 def _source(source: str) -> str:
     return f"source/{source}"
+
+
+def _sign_ups(source: str) -> str:
+    return f"sign-ups/{source}"
 
 
 def _pair(user: str, source: str) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from schemas.bodies.accounts import AuthRevoked, User, UserDeleted, UserUpdate
 from schemas.errors import Conflict, Forbidden, NotFound
-from workers.memory.accounts import families
+from workers.memory.accounts import families, scores
 from workers.memory.outcome import Event, Outcome
+from workers.memory.upkeep.kinds import KINDS
 
 # Names that stand for something else: whoever holds the secret of the home.
 RESERVED: Final = frozenset({"local"})
 
 # What somebody who signs up may do, in namespaces of their own.
 USER_SCOPES: Final = ("memory:read", "memory:write", "model:read", "model:use", "trust:read")
+
+
+# Raises where a user may not be added under a name.
+NameCheck = Callable[[sqlite3.Connection, str], None]
 
 
 class Account(NamedTuple):
@@ -43,26 +49,53 @@ def find(connection: sqlite3.Connection, name: str) -> Account | None:
     return Account(row[0], row[1], tuple(json.loads(row[2])), tuple(json.loads(row[3])), bool(row[4]))
 
 
-def add(connection: sqlite3.Connection, account: Account, now: float) -> Outcome:
-    """Add a user. Raises Conflict where the name is taken, Forbidden where it is reserved."""
-    if account.name in RESERVED:
-        raise Forbidden(f"the name {account.name!r} is reserved", field="user_id")
-    try:
-        connection.execute(
-            "INSERT INTO users (name, password_hash, scopes, namespaces, is_disabled, created_at, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                account.name,
-                account.password_hash,
-                json.dumps(account.scopes),
-                json.dumps(account.namespaces),
-                account.is_disabled,
-                now,
-                now,
-            ),
+def check_sign_up(connection: sqlite3.Connection, name: str) -> None:
+    """Refuse a name by which something is kept: whoever signs up would get it, and nobody knows who that is.
+
+    Raises Conflict where the name is not free, Forbidden where it is reserved.
+    """
+    _check_free(connection, name)
+    if _deleted_at(connection, name) is not None or _is_stored(connection, name):
+        raise Conflict(
+            f"the name {name!r} is not free: what somebody stored goes by it; take another one, or ask an admin",
+            field="user_id",
+            user_id=name,
         )
-    except sqlite3.IntegrityError as error:
-        raise Conflict(f"there is a user {account.name!r} already", user_id=account.name) from error
+
+
+def check_added(connection: sqlite3.Connection, name: str, *, takes_over: bool) -> None:
+    """Refuse the name of a deleted user unless it is taken over knowingly.
+
+    Raises Conflict where the name is not free, Forbidden where it is reserved.
+    """
+    _check_free(connection, name)
+    deleted_at = _deleted_at(connection, name)
+    if deleted_at is not None and not takes_over:
+        raise Conflict(
+            f"a user {name!r} was deleted, and what they stored goes by that name still: take_over has to be true to"
+            " hand it to the new user",
+            field="take_over",
+            user_id=name,
+            deleted_at=deleted_at,
+        )
+
+
+def add(connection: sqlite3.Connection, account: Account, now: float) -> Outcome:
+    """Add a user whose name a NameCheck has passed in the same transaction."""
+    connection.execute(
+        "INSERT INTO users (name, password_hash, scopes, namespaces, is_disabled, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            account.name,
+            account.password_hash,
+            json.dumps(account.scopes),
+            json.dumps(account.namespaces),
+            account.is_disabled,
+            now,
+            now,
+        ),
+    )
+    connection.execute("DELETE FROM deleted_users WHERE name = ?", (account.name,))
     return Outcome(show(connection, account.name, now), [])
 
 
@@ -105,11 +138,14 @@ def as_checked(connection: sqlite3.Connection, account: Account) -> Account | No
     return current
 
 
-def delete(connection: sqlite3.Connection, name: str) -> Outcome:
-    """Delete a user with all tokens; what the user stored stays."""
-    deleted = connection.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount > 0
-    events = [Event("auth.revoked", AuthRevoked(user_id=name, reason="deleted"))] if deleted else []
-    return Outcome(UserDeleted(user_id=name, deleted=deleted), events)
+def delete(connection: sqlite3.Connection, name: str, now: float) -> Outcome:
+    """Delete a user with all tokens and trust. What the user stored stays, so the name is not free afterwards."""
+    if connection.execute("DELETE FROM users WHERE name = ?", (name,)).rowcount == 0:
+        return Outcome(UserDeleted(user_id=name, deleted=False), [])
+    connection.execute("INSERT OR REPLACE INTO deleted_users (name, deleted_at) VALUES (?, ?)", (name, now))
+    scores.forget(connection, name)
+    event = Event("auth.revoked", AuthRevoked(user_id=name, reason="deleted"))
+    return Outcome(UserDeleted(user_id=name, deleted=True), [event])
 
 
 def show(connection: sqlite3.Connection, name: str, now: float) -> User:
@@ -123,8 +159,38 @@ def list_users(connection: sqlite3.Connection, now: float) -> list[User]:
     return _shown(connection, "ORDER BY name", (), now)
 
 
+def _check_free(connection: sqlite3.Connection, name: str) -> None:
+    if name in RESERVED:
+        raise Forbidden(f"the name {name!r} is reserved", field="user_id")
+    if _is_there(connection, name):
+        raise Conflict(f"there is a user {name!r} already", field="user_id", user_id=name)
+
+
+def _is_there(connection: sqlite3.Connection, name: str) -> bool:
+    return connection.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone() is not None
+
+
+def _deleted_at(connection: sqlite3.Connection, name: str) -> float | None:
+    row = connection.execute("SELECT deleted_at FROM deleted_users WHERE name = ?", (name,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _is_stored(connection: sqlite3.Connection, name: str) -> bool:
+    """True where a namespace of the name holds anything that an export would."""
+    own, below = own_namespaces(name)
+    first = below.removesuffix("*")
+    # The character after the dot: the namespaces between the two are those that begin with `first`.
+    end = f"{first[:-1]}/"
+    return any(
+        connection.execute(
+            f"SELECT 1 FROM {kind.table} WHERE ns = ? OR (ns >= ? AND ns < ?) LIMIT 1", (own, first, end)
+        ).fetchone()
+        for kind in KINDS.values()
+    )
+
+
 def _require(connection: sqlite3.Connection, name: str) -> None:
-    if connection.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone() is None:
+    if not _is_there(connection, name):
         raise NotFound(f"there is no user {name!r}", user_id=name)
 
 
