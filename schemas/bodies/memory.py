@@ -154,7 +154,7 @@ class Forgotten(Reply, frozen=True, kw_only=True):
 class PromptAddition(Reply, frozen=True, kw_only=True):
     """`tokens` by the tokenizer of the model `counted_by`, or an upper "estimate": bytes / 3, rounded up.
 
-    `left_out` did not fit.
+    `left_out` did not fit: the first 1,000 of them, most useful first; `left_out_count` counts all.
     """
 
     text: str
@@ -162,6 +162,7 @@ class PromptAddition(Reply, frozen=True, kw_only=True):
     included: list[str]
     left_out: list[str]
     counted_by: str = "estimate"
+    left_out_count: int = 0
 
 
 class Changed(Reply, frozen=True, kw_only=True):

@@ -161,6 +161,8 @@ class Sessions(Reply, frozen=True, kw_only=True):
 
 
 class BridgedTurn(Reply, frozen=True, kw_only=True):
+    """`is_cut`: `content` holds the first 2,400 characters of a longer turn; `memory.session.history` gives all of it."""
+
     session_id: str
     number: int
     role: str
@@ -168,6 +170,7 @@ class BridgedTurn(Reply, frozen=True, kw_only=True):
     at: float
     score: float
     speaker: str | None = None
+    is_cut: bool = False
 
 
 class Bridge(Reply, frozen=True, kw_only=True):
@@ -230,8 +233,9 @@ class ContextList(Request, frozen=True, kw_only=True):
 class ContextBuild(Request, frozen=True, kw_only=True):
     """System prompt, known facts, memories found for `query` and the session's history, within `max_tokens`.
 
-    `reserve_tokens` are kept free for the answer. Without `query` the last turn decides. `context_id` names a stored
-    context whose system prompt and session are used where the request gives none; it need not exist.
+    `reserve_tokens`, fewer than `max_tokens`, are kept free for the answer. Without `query` the last turn decides.
+    `context_id` names a stored context whose system prompt and session are used where the request gives none; it need
+    not exist.
     """
 
     context_id: Key | None = None
@@ -319,7 +323,7 @@ class ContextEvent(Reply, frozen=True, kw_only=True):
 
 
 class SuggestList(Request, frozen=True, kw_only=True):
-    """Newest first; dismissed ones only with `include_dismissed`."""
+    """Newest first; dismissed ones only with `include_dismissed`, and none that quotes what the caller may not read."""
 
     user_id: Name | None = None
     session_id: Key | None = None
@@ -350,7 +354,10 @@ class Evidence(Reply, frozen=True, kw_only=True):
 
 
 class Suggestion(Reply, frozen=True, kw_only=True):
-    """`reason` says in words why; `evidence` holds what it rests on. Event `memory.suggestion.made` has the same form."""
+    """`reason` says in words why; `evidence` holds what it rests on. Event `memory.suggestion.made` has the same form.
+
+    `evidence_ns` is the namespace that the evidence is kept in, empty where that is not known.
+    """
 
     suggestion_id: str
     ns: str
@@ -363,6 +370,7 @@ class Suggestion(Reply, frozen=True, kw_only=True):
     user_id: str | None = None
     session_id: str | None = None
     dismissed_at: float | None = None
+    evidence_ns: str = ""
 
 
 class Suggestions(Reply, frozen=True, kw_only=True):
@@ -390,12 +398,16 @@ class ToolSchemas(Request, frozen=True, kw_only=True):
 
 
 class ToolCall(Request, frozen=True, kw_only=True):
-    """A call as a model wrote it: `arguments` is a map, or the JSON text of one; anything else is answered, not refused."""
+    """A call as a model wrote it: `arguments` is a map, or the JSON text of one; anything else is answered, not refused.
+    `search_ns`: where `search_memory` looks; without, in `ns` alone, or where that is `user` in `user`, `memory` and `kb`,
+    as far as the caller may read them.
+    """
 
     name: Name
     arguments: Any = {}
     ns: Namespace = "user"
     source: Annotated[str, Meta(min_length=1, max_length=64)] = "model"
+    search_ns: Annotated[list[Namespace], Meta(min_length=1, max_length=16)] | None = None
 
 
 class ToolSchemaList(Reply, frozen=True, kw_only=True):

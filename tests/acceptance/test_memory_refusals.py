@@ -17,8 +17,9 @@ import pytest
 
 from bus.client import Client
 from bus.settings import EX_CONFIG, Settings
-from schemas.bodies.items import DocPut, MemoryAdd, MemoryAddMany, MemoryGet, MemoryList, NewMemory
-from schemas.bodies.memory import KvSet
+from schemas.bodies.items import DocPut, MemoryAdd, MemoryAddMany, MemoryGet, MemoryGetMany, MemoryList, NewMemory
+from schemas.bodies.memory import KvSet, Recall, Remember
+from schemas.bodies.sessions import NewTurn, SessionAppend, SessionCreate, SessionHistory
 from schemas.errors import Internal
 from tests.acceptance.test_memory_process import ROOT, settings_flags, started
 from workers.memory.records import Records
@@ -72,8 +73,9 @@ def test_a_database_that_may_not_be_written_is_refused_with_instructions_and_lef
     assert content(path.parent) == before
 
 
-# Bytes that one file may have while the disk is full. The database starts with 0.3 MB.
+# Bytes that one file may have while the disk is full, and while it takes nothing more. The database starts with 0.3 MB.
 FULL_BYTES = 1_500_000
+PAGE_BYTES = 4_096
 
 
 async def _write_until_refused(client: Client, told: list[str]) -> str:
@@ -96,6 +98,10 @@ async def test_a_disk_that_fills_up_under_the_service_is_told_to_callers_and_cos
             soft, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL_BYTES, hard))
             told: list[str] = []
+            await client.request("memory.remember", Remember(key="city", value="Porto"))
+            await client.request("memory.session.create", SessionCreate(session_id="s"))
+            turns = [NewTurn(role="user", content="Is there room?")]
+            await client.request("memory.session.append", SessionAppend(session_id="s", turns=turns))
 
             assert "nothing was written: the disk that holds memory.db failed or is full" in (
                 await _write_until_refused(client, told)
@@ -103,6 +109,16 @@ async def test_a_disk_that_fills_up_under_the_service_is_told_to_callers_and_cos
             with pytest.raises(Internal, match="nothing was written"):
                 await client.request("memory.doc.put", DocPut(doc_id="d", content="water " * 20_000))
             assert (await client.request("memory.get", MemoryGet(id=told[0], touch=False))).id == told[0]
+
+            # Not even the note that something was read has room.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (PAGE_BYTES, hard))
+            got = await client.request("memory.get", MemoryGet(id=told[0]))
+            assert (got.id, got.access_count) == (told[0], 0)
+            several = await client.request("memory.get_many", MemoryGetMany(ids=told[:2]))
+            assert [one.id for one in several.memories] == told[:2]
+            assert (await client.request("memory.recall", Recall(key="city"))).value == "Porto"
+            said = await client.request("memory.session.history", SessionHistory(session_id="s"))
+            assert [turn.content for turn in said.turns] == ["Is there room?"]
 
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
             told.append((await client.request("memory.add", MemoryAdd(content="room again"))).id)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 import pytest
 
+from bus.authorize import Verifier
 from bus.client import Client
 from bus.settings import Settings
 from bus.worker import Worker
+from schemas.bodies.accounts import TokenState
+from schemas.bodies.control import EventsRead
 from schemas.bodies.model import Chat, ChatMessage, ModelTokenize
 from schemas.bodies.sessions import (
     ContextBuild,
+    Evidence,
     NewTurn,
     SessionAppend,
     SessionBridge,
@@ -25,6 +30,7 @@ from schemas.bodies.sessions import (
     ToolCall,
     ToolSchemas,
 )
+from schemas.envelope import Headers
 from schemas.errors import NotFound, Unprocessable
 from workers.memory.event_outbox import EventOutbox
 from workers.memory.records import Records
@@ -38,13 +44,21 @@ from workers.models.service import ModelService
 Serve = Callable[..., AbstractAsyncContextManager[Settings]]
 
 WAIT_S = 30.0
+
+# Evidence as it is kept: a memory.
+QUOTE = msgspec.msgpack.encode([Evidence(kind="memory", id="m", text="of the payroll", score=1.0, at=0.0)])
 NAME = "olympus-demo"
 
 
 @asynccontextmanager
-async def memory(settings: Settings) -> AsyncIterator[Client]:
-    """A worker with the parts of this folder and nothing else, its monitor running, and a client."""
+async def memory(settings: Settings, verify: Verifier | None = None) -> AsyncIterator[Client]:
+    """A worker with the parts of this folder and nothing else, its monitor running, and a client.
+
+    verify: whose a token is, where everybody has to sign in.
+    """
     worker = Worker("memory", settings)
+    if worker.authorizer is not None and verify is not None:
+        worker.authorizer.verify_with(verify)
     woken = asyncio.Event()
     records = await Records.open(settings.path("memory.db"), readers=2, on_committed=lambda events: woken.set())
     outbox = EventOutbox(records, worker.client)
@@ -179,3 +193,57 @@ async def test_a_suggestion_comes_as_an_event_of_what_was_said(serve_broker: Ser
         listed = await client.request("memory.suggest.list", SuggestList(user_id="ada"))
         assert [one.suggestion_id for one in listed.suggestions] == [event.body["suggestion_id"]]
         assert listed.is_on
+
+
+async def test_what_was_suggested_is_not_in_the_event_log(serve_broker: Serve) -> None:
+    """Or its words would outlive the session they were said in, and be read by whoever may read the log."""
+    async with (
+        serve_broker(log_subjects=("memory.>",)) as settings,
+        memory(settings) as client,
+        client.subscribe("memory.suggestion.made") as made,
+        client.subscribe("memory.session.closed") as closed,
+    ):
+        await client.request("memory.session.create", SessionCreate(session_id="s", user_id="ada"))
+        request = SessionAppend(session_id="s", turns=turns("I prefer quiet trains."))
+        await client.request("memory.session.append", request)
+        async with asyncio.timeout(WAIT_S):
+            assert "quiet trains" in (await anext(made)).body["text"]
+            await client.request("memory.session.close", SessionClose(session_id="s", delete=True))
+            await anext(closed)
+
+        page = await client.request("bus.events.read", EventsRead(subject="memory.>"))
+        subjects = {event.subject for event in page.events}
+        assert "memory.session.closed" in subjects
+        assert "memory.suggestion.made" not in subjects
+        assert not [event for event in page.events if "quiet" in str(event.body)]
+
+
+async def test_whoever_signs_in_reads_suggestions_of_their_own_namespaces_only(serve_broker: Serve) -> None:
+    """The session that a suggestion was made in is not all that counts."""
+
+    async def verify(token: str) -> TokenState:
+        namespaces = {"all": ["*"], "kiosk": ["session"], "clerk": ["session", "memory"]}[token]
+        scopes = ["memory:read", "memory:write"]
+        return TokenState(valid=True, user_id=token, scopes=scopes, namespaces=namespaces, expires_in_s=60.0)
+
+    async with serve_broker() as settings:
+        auth = msgspec.structs.replace(settings.auth, required=True)
+        async with memory(msgspec.structs.replace(settings, auth=auth), verify) as client:
+            everything: Headers = {"token": "all"}
+            for subject, body in (
+                ("memory.session.create", SessionCreate(session_id="s", user_id="ada")),
+                ("memory.session.append", SessionAppend(session_id="s", turns=turns("I prefer trains."))),
+            ):
+                await client.request(subject, body, headers=everything)
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    reply = await client.request("memory.suggest.list", SuggestList(), headers=everything)
+                    if reply.suggestions:
+                        break
+                    await asyncio.sleep(0.05)
+            with sqlite3.connect(settings.path("memory.db")) as connection:
+                connection.execute("UPDATE suggestions SET evidence = ?, evidence_from = 'memory memory/m'", (QUOTE,))
+            connection.close()
+            for token, count in (("all", 1), ("clerk", 1), ("kiosk", 0)):
+                reply = await client.request("memory.suggest.list", SuggestList(), headers={"token": token})
+                assert len(reply.suggestions) == count, token

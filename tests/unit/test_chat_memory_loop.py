@@ -9,7 +9,13 @@ from schemas.bodies.sessions import Bridge, BuiltContext, BuiltMessage, ContextP
 
 def addition(*lines: str, left_out: tuple[str, ...] = ()) -> PromptAddition:
     """An addition of these lines."""
-    return PromptAddition(text="\n".join(lines), tokens=len(lines), included=list(lines), left_out=list(left_out))
+    return PromptAddition(
+        text="\n".join(lines),
+        tokens=len(lines),
+        included=list(lines),
+        left_out=list(left_out),
+        left_out_count=len(left_out),
+    )
 
 
 def built(*contents: str) -> BuiltContext:
@@ -38,7 +44,8 @@ def test_the_same_facts_in_another_order_leave_the_text_as_it_was() -> None:
 
     assert kept_or_new(old, addition("Known:", "- b: 2", "- a: 1")) == old
     assert kept_or_new(old, addition("Known:", "- b: 2", "- a: 1", left_out=("c",))).text == old.text
-    assert kept_or_new(old, addition("Known:", "- b: 2", "- a: 1", left_out=("c",))).left_out == ["c"]
+    kept = kept_or_new(old, addition("Known:", "- b: 2", "- a: 1", left_out=("c",)))
+    assert (kept.left_out, kept.left_out_count) == (["c"], 1)
 
 
 def test_another_fact_or_one_less_changes_the_text() -> None:

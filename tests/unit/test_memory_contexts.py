@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from schemas.bodies.memory import Prompt, Remember
+from schemas.bodies.memory import Prompt, Recall, Remember
 from schemas.bodies.sessions import (
     BuiltContext,
     Context,
@@ -22,8 +22,10 @@ from schemas.bodies.sessions import (
     ContextPut,
     SessionUpdate,
 )
-from schemas.errors import Conflict, NotFound, Unprocessable
+from schemas.errors import BadRequest, Conflict, NotFound, Unprocessable
 from tests.sessions_bench import START_S, Bench, GivenFinder, bench, hit
+from workers.memory.facts import prompt_addition, prompt_candidates
+from workers.memory.outcome import Outcome
 from workers.memory.sessions.build import BRIDGE_HEADING, MEMORIES_HEADING
 from workers.memory.sessions.tokens import MESSAGE_TOKENS, Counted, Estimator, estimate
 
@@ -173,15 +175,29 @@ async def test_the_newest_turn_comes_before_everything_else(tmp_path: Path) -> N
 
 
 async def test_a_system_prompt_is_never_cut(tmp_path: Path) -> None:
-    """Where it alone passes the budget the error names both numbers."""
+    """Where it alone passes the budget the error names the field and both numbers."""
     async with bench(tmp_path) as at:
         with pytest.raises(
             Unprocessable, match=r"the system prompt alone has 26 tokens .*, the budget is 20 "
         ) as raised:
             await build(at, system_prompt="word " * 20, model="demo", max_tokens=30, reserve_tokens=10)
-        assert raised.value.details == {"system_tokens": 26, "budget_tokens": 20}
-        with pytest.raises(Unprocessable, match="the budget is -70"):
-            await build(at, max_tokens=30, reserve_tokens=100)
+        assert raised.value.details == {"field": "system_prompt", "system_tokens": 26, "budget_tokens": 20}
+        with pytest.raises(Unprocessable, match="an empty system message alone has 6 tokens") as raised:
+            await build(at, max_tokens=5)
+        assert raised.value.details["field"] == "max_tokens"
+
+
+@pytest.mark.parametrize("reserve_tokens", [30, 100])
+async def test_a_reserve_that_leaves_nothing_is_named(tmp_path: Path, reserve_tokens: int) -> None:
+    """With its value and its range; whatever else the request holds is not looked at."""
+    finder = GivenFinder()
+    async with bench(tmp_path, finder=finder) as at:
+        with pytest.raises(
+            BadRequest, match=f"reserve_tokens = {reserve_tokens} is not allowed; allowed: 0 to 29, fewer than max_tok"
+        ) as raised:
+            await build(at, query="x", max_tokens=30, reserve_tokens=reserve_tokens)
+    assert raised.value.details == {"field": "reserve_tokens", "reserve_tokens": reserve_tokens, "max_tokens": 30}
+    assert finder.asked == []
 
 
 async def test_a_stored_context_gives_what_the_request_leaves_out(tmp_path: Path) -> None:
@@ -295,6 +311,64 @@ async def test_a_prompt_for_a_model_is_counted_by_its_tokenizer(tmp_path: Path) 
         assert (prompt.tokens, prompt.counted_by) == (8, "demo")
         assert (prompt.included, prompt.left_out) == (["name"], ["story"])
         assert (await at.store.prompt(Prompt(max_tokens=200, model="demo"))).left_out == []
+
+
+async def test_a_long_fact_keeps_no_shorter_one_from_the_tokenizer(tmp_path: Path) -> None:
+    """A value longer than the whole budget takes none of it."""
+    async with bench(tmp_path) as at:
+        await remember(at, "name", "Ada")
+        await remember(at, "zoo", "lion " * 100)
+        await at.store.recall(Recall(key="zoo"), os.urandom(16))
+        prompt = await at.store.prompt(Prompt(max_tokens=20, model="demo"))
+    assert (prompt.included, prompt.left_out, prompt.left_out_count) == (["name"], ["zoo"], 1)
+
+
+async def keep_many(at: Bench, count: int) -> None:
+    """Facts with keys from k0000 on and the value "vv", all of the same use."""
+
+    def write(connection: sqlite3.Connection, now: float) -> Outcome:
+        connection.executemany(
+            "INSERT INTO facts (ns, key, value, category, source, created_at, updated_at)"
+            " VALUES ('user', ?, 'vv', 'fact', 'user', ?, ?)",
+            [(f"k{number:04}", now, now) for number in range(count)],
+        )
+        return Outcome(None, [])
+
+    await at.records.write(write)
+
+
+@pytest.mark.parametrize(("model", "fitting"), [(None, 2), ("demo", 5)])
+async def test_many_facts_make_no_long_answer(tmp_path: Path, model: str | None, fitting: int) -> None:
+    """What does not fit is named as far as 1,000 keys go, and counted."""
+    async with bench(tmp_path) as at:
+        await keep_many(at, 5_000)
+        prompt = await at.store.prompt(Prompt(max_tokens=20, model=model))
+        built = await build(at, model=model, max_tokens=400)
+    keys = [f"k{number:04}" for number in range(5_000)]
+    assert (prompt.included, prompt.left_out) == (keys[:fitting], keys[fitting : fitting + 1_000])
+    assert prompt.left_out_count == 5_000 - fitting
+    (included,) = (piece for piece in built.included if piece.part == "facts")
+    *named, others = (piece for piece in built.left_out if piece.part == "facts")
+    assert len(named) == 100
+    assert int(included.why.split()[0]) + 100 + int(others.why.split()[0]) == 5_000
+
+
+@pytest.mark.parametrize("collect", [prompt_addition, prompt_candidates])
+async def test_a_small_budget_has_few_facts_read(tmp_path: Path, collect: Callable[..., Any]) -> None:
+    """However many there are: a thousand that do not fit are enough to leave out the others unread."""
+    read: list[str] = []
+
+    def traced(connection: sqlite3.Connection) -> None:
+        connection.set_trace_callback(lambda statement: read.append(statement) if "WHERE id = " in statement else None)
+        try:
+            collect(connection, Prompt(max_tokens=20), START_S)
+        finally:
+            connection.set_trace_callback(None)
+
+    async with bench(tmp_path) as at:
+        await keep_many(at, 5_000)
+        await at.records.read(traced)
+    assert 1_000 < len(read) < 1_100
 
 
 class GreedyCounter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import sqlite3
 import threading
@@ -14,13 +15,20 @@ from typing import Any
 import pytest
 
 from bus.metrics import Figures
+from schemas.bodies.memory import KvGet
 from schemas.errors import Conflict, Internal
 from schemas.metrics import MEMORY_COMMIT_SECONDS, MEMORY_COMMITS, MEMORY_WRITES, MEMORY_WRITES_WAITING
+from workers.memory import database as database_module
+from workers.memory import kv, migrations
 from workers.memory.connection import Connection
-from workers.memory.database import MAX_BATCH, Database
+from workers.memory.database import HERE_MAX_BYTES, MAX_BATCH, Database
 from workers.memory.migrations import Migration, load_migrations
 from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.sqlite_errors import UnusableDatabase
+from workers.memory.values import pack, unpack
+
+# Half a minute at the least, and no more than some, so that a thread which nobody ends does end.
+LONG_QUERY = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000000) SELECT count(*) FROM n"
 
 PROBE = Migration(
     load_migrations()[-1].number + 1,
@@ -71,6 +79,16 @@ def stored_keys(path: Path) -> list[str]:
         return [key for (key,) in connection.execute("SELECT key FROM facts ORDER BY key")]
 
 
+def damage(path: Path, table: str) -> None:
+    """Overwrite the page at which a table begins, in a file that nobody has open."""
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+
+
 def names(folder: Path) -> list[str]:
     """The files in `folder`."""
     return [entry.name for entry in folder.iterdir()]
@@ -86,9 +104,10 @@ async def test_a_write_is_on_file_before_it_is_answered(tmp_path: Path) -> None:
 
 
 async def test_commits_are_counted_and_what_keeps_the_disk_from_taking_writes_is_said_until_it_is_over(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A write that is refused for itself is no problem of the database; one that nobody could do better is."""
+    caplog.set_level(logging.INFO, logger="olympus.memory")
     figures = Figures()
     async with opened(tmp_path / "memory.db", figures=figures) as database:
         await asyncio.gather(*(database.write(insert(key)) for key in "abc"))
@@ -101,14 +120,17 @@ async def test_commits_are_counted_and_what_keeps_the_disk_from_taking_writes_is
         assert database.problem == ""
 
         await database.exclusively(lambda connection: connection.execute("PRAGMA query_only = ON").close())
-        with pytest.raises(Internal):
-            await database.write(insert("e"))
+        for _ in range(2):
+            with pytest.raises(Internal):
+                await database.write(insert("e"))
         assert "check the permissions" in database.problem
         assert figures.series()[MEMORY_WRITES.name][0].value == 4
 
         await database.exclusively(lambda connection: connection.execute("PRAGMA query_only = OFF").close())
         await database.write(insert("e"))
         assert database.problem == ""
+    told_in_log = [getattr(record, "action", "") for record in caplog.records]
+    assert told_in_log == ["memory.database.failed", "memory.database.recovered"]
 
 
 async def test_a_failing_write_leaves_its_neighbours_in_the_batch_alone(tmp_path: Path) -> None:
@@ -359,6 +381,80 @@ async def test_a_damaged_database_is_refused_with_instructions(tmp_path: Path) -
     assert "To restore" in str(caught.value)
 
 
+async def test_damage_in_a_file_too_large_for_the_start_is_told_while_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, how to restore with it, and a write that succeeds elsewhere in the file does not take it back."""
+    path = tmp_path / "memory.db"
+    async with opened(path):
+        pass
+    damage(path, "kv")
+    monkeypatch.setattr(migrations, "QUICK_CHECK_MAX_BYTES", 0)
+    monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0.0)
+
+    with caplog.at_level(logging.ERROR, logger="olympus.memory"):
+        async with opened(path) as database:
+            assert database._checking is not None
+            await asyncio.wait_for(asyncio.shield(database._checking), 10)
+            assert database.problem.startswith("memory.db is damaged (")
+            assert "olympus memory restore" in database.problem
+
+            await database.write(insert("a"))
+            assert "is damaged" in database.problem
+
+    assert [getattr(record, "action", "") for record in caplog.records] == ["memory.database.damaged"]
+
+
+async def test_a_sound_file_too_large_for_the_start_is_found_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check beside the work ends by itself and says nothing."""
+    monkeypatch.setattr(migrations, "QUICK_CHECK_MAX_BYTES", -1)
+    monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0.0)
+    async with opened(tmp_path / "memory.db") as database:
+        assert database._checking is not None
+        await asyncio.wait_for(asyncio.shield(database._checking), 10)
+
+        assert database.problem == ""
+
+
+async def test_closing_does_not_wait_for_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file takes it minutes, and a service has seconds to end."""
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def check_long(connection: sqlite3.Connection) -> str:
+        loop.call_soon_threadsafe(began.set)
+        connection.execute(LONG_QUERY).fetchone()
+        return ""
+
+    monkeypatch.setattr(migrations, "QUICK_CHECK_MAX_BYTES", -1)
+    monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0.0)
+    monkeypatch.setattr(database_module, "find_damage", check_long)
+    async with asyncio.timeout(20), opened(tmp_path / "memory.db"):
+        await began.wait()
+
+
+@pytest.mark.parametrize("way", ["read", "read_here"])
+async def test_damage_that_a_reading_meets_is_told_until_the_service_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Not to its caller alone: the state of the service names it, whatever is written elsewhere."""
+    path = tmp_path / "memory.db"
+    async with opened(path):
+        pass
+    damage(path, "kv")
+    monkeypatch.setattr(migrations, "QUICK_CHECK_MAX_BYTES", 0)
+    async with opened(path) as database:
+        assert database.problem == ""
+        with pytest.raises(Internal, match="is damaged"):
+            await getattr(database, way)(lambda connection: connection.execute("SELECT * FROM kv").fetchall())
+        assert "is damaged" in database.problem
+
+        await database.write(insert("a"))
+        assert "is damaged" in database.problem
+
+
 async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     """Pointing memory.path at a foreign SQLite file adds no tables to it."""
     path = tmp_path / "memory.db"
@@ -404,3 +500,59 @@ async def test_read_given_up_holds_up_no_other(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             both = threading.Barrier(2)
             await asyncio.gather(*(database.read(lambda connection: both.wait(10)) for _ in range(2)))
+
+
+async def test_reads_given_up_end_at_their_statement_and_leave_their_readers_to_others(tmp_path: Path) -> None:
+    """As many as there are readers: the next one waits for none of them, and begins in no transaction of theirs."""
+    began = asyncio.Queue[None]()
+    loop = asyncio.get_running_loop()
+
+    def read_long(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")
+        loop.call_soon_threadsafe(began.put_nowait, None)
+        connection.execute(LONG_QUERY).fetchone()
+
+    async with opened(tmp_path / "m.db") as database:
+        given_up = [asyncio.create_task(database.read(read_long)) for _ in range(2)]
+        for _ in given_up:
+            await began.get()
+        for task in given_up:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+
+        async with asyncio.timeout(10):
+            both = threading.Barrier(2)
+
+            def state(connection: sqlite3.Connection) -> bool:
+                both.wait(10)
+                return connection.in_transaction
+
+            assert await asyncio.gather(*(database.read(state) for _ in given_up)) == [False, False]
+        assert database.problem == ""
+
+
+@pytest.mark.parametrize("value_bytes", [HERE_MAX_BYTES // 2, HERE_MAX_BYTES * 2, 5_000_000])
+async def test_a_look_up_in_the_event_loop_leaves_long_values_to_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value_bytes: int
+) -> None:
+    """Unpacking millions of numbers there would hold up every other request."""
+    value = [1] * (value_bytes - 5)
+    threads: list[threading.Thread] = []
+
+    def unpack_and_note(packed: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return unpack(packed)
+
+    monkeypatch.setattr(kv, "unpack", unpack_and_note)
+
+    def put(connection: sqlite3.Connection, now: float) -> Outcome:
+        packed = pack(value, max_bytes=value_bytes)
+        connection.execute("INSERT INTO kv VALUES ('user', 'k', 1, 0, 0, NULL, ?)", (packed,))
+        return Outcome(None, [])
+
+    async with opened(tmp_path / "m.db") as database:
+        await database.write(put)
+        entry = await database.read_here(lambda connection: kv.get_entry(connection, KvGet(key="k", ns="user"), 0.0))
+
+    assert entry.value == value
+    assert [thread is threading.main_thread() for thread in threads] == [value_bytes <= HERE_MAX_BYTES]

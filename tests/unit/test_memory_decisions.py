@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import sqlite3
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +15,9 @@ from schemas.bodies.memory import KvGet, KvSet, Remember
 from schemas.errors import BadRequest, TooLarge
 from schemas.limits import MAX_VALUE_DEPTH
 from workers.memory.clock import SteadyClock
-from workers.memory.prompt import HEADING, PromptText, usefulness
+from workers.memory.prompt import HEADING, PromptText
 from workers.memory.text import check_texts, end_of_prefix
+from workers.memory.usefulness import USEFULNESS, provide_functions
 from workers.memory.values import depth_of, pack, unpack
 
 TEXT = st.text(max_size=6)
@@ -190,6 +194,23 @@ def test_prompt_is_empty_when_nothing_fits() -> None:
     assert (addition.text, addition.tokens, addition.left_out) == ("", 0, ["name"])
 
 
+def test_prompt_says_when_no_further_fact_is_worth_reading() -> None:
+    """Where no line fits any more, however short, or where a thousand facts did not."""
+    text = PromptText(max_tokens=13)
+    was_full = []
+    for key in ("k", *map(str, range(1_000))):
+        was_full.append(text.is_full)
+        text.offer(key, "1")
+    assert not any(was_full)
+    assert text.is_full
+    assert PromptText(max_tokens=10).is_full
+
+    text.leave_out([f"unread {number}" for number in range(50)])
+    addition = text.addition()
+    assert (addition.included, addition.left_out) == (["k"], [f"{number}" for number in range(1_000)])
+    assert addition.left_out_count == 1_050
+
+
 @given(
     facts=st.lists(st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=30)), max_size=8),
     max_tokens=st.integers(1, 80),
@@ -207,17 +228,46 @@ def test_prompt_never_exceeds_its_budget(facts: list[tuple[str, str]], max_token
     assert sorted([*addition.included, *addition.left_out]) == sorted(key for key, _ in facts)
 
 
-def rank(category: str = "fact", *, days: float = 0, recalls: int = 0, recalled_days: float | None = None) -> float:
-    """Usefulness at a fixed time of a fact written `days` ago."""
+class PlainSqlite(sqlite3.Connection):
+    """SQLite as it is where it was built without the functions of mathematics."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._given: set[str] = set()
+
+    def create_function(self, name: str, *arguments: Any, **more: Any) -> None:
+        """Add one."""
+        super().create_function(name, *arguments, **more)
+        self._given.add(name)
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        """Run a statement, unless it needs what is not there."""
+        for name in ("pow", "log2"):
+            if f"{name}(" in statement and name not in self._given:
+                raise sqlite3.OperationalError(f"no such function: {name}")
+        return super().execute(statement, *values)
+
+
+def rank(
+    category: str = "fact",
+    *,
+    days: float = 0,
+    recalls: int = 0,
+    recalled_days: float | None = None,
+    has_math: bool = True,
+) -> float:
+    """Usefulness at a fixed time of a fact written `days` ago. has_math: whether SQLite is built with such functions."""
     now = 1_000 * DAY_S
     recalled_at = None if recalled_days is None else now - recalled_days * DAY_S
-    return usefulness(
-        category=category,
-        updated_at=now - days * DAY_S,
-        last_accessed_at=recalled_at,
-        access_count=recalls,
-        now=now,
-    )
+    row = (category, now - days * DAY_S, recalled_at, recalls)
+    factory = sqlite3.Connection if has_math else PlainSqlite
+    with contextlib.closing(sqlite3.connect(":memory:", factory=factory)) as connection:
+        provide_functions(connection)
+        (score,) = connection.execute(
+            f"SELECT {USEFULNESS} FROM (SELECT ? AS category, ? AS updated_at, ? AS last_accessed_at, ? AS access_count)",
+            (now, *row),
+        ).fetchone()
+    return float(score)
 
 
 def test_usefulness_prefers_lasting_recent_and_used_facts() -> None:
@@ -226,6 +276,14 @@ def test_usefulness_prefers_lasting_recent_and_used_facts() -> None:
     assert rank(days=1) > rank(days=30) > rank(days=300)
     assert rank(recalls=9) > rank(recalls=1) > rank(recalls=0)
     assert rank(days=300, recalled_days=1) > rank(days=300)
+
+
+def test_usefulness_needs_no_functions_of_mathematics_in_sqlite() -> None:
+    """Where it is built without them, Python's take their place."""
+    assert rank("context", days=30, recalls=1_023, has_math=False) == 1.5
+    assert rank("preference", days=45, recalls=7) == pytest.approx(
+        rank("preference", days=45, recalls=7, has_math=False)
+    )
 
 
 def test_usefulness_has_the_documented_values() -> None:

@@ -15,6 +15,7 @@ from schemas.bodies import items as bodies
 from tests.items_bench import HOUR_S, START_S, Bench, bench
 from workers.memory.items import cycle, rows
 from workers.memory.items.lifecycle import age
+from workers.memory.items.summary import LOOKED_AT_CHARACTERS, summarise
 
 LONG = "The boiler is in the cellar. Its pressure must stay above one bar. " * 8
 
@@ -229,6 +230,25 @@ async def test_a_memory_without_room_for_a_summary_still_ages(tmp_path: Path) ->
         assert (await at.get("m")).metadata == {}
 
 
+async def test_a_batch_ends_when_enough_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no reader is kept for long; the rest comes in the next ones of the same run."""
+    monkeypatch.setattr(cycle, "BATCH_CHARACTERS", 2 * len(LONG))
+    async with bench(tmp_path) as at:
+        for number in range(5):
+            await at.add(LONG, f"m{number}", importance=0.3)
+        at.wait(HOUR_S)
+        batch = await at.records.read(
+            lambda connection: cycle.plan(
+                connection, tier="short", after=0, ns=None, now=at.now, taken=set(), max_bytes=1_000_000
+            )
+        )
+        assert [ageing.id for ageing in batch.ageings] == ["m0", "m1"]
+        assert batch.after == batch.ageings[-1].sequence
+
+        assert (await at.age()).summarised == 5
+        assert [list(memory.metadata) for memory in await at.all()] == [["summary"]] * 5
+
+
 # Consolidation --------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +333,28 @@ async def test_a_consolidation_goes_with_what_it_quotes(tmp_path: Path) -> None:
         assert await at.delete("s1") == 1
         assert at.heard() == [("delete", "s1"), ("delete", made.id)]
         assert [memory.id for memory in await at.all()] == ["s0", "s2", "s3"]
+
+
+async def test_only_the_beginnings_of_long_sources_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together no more than one long text, whatever letters they have, and past a null too."""
+    read: list[list[str]] = []
+
+    def note(texts: list[str], most: int) -> str:
+        read.append(texts)
+        return summarise(texts, most)
+
+    monkeypatch.setattr(cycle, "summarise", note)
+    contents = [f"{letter}\0{letter} " * 5_000 for letter in ("a", "é", "中", "🙂")]
+    async with bench(tmp_path) as at:
+        for number, content in enumerate(contents):
+            await at.add(content, f"s{number}", parent_id="p", importance=0.3)
+        await at.add(contents[3], "alone", importance=0.3)
+        at.wait(HOUR_S)
+        report = await at.age()
+
+    assert (report.consolidated, report.summarised) == (1, 4)
+    assert read[0] == [content[: LOOKED_AT_CHARACTERS // 4] for content in contents]
+    assert read[-1] == [contents[3]]
 
 
 async def test_a_consolidation_that_was_edited_is_the_callers_own(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.memory.items import summary as summary_module
 from workers.memory.items.chunking import OVERLAP_CHARACTERS, PIECE_CHARACTERS, cut, titled
 from workers.memory.items.drafts import time_of
 from workers.memory.items.lifecycle import DAY_S, PASS_S, Aged, age
-from workers.memory.items.summary import summarise
+from workers.memory.items.summary import LENGTH_DAMPING, LOOKED_AT_CHARACTERS, summarise
 
 # Chunks ---------------------------------------------------------------------------------------------------------
 
@@ -124,6 +127,67 @@ def test_a_summary_is_bounded_deterministic_and_made_of_words_of_its_texts(texts
 def test_a_sentence_that_is_too_long_is_cut_at_a_word() -> None:
     """With an ellipsis that says so."""
     assert summarise(["one two three four five"], 12) == "one two\u2026"
+
+
+def test_a_dot_ends_a_sentence_before_white_space_alone() -> None:
+    """Numbers and names hold dots; other marks end one wherever they stand."""
+    text = "It weighs 3.5 kg at example.org... Take it!Now?He said \u201cno.\u201d Yes\u3002So be it."
+    sentences = [
+        "It weighs 3.5 kg at example.org...",
+        "Take it!",
+        "Now?",
+        "He said \u201cno.\u201d",
+        "Yes\u3002",
+        "So be it.",
+    ]
+    assert summarise([text], 1_000) == " ".join(sentences)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["roses", "garden", "water", "summer", "an", "boiler"]), min_size=1), max_size=30
+    ),
+    st.integers(20, 200),
+)
+def test_the_most_central_sentence_is_taken_each_time(sentences: list[list[str]], most: int) -> None:
+    """As if all that are left were compared anew after each, the earlier one of two that are as central."""
+    texts = list(dict.fromkeys(f"{' '.join(words)}." for words in sentences))
+    words = {text: {word for word in text[:-1].split() if len(word) >= 4} for text in texts}
+    uses = Counter(word for text in texts for word in words[text])
+    waiting, taken, left = list(texts), list[str](), most
+    while waiting:
+        best = max(
+            waiting, key=lambda text: sum(uses[word] for word in words[text]) / (len(words[text]) + LENGTH_DAMPING)
+        )
+        waiting.remove(best)
+        if len(best) <= left:
+            taken.append(best)
+            left -= len(best) + 1
+            for word in words[best]:
+                uses[word] = 0
+
+    summary = summarise([" ".join(texts)], most)
+
+    if taken:
+        assert summary == " ".join(text for text in texts if text in taken)
+
+
+@pytest.mark.parametrize("text", ["{}.5 ", "{}! ", "stone{} wall{} house{}. ", "water{} and bread. "])
+def test_many_sentences_cost_little_more_than_reading_them(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Each is looked at once and once more for each word that has been said meanwhile, not once for each one chosen."""
+    looked_at = 0
+    centrality = summary_module._centrality
+
+    def count(*arguments: Any) -> float:
+        nonlocal looked_at
+        looked_at += 1
+        return centrality(*arguments)
+
+    monkeypatch.setattr(summary_module, "_centrality", count)
+    long = "".join(text.format(number, number, number) for number in range(LOOKED_AT_CHARACTERS))
+    summarise([long], 1_000)
+
+    assert 0 < looked_at < LOOKED_AT_CHARACTERS
 
 
 # Life cycle -----------------------------------------------------------------------------------------------------

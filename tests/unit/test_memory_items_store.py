@@ -12,7 +12,10 @@ import pytest
 
 from schemas.bodies import items as bodies
 from schemas.errors import BadRequest, Conflict, NotFound, TooLarge, Unprocessable
-from tests.items_bench import START_S, bench
+from tests.items_bench import HOUR_S, START_S, Bench, bench
+from workers.memory.items import removal
+from workers.memory.outcome import Outcome
+from workers.memory.sessions import suggestions
 
 # Text that means something to SQL, to FTS5, to LIKE or to C.
 HOSTILE = [
@@ -326,6 +329,107 @@ async def test_a_chain_of_a_hundred_thousand_is_no_problem(tmp_path: Path) -> No
         assert [memory.id for memory in below.memories] == [f"m{DEPTH - 2}", f"m{DEPTH - 1}"]
         assert await at.delete("m1", cascade=True) == DEPTH - 1
         assert [memory.id for memory in await at.all()] == ["m0"]
+
+
+async def family(at: Bench, children: int) -> list[str]:
+    """A memory and what lies below it; the ids, the parent first."""
+    await at.add("The bees of the year.", "top")
+    below = [await at.add(f"Hive number {number}.", f"m{number}", parent_id="top") for number in range(children)]
+    return ["top", *below]
+
+
+async def test_a_large_cascade_is_gone_at_once_and_removed_page_by_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No write waits for all of it; also after a crash the rest is removed, and told as deleted."""
+    monkeypatch.setattr(removal, "REMOVED_AT_ONCE", 7)
+    pages: list[int] = []
+    expire = removal.expire
+
+    def note(*arguments: Any) -> Outcome:
+        outcome = expire(*arguments)
+        pages.append(len(outcome.events))
+        return outcome
+
+    monkeypatch.setattr(removal, "expire", note)
+    async with bench(tmp_path) as at:
+        ids = await family(at, 20)
+        await at.add("c", "other")
+        await at.link("other", "m3")
+        at.heard()
+
+        assert await at.delete("top", cascade=True) == 21
+        assert at.heard() == []
+        assert [memory.id for memory in await at.all()] == ["other"]
+        assert (await at.memories.related(bodies.MemoryRelated(id="other"))).related == []
+        with pytest.raises(NotFound):
+            await at.delete("top", cascade=True)
+        assert (await at.age(dry_run=True)).expired == 0
+        await at.records.close()
+        await at.open()
+
+        await at.add("new", "m5")
+        assert at.heard() == [("delete", "m5"), ("add", "m5")]
+        await at.memories.sweep(at.now)
+        assert sorted(at.heard()) == sorted(("delete", one) for one in ids if one != "m5")
+        assert pages == [3, 3, 3, 3, 3, 3, 2]
+        assert await at.ask("SELECT id FROM memories ORDER BY id") == [("m5",), ("other",)]
+        assert await at.ask("SELECT DISTINCT source_id FROM chunks ORDER BY 1") == [("m5",), ("other",)]
+        assert (await at.get("m5")).version == 2
+
+
+async def test_what_is_hidden_and_what_has_expired_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each told as what it was; the report counts what expired alone."""
+    async with bench(tmp_path) as at:
+        with monkeypatch.context() as patched:
+            patched.setattr(removal, "REMOVED_AT_ONCE", 1)
+            await family(at, 2)
+            await at.delete("top", cascade=True)
+        await at.add("c", "old", ttl_s=10)
+        at.wait(10)
+        at.heard()
+
+        assert (await at.age()).expired == 1
+        assert sorted(at.heard()) == [("delete", "m0"), ("delete", "m1"), ("delete", "top"), ("expire", "old")]
+
+
+async def test_a_large_cascade_hides_what_quotes_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consolidation made of it and others, and the suggestion that rests on it, wait for no sweep."""
+    monkeypatch.setattr(removal, "REMOVED_AT_ONCE", 3)
+
+    def suggest(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO suggestions (suggestion_id, ns, kind, text, reason, confidence, evidence, evidence_from,"
+            " fingerprint, made_at) VALUES ('s', 'memory', 'related', 'Hive number 1.', 'r', 1, x'90', ?, x'00', 0)",
+            (suggestions.source_of("memory", "memory", "m1"),),
+        )
+
+    async with bench(tmp_path) as at:
+        ids = await family(at, 3)
+        await at.add("About the hives.", "far", importance=0.3)
+        for memory_id in ids:
+            await at.link("far", memory_id)
+        await at.tell(suggest)
+        at.wait(HOUR_S)
+        assert (await at.age()).consolidated == 1
+        await at.delete("top", cascade=True)
+
+        assert [memory.id for memory in await at.all()] == ["far"]
+        assert await at.ask("SELECT text FROM suggestions") == [("",)]
+        await at.memories.sweep(at.now)
+        assert await at.ask("SELECT id FROM memories") == [("far",)]
+
+
+async def test_one_memory_of_many_chunks_is_deleted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to divide."""
+    monkeypatch.setattr(removal, "REMOVED_AT_ONCE", 2)
+    async with bench(tmp_path) as at:
+        await at.add("A hive and its bees. " * 500, "m")
+        at.heard()
+        await at.delete("m")
+
+        assert at.heard() == [("delete", "m")]
+        assert await at.ask("SELECT 1 FROM memories UNION SELECT 1 FROM chunks") == []
 
 
 async def test_a_memory_cannot_become_its_own_ancestor(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.authorize import Caller
 from schemas.bodies.items import DocDelete, DocPut, MemoryAdd, MemoryDelete, MemoryUpdate
 from schemas.bodies.memory import Forget, Remember
 from schemas.bodies.sessions import SuggestDismiss, Suggestion, SuggestList, SuggestSwitch
@@ -22,6 +24,7 @@ from schemas.errors import NotFound
 from tests.sessions_bench import START_S, Bench, GivenFinder, bench, hit
 from workers.memory.items.documents import Documents
 from workers.memory.items.memories import Memories
+from workers.memory.outcome import Outcome
 from workers.memory.sessions import proactive_policy as policy
 from workers.memory.sessions import said
 from workers.memory.sessions.proactive import PER_HOUR, PROMISES_EVERY_S
@@ -83,6 +86,33 @@ async def test_what_is_known_already_is_not_suggested(tmp_path: Path) -> None:
         await at.say("I prefer trains over planes.")
         await at.say("I prefer tea.", role="assistant")
         assert await look(at) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said", "is_known"),
+    [
+        ("home", "Århus", "I live in Århus.", True),
+        ("home", "A\u030arhus, at the harbour", "I live in Århus.", True),
+        ("street", "Hauptstraße 5", "I live in Hauptstraße 5.", True),
+        ("home", "Aarhus", "I live in Århus.", False),
+        ("birthday party", "the final guest list", "My name is Al.", False),
+        ("name", "Al Green", "My name is Al.", True),
+        ("nickname", "ÉLODIE", "My name is Élodie.", True),
+        ("dislikes mornings", "yes", "I hate mornings.", True),
+        ("likes \U0001f355", "\U0001f355", "I love \U0001f355.", True),
+        ("food", "bread", "I love \U0001f355.", False),
+        ("drinks", 'tea "with" milk', 'I prefer tea "with" milk.', True),
+    ],
+)
+async def test_known_is_what_a_fact_holds_in_whole_words(
+    tmp_path: Path, key: str, value: str, said: str, is_known: bool
+) -> None:
+    """Whatever their case and alphabet; a part of a word is another one."""
+    async with bench(tmp_path) as at:
+        await at.store.remember(Remember(key=key, value=value), os.urandom(16))
+        await at.session()
+        await at.say(said)
+        assert kinds(await look(at)) == ([] if is_known else ["remember"])
 
 
 async def test_an_earlier_conversation_on_the_same_topic_is_brought_up(tmp_path: Path) -> None:
@@ -478,6 +508,12 @@ async def test_what_is_deleted_during_a_look_is_not_suggested(tmp_path: Path) ->
         ("I live in Turin. I work as a baker!", [("home", "Turin"), ("work", "a baker")]),
         ("I really don't like loud rooms", [("dislikes loud rooms", "loud rooms")]),
         ("Please call me Al.", [("name to use", "Al")]),
+        ("My name is Élodie Ångström and I write.", [("name", "Élodie Ångström")]),
+        ("My name is E\u0301lodie.", [("name", "Élodie")]),
+        ("My name is Łukasz żaden.", [("name", "Łukasz")]),
+        ("My name is Seán O\u2019Brien.", [("name", "Seán O\u2019Brien")]),
+        ("Please call me 美咲.", [("name to use", "美咲")]),
+        ("My name is önly.", []),
         ("Do I like tea?", []),
         ("I would like tea.", []),
         ("If I prefer tea, what then.", []),
@@ -575,6 +611,52 @@ async def test_sessions_of_a_namespace_of_their_own_see_nothing_beside_it(tmp_pa
             await look(at, ns=ns)
             expected = ["session", "memory", "kb"] if ns == "session" else ["user.bob", "user.bob"]
             assert [search.ns for search in finder.asked] == expected
+
+
+async def test_a_suggestion_is_listed_for_those_only_who_may_read_what_it_quotes(tmp_path: Path) -> None:
+    """Whoever may read the sessions need not have the right to the memories beside them; a page is full all the same."""
+    async with bench(tmp_path) as at:
+        memories, documents = Memories(at.records), Documents(at.records)
+        await memories.add(MemoryAdd(content="The payroll of greenhouse gardeners is late"), os.urandom(16))
+        await documents.put(DocPut(doc_id="d", content="Payroll for greenhouse gardeners by quarter"), os.urandom(16))
+        at.wait(DAY_S)
+        await at.session(user_id="ada")
+        await at.say("My name is Ada.")
+        at.wait(1)
+        await at.say("Which gardeners of the greenhouse are on the payroll?")
+        made = await look(at)
+        found = {one.evidence_ns for one in made}
+        assert found == {"session", "memory", "kb"}
+
+        for allowed in (found, {"session", "kb"}, {"session"}):
+            may_touch = allowed.__contains__
+            page = await at.parts.monitor.listing(SuggestList(), may_touch)
+            assert {one.evidence_ns for one in page.suggestions} == allowed
+            one = await at.parts.monitor.listing(SuggestList(limit=1), may_touch)
+            assert one.suggestions == page.suggestions[:1]
+
+
+async def test_a_suggestion_of_which_nobody_knows_what_it_quotes_is_for_those_who_may_read_everything(
+    tmp_path: Path,
+) -> None:
+    """As one that was imported without saying so."""
+    async with bench(tmp_path, finder=GivenFinder()) as at:
+        await at.session()
+        await at.say("I prefer trains.")
+        (made,) = await look(at)
+        evidence = [msgspec.structs.replace(made.evidence[0], kind="memory", id="m")]
+        packed = msgspec.msgpack.encode(evidence)
+        await at.records.write(
+            lambda connection, _: Outcome(
+                connection.execute("UPDATE suggestions SET evidence = ?, evidence_from = NULL", (packed,)).rowcount, []
+            )
+        )
+
+        assert [one.evidence_ns for one in await listed(at)] == [""]
+        kiosk = Caller("kiosk", ("memory:read",), ("session", "memory"))
+        assert (await at.parts.monitor.listing(SuggestList(), kiosk.may_touch)).suggestions == []
+        everybody = Caller("boss", ("memory:read",), ("*",))
+        assert len((await at.parts.monitor.listing(SuggestList(), everybody.may_touch)).suggestions) == 1
 
 
 async def test_the_facts_of_a_namespace_are_what_its_sessions_need_not_suggest(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from schemas.bodies.memory import (
     Remember,
 )
 from schemas.errors import BadRequest, Conflict, NotFound, TooLarge
-from workers.memory import applied
+from workers.memory import applied, facts
 from workers.memory.clock import SteadyClock
-from workers.memory.outcome import Outcome
+from workers.memory.outcome import Outcome, Write
 from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 
@@ -568,6 +568,84 @@ async def test_forget_takes_one_fact_a_category_or_everything(tmp_path: Path) ->
         assert await forget(everything=True) == (1, ["d"])
         assert [(action, key) for action, key, _ in at.heard()] == [("forget", key) for key in "abcd"]
         assert (await at.store.all(AllFacts(ns="other"))).facts[0].key == "a"
+
+
+def fill(count: int, *, updated_at: float = 0.0) -> Write:
+    """A write that keeps facts k000, k001 and so on, the odd ones as preferences."""
+
+    def write(connection: sqlite3.Connection, now: float) -> Outcome:
+        for number in range(count):
+            key, category = f"k{number:03}", ("fact", "preference")[number % 2]
+            facts.remember(connection, Remember(key=key, value=f"value {number}", category=category), now)
+        connection.execute("UPDATE facts SET updated_at = max(updated_at, ?)", (updated_at,))
+        return Outcome(None, [])
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("fields", "step"), [({"everything": True}, 1), ({"category": "preference"}, 2)], ids=["everything", "category"]
+)
+async def test_many_facts_are_forgotten_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], step: int
+) -> None:
+    """No transaction takes more than its share; the answer, once all are gone, and the events are as of one."""
+    monkeypatch.setattr(facts, "FORGET_ROWS", 7)
+    monkeypatch.setattr(facts, "FORGOTTEN_KEYS_MAX", 10)
+    expected = [f"k{number:03}" for number in range(40)][step - 1 :: step]
+    request_id = os.urandom(16)
+    async with bench(tmp_path) as at:
+        await at.remember("k000", ns="other")
+        # Dated ahead, as by an import from another clock: asked for like the others.
+        await at.records.write(fill(40, updated_at=at.wall_s + 0.001))
+        batches: list[int] = []
+        at.records.database._on_committed = lambda events: batches.append(len(events))
+
+        reply = await at.store.forget(Forget(**fields), request_id)
+        again = await at.store.forget(Forget(**fields), request_id)
+
+        assert again == reply
+        assert (reply.forgotten, reply.keys) == (len(expected), expected[:10])
+        assert max(batches) == 7
+        rows = await at.records.read(lambda raw: raw.execute("SELECT body FROM events_outbox").fetchall())
+        told = [msgspec.msgpack.decode(body, type=Changed) for (body,) in rows]
+        assert [event.key for event in told if event.action == "forget"] == expected
+        assert {event.request_id for event in told if event.action == "forget"} == {request_id.hex()}
+        assert [fact.key for fact in (await at.store.all(AllFacts())).facts] == [
+            f"k{number:03}" for number in range(40) if f"k{number:03}" not in expected
+        ]
+        assert await at.records.read(lambda raw: raw.execute("SELECT * FROM service_state").fetchall()) == []
+        assert (await at.store.all(AllFacts(ns="other"))).facts[0].key == "k000"
+        await at.records.write(check_index)
+
+
+async def test_a_forgetting_that_was_cut_off_is_finished_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next start or sweep; what was remembered since it was asked for stays, under an old key too."""
+    monkeypatch.setattr(facts, "FORGET_ROWS", 7)
+    request_id = os.urandom(16)
+
+    async def cut_off(self: MemoryStore, request_id: bytes) -> None:
+        await self._records.write(lambda connection, _: facts.forget_some(connection, request_id))
+        raise RuntimeError("killed")
+
+    async with bench(tmp_path) as at:
+        await at.records.write(fill(40))
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryStore, "_forget_rest", cut_off)
+            with pytest.raises(RuntimeError, match="killed"):
+                await at.store.forget(Forget(everything=True), request_id)
+        assert len((await at.store.all(AllFacts())).facts) == 33
+        at.wait(1)
+        await at.remember("k030", "said again")
+        await at.remember("new")
+
+        await at.records.close()
+        await at.open()
+
+        left = [(fact.key, fact.value) for fact in (await at.store.all(AllFacts())).facts]
+        assert left == [("k030", "said again"), ("new", "v")]
+        assert (await at.store.forget(Forget(everything=True), request_id)).forgotten == 40
+        assert len((await at.store.all(AllFacts())).facts) == 2
 
 
 @pytest.mark.parametrize(

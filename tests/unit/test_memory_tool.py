@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from bus.authorize import Caller
+from schemas.bodies.items import DocPut, MemoryAdd
 from schemas.bodies.memory import Recall
 from schemas.bodies.search import Search, SearchReply
 from schemas.bodies.sessions import ToolCall, ToolResult, ToolSchemas
 from schemas.errors import NotFound
 from tests.sessions_bench import Bench, GivenFinder, bench, hit
+from workers.memory.items.documents import Documents
+from workers.memory.items.memories import Memories
+from workers.memory.sessions.handlers import register_tool
 
 
 async def call(at: Bench, name: str, arguments: Any = None, **more: Any) -> ToolResult:
@@ -80,13 +87,52 @@ async def test_what_was_remembered_is_found_and_forgotten(tmp_path: Path) -> Non
         assert await at.rows("SELECT 1 FROM chunks") == []
 
 
+async def test_memories_and_documents_are_found_like_facts(tmp_path: Path) -> None:
+    """A call that names no namespace finds them where they are kept; each text once, the best of all first."""
+    async with bench(tmp_path) as at:
+        memories, documents = Memories(at.records), Documents(at.records)
+        await memories.add(MemoryAdd(content="Ada keeps bees"), os.urandom(16))
+        await documents.put(DocPut(doc_id="hives", content="Bees winter in the hives."), os.urandom(16))
+        await call(at, "remember", {"key": "bees", "value": "twelve"})
+        found = (await call(at, "search_memory", {"query": "bees"})).content
+        assert all(text in found for text in ("Ada keeps bees", "Bees winter in the hives.", "bees: twelve"))
+        assert len((await call(at, "search_memory", {"query": "bees", "limit": 2})).content.splitlines()) == 2
+
+        await memories.add(MemoryAdd(content="Ada keeps bees", ns="user"), os.urandom(16))
+        assert (await call(at, "search_memory", {"query": "bees"})).content.count("Ada keeps bees") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "namespaces", "searched"),
+    [
+        ({}, ("*",), ["user", "memory", "kb"]),
+        ({}, ("user", "kb"), ["user", "kb"]),
+        ({"ns": "user.ada"}, ("*",), ["user.ada"]),
+        ({"ns": "user.ada", "search_ns": ["notes", "kb", "notes"]}, ("*",), ["notes", "kb"]),
+    ],
+)
+async def test_a_search_reaches_where_it_is_told_to_and_never_past_its_caller(
+    tmp_path: Path, fields: dict[str, Any], namespaces: tuple[str, ...], searched: list[str]
+) -> None:
+    """The usual places are for whoever names none; of them, those that the caller may read."""
+    served: dict[str, Callable[..., Any]] = {}
+    worker: Any = SimpleNamespace(handles=lambda subject: lambda handler: served.setdefault(subject, handler))
+    caller = Caller("ada", ("memory:*",), namespaces)
+    finder = GivenFinder(hit("m", "a memory"))
+    async with bench(tmp_path, finder=finder) as at:
+        register_tool(worker, at.parts.tool)
+        request = ToolCall(name="search_memory", arguments={"query": "x"}, **fields)
+        result = await served["memory.tool.call"](request, SimpleNamespace(id=os.urandom(16), caller=caller))
+    assert [asked.ns for asked in finder.asked] == searched
+    assert result.content == "- [2023-11-14] a memory"
+
+
 async def test_the_search_shows_no_turns(tmp_path: Path) -> None:
     """A namespace may hold the sessions of several users, and a tool call names none."""
     finder = GivenFinder(hit("s/1", "private words", "turn"), hit("m", "a memory"))
     async with bench(tmp_path, finder=finder) as at:
         assert "private" not in (await call(at, "search_memory", {"query": "x"})).content
-        (asked,) = finder.asked
-        assert (asked.ns, asked.k) == ("user", 5)
+        assert [(asked.ns, asked.k) for asked in finder.asked] == [("user", 5), ("memory", 5), ("kb", 5)]
 
 
 @pytest.mark.parametrize(

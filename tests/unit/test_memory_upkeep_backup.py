@@ -459,6 +459,19 @@ async def test_what_is_known_of_the_index_is_not_the_backups(tmp_path: Path) -> 
         assert await memory.ask("SELECT value FROM service_state") == [(b"new",)]
 
 
+async def test_a_forgetting_under_way_takes_nothing_of_what_is_brought_back(tmp_path: Path) -> None:
+    """Neither one of the present memory nor one that the backup was made in the middle of."""
+    state = "INSERT INTO service_state VALUES ('forgetting/{}', CAST('{{}}' AS BLOB))"
+    async with opened(tmp_path) as memory:
+        await memory.tell(state.format("00"))
+        await memory.backup("monday")
+        await memory.tell(state.format("01"))
+
+        await memory.restore("monday")
+
+        assert await memory.ask("SELECT key FROM service_state") == []
+
+
 async def test_who_may_sign_in_does_not_go_back(tmp_path: Path) -> None:
     """A password or a token revoked since the backup must not work again; into a memory without users they come."""
     user = "INSERT INTO users VALUES ('{}', '{}', '[]', '[]', 0, 0, 0)"

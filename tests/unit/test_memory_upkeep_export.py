@@ -28,7 +28,7 @@ from schemas.bodies.sessions import (
 )
 from schemas.bodies.upkeep import ExportPart, ExportRecord, Imported, MemoryExport, MemoryImport, NewRecord
 from schemas.envelope import new_id
-from schemas.errors import BadRequest, BusError, Conflict, TooLarge
+from schemas.errors import BadRequest, BusError, Conflict, TooLarge, Unprocessable
 from workers.memory.items.documents import Documents
 from workers.memory.items.experiences import Experiences
 from workers.memory.items.memories import Memories
@@ -467,6 +467,57 @@ async def test_a_replaced_session_has_the_turns_of_the_export_alone(tmp_path: Pa
 
         assert packed(await everything(records)) == packed([session])
         assert await records.read(lambda raw: row(raw, "SELECT count(*) FROM chunks")) == (2,)
+
+
+async def test_a_session_replaced_by_one_without_turns_has_none(tmp_path: Path) -> None:
+    """Its count says so, and the next turn is the first."""
+    async with opened(tmp_path / "one") as records:
+        sessions = Sessions(records, Estimator(), ttl_s=60.0, on_turns=lambda ns, session_id: None)
+        session = next(record for record in samples() if record.kind == "session")
+        await taken_in(records, [session])
+        empty = {**session.data, "last_used_at": NOW, "turns": []}
+
+        await taken_in(records, [NewRecord(kind="session", ns="session", data=empty)], "replace")
+
+        session_id = session.data["session_id"]
+        assert (await sessions.get(SessionGet(session_id=session_id))).turns == 0
+        again = [NewTurn(role="user", content="Once more")]
+        appended = await sessions.append(SessionAppend(session_id=session_id, turns=again, reopen=True), new_id())
+        assert (appended.first_number, appended.last_number) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("parents", "record"),
+    [({"a": "a"}, 0), ({"a": "b", "b": "a"}, 1), ({"a": "b", "b": "c", "c": "a"}, 2)],
+)
+async def test_no_imported_memory_lies_below_itself(tmp_path: Path, parents: dict[str, str], record: int) -> None:
+    """The record that closes the circle is named, and nothing of its batch is written."""
+    memory = next(record for record in samples() if record.kind == "memory")
+    circle = [
+        NewRecord(kind="memory", ns="memory", data={**memory.data, "id": name, "parent_id": parent})
+        for name, parent in parents.items()
+    ]
+    async with opened(tmp_path / "one") as records:
+        with pytest.raises(Unprocessable, match=rf"record {record} \(memory\): .*itself or one of its desc") as caught:
+            await taken_in(records, circle)
+
+        assert caught.value.details["record"] == record
+        assert caught.value.details["field"] == "parent_id"
+        assert await everything(records) == []
+
+
+async def test_replacing_closes_no_circle_and_a_parent_may_come_later(tmp_path: Path) -> None:
+    """What is stored already counts as well as what the batch brings."""
+    memory = next(record for record in samples() if record.kind == "memory")
+
+    def under(name: str, parent: str | None) -> NewRecord:
+        return NewRecord(kind="memory", ns="memory", data={**memory.data, "id": name, "parent_id": parent})
+
+    async with opened(tmp_path / "one") as records:
+        assert (await taken_in(records, [under("child", "top"), under("top", None)])).imported == 2
+        with pytest.raises(Unprocessable, match="record 0"):
+            await taken_in(records, [under("top", "child")], "replace")
+        assert (await taken_in(records, [under("child", None), under("top", "child")], "replace")).imported == 2
 
 
 async def test_an_imported_version_starts_above_those_that_are_gone(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ BUSY_TIMEOUT_MS: Final = 1_000
 # Seconds after which a caller is told that the database is locked.
 BUSY_GIVE_UP_S: Final = 10.0
 
+# Seconds between two interrupts of what nobody waits for any more. One between two statements of a function hits none.
+INTERRUPT_EVERY_S: Final = 0.02
+
 # Pages (of 4 KiB) in the log before they are folded back into the file. At the usual 1,000 a service under load folds
 # the same pages back several times a second; with this many it writes a sixth more a second (scripts/bench_memory.py).
 CHECKPOINT_PAGES: Final = 8_192
@@ -65,9 +68,28 @@ class Connection(aiosqlite.Connection):
         # Only now, because tenacity costs as much as the hop itself.
         return await _retrying_while_busy()(self._hop, function)
 
+    async def give_up(self) -> None:
+        """Cut short what runs in the thread, and return once it has ended; for a connection that only reads.
+
+        A function ends at its next statement that lasts; one that runs no statement ends when it is done.
+        """
+        if self._connection is None:
+            return
+        ended = asyncio.ensure_future(self._hop(lambda _: None))
+        while not ended.done():
+            await self.interrupt()
+            await asyncio.wait({ended}, timeout=INTERRUPT_EVERY_S)
+        # The COMMIT of a read transaction may have been cut short as well: the next reading must not begin in it.
+        await self._hop(_leave_transaction)
+
     async def _hop(self, function: Callable[[sqlite3.Connection], T]) -> T:
         result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
         return result
+
+
+def _leave_transaction(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _retrying_while_busy() -> tenacity.AsyncRetrying:

@@ -5,10 +5,13 @@ Each runs inside a transaction that its caller owns. The full-text index follows
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from schemas.bodies.memory import (
     AllFacts,
@@ -26,17 +29,47 @@ from schemas.errors import BadRequest, NotFound
 from workers.memory import chunks
 from workers.memory.items.chunking import cut
 from workers.memory.outcome import Outcome, changed
-from workers.memory.prompt import BYTES_PER_TOKEN_MAX, PromptText, usefulness
+from workers.memory.prompt import (
+    BYTES_PER_TOKEN,
+    BYTES_PER_TOKEN_MAX,
+    LEFT_OUT_KEYS_MAX,
+    PASSED_OVER_MAX,
+    SHORTEST_LINE_BYTES,
+    Candidates,
+    PromptText,
+    prompt_line,
+)
 from workers.memory.sessions import suggestions
+from workers.memory.usefulness import USEFULNESS, provide_functions
 
 # Keys that one `forget` names in its reply; `forgotten` counts them all.
 FORGOTTEN_KEYS_MAX: Final = 1_000
+
+# Facts deleted in one transaction, some 30 ms with all that search has of them, so that no write waits long behind it.
+FORGET_ROWS: Final = 500
+
+# Keys in `service_state` of what is being forgotten: this, and the id of the request in hexadecimal.
+FORGETTING: Final = "forgetting/"
 
 # Words of a query that are looked for; the rest of a longer text adds cost and nothing else.
 QUERY_WORDS_MAX: Final = 32
 
 # What a reply carries beside the texts of a fact. Generous.
 FACT_OVERHEAD_BYTES: Final = 512
+
+
+class _Forgetting(msgspec.Struct, frozen=True):
+    """What is left of a `forget` that is too much for one transaction.
+
+    category: None for everything. asked_at: epoch seconds; what is remembered later stays. after: the key up to which
+    it is done.
+    """
+
+    ns: str
+    category: str | None
+    asked_at: float
+    after: str = ""
+
 
 _COLUMNS: Final = "key, value, category, source, ns, created_at, updated_at, access_count, last_accessed_at"
 
@@ -92,18 +125,73 @@ def find(connection: sqlite3.Connection, request: Find, page_bytes: int) -> Fact
     return FactPage(facts=[])
 
 
-def forget(connection: sqlite3.Connection, request: Forget) -> Outcome:
-    """Delete one fact, a category or everything in the namespace. Raises BadRequest unless one of them is asked for."""
+def forget(connection: sqlite3.Connection, request: Forget, request_id: bytes, now: float) -> Outcome:
+    """Delete one fact, a category or everything in the namespace. Raises BadRequest unless one of them is asked for.
+
+    More than FORGET_ROWS are only noted down here; `forget_some` deletes them.
+    """
     where, values = _chosen(request)
-    keys = [key for (key,) in connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key", values)]
-    suggestions.forget_facts(
-        connection, request.ns, connection.execute(f"SELECT key, value FROM facts WHERE {where}", values)
+    (count,) = connection.execute(f"SELECT count(*) FROM facts WHERE {where}", values).fetchone()
+    if count <= FORGET_ROWS:
+        keys = _delete(connection, request.ns, where, values)
+        return Outcome(Forgotten(forgotten=count, keys=keys), [changed(request.ns, key, "forget") for key in keys])
+    # An import may have dated facts ahead: they are asked for like the others.
+    connection.execute(f"UPDATE facts SET updated_at = ? WHERE {where} AND updated_at > ?", (now, *values, now))
+    _note(connection, request_id, _Forgetting(request.ns, request.category, now))
+    named = connection.execute(
+        f"SELECT key FROM facts WHERE {where} ORDER BY key LIMIT ?", (*values, FORGOTTEN_KEYS_MAX)
     )
+    return Outcome(Forgotten(forgotten=count, keys=[key for (key,) in named]), [])
+
+
+def forget_some(connection: sqlite3.Connection, request_id: bytes) -> Outcome:
+    """Delete the next FORGET_ROWS of what this request asked to forget; the reply is False when those were the last."""
+    row = connection.execute("SELECT value FROM service_state WHERE key = ?", (_place(request_id),)).fetchone()
+    if row is None:
+        return Outcome(False, [])
+    left = msgspec.msgpack.decode(row[0], type=_Forgetting)
+    where = "ns = ? AND key > ? AND updated_at <= ?"
+    values: tuple[str | float, ...] = (left.ns, left.after, left.asked_at)
+    if left.category is not None:
+        where, values = f"{where} AND category = ?", (*values, left.category)
+    keys = _delete(connection, left.ns, where, values)
+    is_over = len(keys) < FORGET_ROWS
+    if is_over:
+        connection.execute("DELETE FROM service_state WHERE key = ?", (_place(request_id),))
+    else:
+        _note(connection, request_id, msgspec.structs.replace(left, after=keys[-1]))
+    return Outcome(not is_over, [changed(left.ns, key, "forget", request_id=request_id) for key in keys])
+
+
+def find_forgettings(connection: sqlite3.Connection) -> list[bytes]:
+    """The requests of which something is left to forget."""
+    rows = connection.execute("SELECT key FROM service_state WHERE key GLOB ?", (f"{FORGETTING}*",))
+    return [bytes.fromhex(key.removeprefix(FORGETTING)) for (key,) in rows]
+
+
+def _note(connection: sqlite3.Connection, request_id: bytes, left: _Forgetting) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO service_state (key, value) VALUES (?, ?)",
+        (_place(request_id), msgspec.msgpack.encode(left)),
+    )
+
+
+def _place(request_id: bytes) -> str:
+    return f"{FORGETTING}{request_id.hex()}"
+
+
+def _delete(connection: sqlite3.Connection, ns: str, where: str, values: tuple[str | float, ...]) -> list[str]:
+    """Delete the first FORGET_ROWS facts that fit, in the order of their keys, with what rests on them; their keys."""
+    rows = connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key LIMIT ?", (*values, FORGET_ROWS))
+    keys = [key for (key,) in rows]
+    if not keys:
+        return []
+    where, values = f"{where} AND key <= ?", (*values, keys[-1])
+    suggestions.forget_facts(connection, ns, connection.execute(f"SELECT key, value FROM facts WHERE {where}", values))
     connection.execute(f"DELETE FROM facts WHERE {where}", values)
     for key in keys:
-        chunks.remove(connection, ns=request.ns, kind="fact", source_id=key)
-    reply = Forgotten(forgotten=len(keys), keys=keys[:FORGOTTEN_KEYS_MAX])
-    return Outcome(reply, [changed(request.ns, key, "forget") for key in keys])
+        chunks.remove(connection, ns=ns, kind="fact", source_id=key)
+    return keys
 
 
 def all_facts(connection: sqlite3.Connection, request: AllFacts, page_bytes: int) -> FactPage:
@@ -119,43 +207,66 @@ def all_facts(connection: sqlite3.Connection, request: AllFacts, page_bytes: int
 def prompt_addition(connection: sqlite3.Connection, request: Prompt, now: float) -> PromptAddition:
     """What is known, most useful first, as a text within the budget by the estimate."""
     text = PromptText(request.max_tokens)
-    for key, value in _ranked(connection, request, now):
-        text.offer(key, value)
+    ranked = _ranked(connection, request, now, request.max_tokens * BYTES_PER_TOKEN)
+    unread = iter(ranked.facts)
+    while not text.is_full and (fact := next(unread, None)) is not None:
+        text.offer(fact.key, _value(connection, fact))
+    text.leave_out([fact.key for fact in unread], ranked.others)
     return text.addition()
 
 
-def prompt_candidates(connection: sqlite3.Connection, request: Prompt, now: float) -> list[tuple[str, str]]:
-    """Keys and values, most useful first; the value is empty where the text could not hold it in any tokenizer."""
+def prompt_candidates(connection: sqlite3.Connection, request: Prompt, now: float) -> Candidates:
+    """What the text could hold in some tokenizer."""
     room_bytes = request.max_tokens * BYTES_PER_TOKEN_MAX
-    candidates = []
-    for key, value in _ranked(connection, request, now):
-        size_bytes = len(value.encode())
-        candidates.append((key, value if size_bytes <= room_bytes else ""))
-        room_bytes -= min(size_bytes, room_bytes)
-    return candidates
+    ranked = _ranked(connection, request, now, room_bytes)
+    passed_over = 0
+    read: list[tuple[str, str]] = []
+    for fact in ranked.facts:
+        if room_bytes < SHORTEST_LINE_BYTES or passed_over == PASSED_OVER_MAX:
+            break
+        value = _value(connection, fact)
+        size_bytes = len(f"\n{prompt_line(fact.key, value)}".encode())
+        fits = size_bytes <= room_bytes
+        room_bytes -= size_bytes if fits else 0
+        passed_over += not fits
+        read.append((fact.key, value if fits else ""))
+    return Candidates(read, [fact.key for fact in ranked.facts[len(read) :]], ranked.others)
 
 
-def _ranked(connection: sqlite3.Connection, request: Prompt, now: float) -> Iterator[tuple[str, str]]:
-    """Keys and values of the wanted facts, most useful first."""
+class _Known(NamedTuple):
+    id: int
+    key: str
+
+
+class _Ranked(NamedTuple):
+    """Facts, most useful first, and how many others there are."""
+
+    facts: list[_Known]
+    others: int
+
+
+def _ranked(connection: sqlite3.Connection, request: Prompt, now: float, room_bytes: int) -> _Ranked:
+    """As many of the wanted facts as a text of `room_bytes` can hold, pass over and name."""
+    provide_functions(connection)
+    where, values = "ns = ?", [request.ns]
+    if request.categories is not None:
+        where += " AND category IN (SELECT value FROM json_each(?))"
+        values.append(json.dumps(request.categories))
+    limit = room_bytes // SHORTEST_LINE_BYTES + max(PASSED_OVER_MAX, LEFT_OUT_KEYS_MAX)
     rows = connection.execute(
-        "SELECT id, key, category, updated_at, last_accessed_at, access_count FROM facts WHERE ns = ?", (request.ns,)
+        f"SELECT id, key FROM facts WHERE {where} ORDER BY {USEFULNESS} DESC, key LIMIT ?", (*values, now, limit)
     )
-    wanted = None if request.categories is None else frozenset(request.categories)
-    ranked = []
-    for fact_id, key, category, updated_at, last_accessed_at, access_count in rows:
-        if wanted is None or category in wanted:
-            score = usefulness(
-                category=category,
-                updated_at=updated_at,
-                last_accessed_at=last_accessed_at,
-                access_count=access_count,
-                now=now,
-            )
-            ranked.append((-score, key, fact_id))
-    # Values are read one by one: together they may be larger than what this process should hold.
-    for _, key, fact_id in sorted(ranked):
-        (value,) = connection.execute("SELECT value FROM facts WHERE id = ?", (fact_id,)).fetchone()
-        yield key, value
+    facts = [_Known(*row) for row in rows]
+    if len(facts) < limit:
+        return _Ranked(facts, 0)
+    (count,) = connection.execute(f"SELECT count(*) FROM facts WHERE {where}", values).fetchone()
+    return _Ranked(facts, count - len(facts))
+
+
+def _value(connection: sqlite3.Connection, fact: _Known) -> str:
+    """One value: all of them together may be larger than what this process should hold."""
+    (value,) = connection.execute("SELECT value FROM facts WHERE id = ?", (fact.id,)).fetchone()
+    return str(value)
 
 
 def _matches(query: str) -> Iterator[str]:

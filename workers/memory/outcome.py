@@ -33,7 +33,11 @@ class Outcome(NamedTuple):
 Write = Callable[[sqlite3.Connection, float], Outcome]
 
 
-def changed(ns: str, key: str, action: str, version: int | None = None) -> Event:
-    """The event `memory.changed.{ns}`, with `_` for each character that a subject token cannot hold."""
+def changed(ns: str, key: str, action: str, version: int | None = None, *, request_id: bytes | None = None) -> Event:
+    """The event `memory.changed.{ns}`, with `_` for each character that a subject token cannot hold.
+
+    request_id: of the request that caused it, where the write does not carry that itself.
+    """
     subject = f"memory.changed.{_NOT_IN_TOKEN.sub('_', ns)}"
-    return Event(subject, Changed(ns=ns, key=key, action=action, version=version))
+    named = None if request_id is None else request_id.hex()
+    return Event(subject, Changed(ns=ns, key=key, action=action, version=version, request_id=named))

@@ -1,10 +1,9 @@
-"""What of the known facts goes into a system prompt, in which order, and how it reads. Decides only; reads nothing."""
+"""What of the known facts goes into a system prompt, and how it reads. Decides only; reads nothing."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -13,38 +12,34 @@ from schemas.bodies.memory import PromptAddition
 # The demo model was trained on exactly this form; change both or neither.
 HEADING: Final = "Known facts about the user:"
 
-# Categories that stay true: one of these, never used, ranks with anything else written this moment.
-LASTING_CATEGORIES: Final = frozenset({"preference", "fact"})
-
-# Days after which a fact nobody touches counts half as recent.
-RECENCY_HALF_LIFE_DAYS: Final = 30.0
-
-# Uses past this many add nothing more.
-FULL_USE_COUNT: Final = 1_023
-
 # Upper estimate of tokens without asking a tokenizer: bytes per token.
 BYTES_PER_TOKEN: Final = 3
 
 # No text is looked at that is longer than this per token of the budget: long runs of one character make such tokens.
 BYTES_PER_TOKEN_MAX: Final = 16
 
+# Facts that may fail to fit before the others are left out unread: no budget is worth reading 100,000 values for.
+PASSED_OVER_MAX: Final = 1_000
+
+# Keys of facts left out that an addition names; it counts them all.
+LEFT_OUT_KEYS_MAX: Final = 1_000
+
+# Bytes of the shortest line that a fact can have, of white space alone, with the line break before it.
+SHORTEST_LINE_BYTES: Final = len("\n- : ")
+
 Recount = Callable[[str], Awaitable[int | None]]
 
 
-def usefulness(
-    *, category: str, updated_at: float, last_accessed_at: float | None, access_count: int, now: float
-) -> float:
-    """Rank of a fact, 0 to 3: lasting + recency + use.
+class Candidates(NamedTuple):
+    """Facts that may be in an addition, most useful first: keys and values.
 
-    lasting: 1 for a preference or a fact, else 0. recency: 2 ** (-days / 30) since the last write or recall.
-    use: log2(1 + recalls) / 10, at most 1.
+    The value is empty where it is too long for the budget in any tokenizer. unread: keys of the next facts, which were
+    not read. others: how many more there are.
     """
-    touched_at = max(updated_at, last_accessed_at or 0.0)
-    days = max(0.0, now - touched_at) / 86_400
-    lasting = 1.0 if category in LASTING_CATEGORIES else 0.0
-    recency = math.exp2(-days / RECENCY_HALF_LIFE_DAYS)
-    use = math.log2(1 + min(access_count, FULL_USE_COUNT)) / 10
-    return lasting + recency + use
+
+    facts: Sequence[tuple[str, str]]
+    unread: Sequence[str]
+    others: int
 
 
 class PromptText:
@@ -61,25 +56,33 @@ class PromptText:
         # Bytes for the estimate, which rounds up once for the whole text; tokens for a tokenizer.
         self._room = max_tokens * (BYTES_PER_TOKEN if count is None else 1) - self._cost(HEADING)
         self._tokens = self._cost(HEADING)
+        self._shortest = SHORTEST_LINE_BYTES if count is None else 1
         self._lines = [HEADING]
         self._included: list[str] = []
         self._left_out: list[str] = []
+        self._left_out_count = 0
+
+    @property
+    def is_full(self) -> bool:
+        """True where no further fact is worth reading: none can fit, or many in which nothing did were read."""
+        return self._room < self._shortest or self._left_out_count >= PASSED_OVER_MAX
 
     def offer(self, key: str, value: str) -> None:
         """Take the fact in if its line fits into what is left of the budget."""
         line = prompt_line(key, value)
         cost = self._cost(f"\n{line}")
         if cost > self._room:
-            self.leave_out(key)
+            self.leave_out([key])
             return
         self._room -= cost
         self._tokens += cost
         self._lines.append(line)
         self._included.append(key)
 
-    def leave_out(self, key: str) -> None:
-        """Note a fact that cannot fit."""
-        self._left_out.append(key)
+    def leave_out(self, keys: Sequence[str], others: int = 0) -> None:
+        """Note facts that are not in it; `others` of them are counted and never named."""
+        self._left_out += keys[: LEFT_OUT_KEYS_MAX - len(self._left_out)]
+        self._left_out_count += len(keys) + others
 
     def addition(self) -> PromptAddition:
         """The text and its account; the text is empty when no fact is in it."""
@@ -91,6 +94,7 @@ class PromptText:
             included=self._included,
             left_out=self._left_out,
             counted_by=self._counted_by,
+            left_out_count=self._left_out_count,
         )
 
     def _cost(self, text: str) -> int:
@@ -98,23 +102,24 @@ class PromptText:
 
 
 def counted_addition(
-    max_tokens: int, candidates: Iterable[tuple[str, str]], costs: Mapping[str, int], counted_by: str
+    max_tokens: int, candidates: Candidates, costs: Mapping[str, int], counted_by: str
 ) -> PromptAddition:
-    """The addition made of `candidates`, keys and values; those without a value are too long for the budget.
+    """The addition made of `candidates`.
 
     costs: tokens of the heading and of each line with the line break before it.
     """
     text = PromptText(max_tokens, costs.__getitem__, counted_by)
-    for key, value in candidates:
+    for key, value in candidates.facts:
         if value:
             text.offer(key, value)
         else:
-            text.leave_out(key)
+            text.leave_out([key])
+    text.leave_out(candidates.unread, candidates.others)
     return text.addition()
 
 
 async def fitting_addition(
-    max_tokens: int, candidates: Sequence[tuple[str, str]], costs: Mapping[str, int], counted_by: str, count: Recount
+    max_tokens: int, candidates: Candidates, costs: Mapping[str, int], counted_by: str, count: Recount
 ) -> PromptAddition:
     """The `counted_addition`, counted once more as a whole, with fewer facts while that is too much.
 

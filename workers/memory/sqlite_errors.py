@@ -38,6 +38,11 @@ def is_of_the_file(error: sqlite3.Error) -> bool:
     return is_broken or is_busy(error) or is_damaged(error) or is_unwritable(error)
 
 
+def stops_every_write(error: BusError) -> bool:
+    """True for what `explain` made of an error that no other write would fare better with."""
+    return isinstance(error.__cause__, sqlite3.Error) and is_of_the_file(error.__cause__)
+
+
 def explain(error: sqlite3.Error, path: Path) -> BusError:
     """The error a caller gets for `error`, which stopped a read or rolled back a write on `path`."""
     name = path.name

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from schemas.bodies import memory as bodies
 from workers.memory import applied, facts, kv
-from workers.memory.outcome import Outcome
+from workers.memory.outcome import Event, Outcome
 from workers.memory.prompt import HEADING, fitting_addition, prompt_line
 from workers.memory.records import Records
 from workers.memory.sessions.tokens import ESTIMATE, Estimator, TokenCounter
 from workers.memory.text import check_texts
+from workers.memory.uses import noted_then_read
 from workers.memory.values import pack
 
 # Entries removed in one transaction by a sweep, so that no write waits long behind it.
@@ -81,10 +83,20 @@ class MemoryStore:
         )
 
     async def recall(self, request: bodies.Recall, request_id: bytes) -> bodies.Fact:
-        """Read a fact and count that. Raises NotFound."""
+        """Read a fact and count that, as long as anything can be written. Raises NotFound."""
         check_texts(request)
-        reply: bodies.Fact = await self._records.write(partial(_recall, request=request, request_id=request_id))
-        return reply
+
+        def count(connection: sqlite3.Connection, now: float) -> Sequence[Event]:
+            facts.count_access(connection, request, now)
+            return ()
+
+        return await noted_then_read(
+            self._records,
+            "memory.recall",
+            request_id,
+            count,
+            lambda connection, _: facts.read_fact(connection, request.ns, request.key),
+        )
 
     async def find(self, request: bodies.Find) -> bodies.FactPage:
         """Facts by words, best match first."""
@@ -92,14 +104,20 @@ class MemoryStore:
         return await self._records.read(lambda connection: facts.find(connection, request, self._records.page_bytes))
 
     async def forget(self, request: bodies.Forget, request_id: bytes) -> bodies.Forgotten:
-        """Delete one fact, a category or everything. Raises BadRequest unless exactly one of them is asked for."""
+        """Delete one fact, a category or everything; answered when the last of them is gone.
+
+        Raises BadRequest unless exactly one of them is asked for.
+        """
         check_texts(request)
-        return await self._records.write_once(
+        reply = await self._records.write_once(
             "memory.forget",
             request_id,
             bodies.Forgotten,
-            lambda connection, now: facts.forget(connection, request),
+            lambda connection, now: facts.forget(connection, request, request_id, now),
         )
+        if reply.forgotten > facts.FORGET_ROWS:
+            await self._forget_rest(request_id)
+        return reply
 
     async def all(self, request: bodies.AllFacts) -> bodies.FactPage:
         """A page of facts in key order."""
@@ -116,7 +134,7 @@ class MemoryStore:
             candidates = await self._records.read_whole(
                 lambda connection: facts.prompt_candidates(connection, request, now)
             )
-            lines = [f"\n{prompt_line(key, value)}" for key, value in candidates if value]
+            lines = [f"\n{prompt_line(key, value)}" for key, value in candidates.facts if value]
             counted = await self._counter.count([HEADING, *lines], request.model)
             if counted.by != ESTIMATE:
                 costs = dict(zip([HEADING, *lines], counted.counts, strict=True))
@@ -132,17 +150,17 @@ class MemoryStore:
     # Upkeep -----------------------------------------------------------------------------------------------------
 
     async def sweep(self, now: float) -> None:
-        """Remove entries expired at `now` and outdated request ids. Costs two reads when there are none."""
+        """Remove entries expired at `now` and outdated request ids, finish what was not forgotten to the end.
+
+        Costs three reads when there are none.
+        """
         while await self._records.read(lambda connection: kv.has_expired(connection, now)):
             await self._records.write(lambda connection, _: kv.expire_entries(connection, now, SWEEP_ENTRIES))
         while await self._records.read(lambda connection: applied.has_outdated(connection, now)):
             await self._records.write(lambda connection, _: Outcome(applied.prune(connection, now), []))
+        for request_id in await self._records.read(facts.find_forgettings):
+            await self._forget_rest(request_id)
 
-
-def _recall(connection: sqlite3.Connection, now: float, *, request: bodies.Recall, request_id: bytes) -> Outcome:
-    # Only the id is kept: the reply may be long, recalls are many, and reading the fact again is harmless.
-    operation = "memory.recall"
-    if applied.find_reply(connection, operation, request_id) is None:
-        facts.count_access(connection, request, now)
-        applied.store_reply(connection, operation, request_id, b"", now)
-    return Outcome(facts.read_fact(connection, request.ns, request.key), [])
+    async def _forget_rest(self, request_id: bytes) -> None:
+        while await self._records.write(lambda connection, _: facts.forget_some(connection, request_id)):
+            pass

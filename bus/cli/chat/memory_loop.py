@@ -168,7 +168,7 @@ def kept_or_new(old: PromptAddition, new: PromptAddition) -> PromptAddition:
     Using a fact moves it up; the order alone is no reason to begin anew.
     """
     if sorted(old.text.splitlines()) == sorted(new.text.splitlines()):
-        return msgspec.structs.replace(old, left_out=new.left_out)
+        return msgspec.structs.replace(old, left_out=new.left_out, left_out_count=new.left_out_count)
     return new
 
 

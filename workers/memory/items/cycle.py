@@ -17,13 +17,16 @@ from workers.memory.items.chunking import cut
 from workers.memory.items.drafts import Draft, draft
 from workers.memory.items.lifecycle import Aged
 from workers.memory.items.removal import CONSOLIDATED_INTO
-from workers.memory.items.summary import summarise
+from workers.memory.items.summary import LOOKED_AT_CHARACTERS, share, summarise
 from workers.memory.items.writing import write_all
 from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.values import pack, unpack
 
 # Memories aged in one transaction: some 5 ms of the writer's time.
 BATCH_ROWS: Final = 256
+
+# Characters looked at for summaries and consolidations after which a batch ends: some 50 ms of a reader's time.
+BATCH_CHARACTERS: Final = 8 * LOOKED_AT_CHARACTERS
 
 # Characters above which a memory that leaves its tier gets a summary, and of that summary at most.
 SUMMARY_CHARACTERS: Final = 200
@@ -36,6 +39,12 @@ SOURCES_MAX: Final = 32
 
 # Neighbours on each side, and relations, that are looked at when sources are gathered.
 _NEAR: Final = 64
+
+# The beginning of a content, and its bytes: a batch may come upon hundreds of millions of characters, and looks at few. As
+# bytes, because SQLite's functions of texts end at a null.
+_BEGINNING: Final = "substr(CAST(content AS BLOB), 1, ?)"
+_BYTES_PER_CHARACTER: Final = 4
+_BUT_CONTENT: Final = rows.COLUMNS.removesuffix("memories.content")
 
 TIERS: Final = tuple(lifecycle.RATES)
 
@@ -102,8 +111,15 @@ def plan(
         f" AND {rows.IS_LIVE} ORDER BY sequence LIMIT ?",
         (tier, after, lifecycle.latest_pass(now), ns, ns, now, BATCH_ROWS),
     )
-    batch = [_Row(*row) for row in found]
-    ageings = [_ageing(connection, tier, row, now, taken, max_bytes) for row in batch]
+    batch = [_Row(*row) for row in found.fetchall()]
+    ageings: list[Ageing] = []
+    characters = 0
+    for row in batch:
+        ageing, looked_at = _ageing(connection, tier, row, now, taken, max_bytes)
+        ageings.append(ageing)
+        characters += looked_at
+        if characters >= BATCH_CHARACTERS:
+            return Batch(ageings, row.sequence)
     return Batch(ageings, batch[-1].sequence if len(batch) == BATCH_ROWS else None)
 
 
@@ -153,15 +169,19 @@ def total(reports: Sequence[CycleReport], *, expired: int, dry_run: bool) -> Cyc
     )
 
 
-def _ageing(connection: sqlite3.Connection, tier: str, row: _Row, now: float, taken: Taken, max_bytes: int) -> Ageing:
+def _ageing(
+    connection: sqlite3.Connection, tier: str, row: _Row, now: float, taken: Taken, max_bytes: int
+) -> tuple[Ageing, int]:
+    """What becomes of a memory, and how many characters were looked at for it."""
     aged = lifecycle.age(tier, row.importance, created_at=row.created_at, since=row.decayed_at, until=now)
     consolidation = None
     summary = None
+    looked_at = 0
     if aged.left_short:
-        consolidation = _consolidation(connection, row, now, taken, max_bytes)
+        consolidation, looked_at = _consolidation(connection, row, now, taken, max_bytes)
     if aged.tier != tier and consolidation is None:
-        summary = _summary(connection, row.sequence, max_bytes)
-    return Ageing(
+        summary, looked_at = _summary(connection, row.sequence, max_bytes)
+    ageing = Ageing(
         sequence=row.sequence,
         ns=row.ns,
         id=row.id,
@@ -173,33 +193,49 @@ def _ageing(connection: sqlite3.Connection, tier: str, row: _Row, now: float, ta
         summary=summary,
         consolidation=consolidation,
     )
+    return ageing, looked_at
 
 
-def _summary(connection: sqlite3.Connection, sequence: int, max_bytes: int) -> str | None:
-    """What to keep as `metadata.summary`; None for a short memory, and for one whose writer has put a summary there."""
-    row = connection.execute(f"SELECT {rows.COLUMNS} FROM memories WHERE sequence = ?", (sequence,)).fetchone()
-    metadata, content = row[-2:]
-    has_room = rows.bytes_of(row) + 4 * SUMMARY_CHARACTERS + rows.OVERHEAD_BYTES <= max_bytes
+def _summary(connection: sqlite3.Connection, sequence: int, max_bytes: int) -> tuple[str | None, int]:
+    """What to keep as `metadata.summary`, and the characters looked at for it.
+
+    None for a short memory, and for one whose writer has put a summary there.
+    """
+    *row, beginning, content_bytes = connection.execute(
+        f"SELECT {_BUT_CONTENT} {_BEGINNING}, length(CAST(content AS BLOB)) FROM memories WHERE sequence = ?",
+        (_BYTES_PER_CHARACTER * LOOKED_AT_CHARACTERS, sequence),
+    ).fetchone()
+    metadata = row[-1]
+    content = _text(beginning, LOOKED_AT_CHARACTERS)
+    size_bytes = rows.bytes_of((*row, "")) + content_bytes
+    has_room = size_bytes + 4 * SUMMARY_CHARACTERS + rows.OVERHEAD_BYTES <= max_bytes
     if len(content) <= SUMMARY_CHARACTERS or not has_room or "summary" in unpack(metadata):
-        return None
-    return summarise([content], SUMMARY_CHARACTERS) or None
+        return None, 0
+    return summarise([content], SUMMARY_CHARACTERS) or None, len(content)
+
+
+def _text(beginning: bytes, characters: int) -> str:
+    """So many characters of a text, of which at least as many bytes are given as they may take."""
+    return beginning.decode(errors="ignore")[:characters]
 
 
 def _consolidation(
     connection: sqlite3.Connection, row: _Row, now: float, taken: Taken, max_bytes: int
-) -> Consolidation | None:
+) -> tuple[Consolidation | None, int]:
+    """The consolidation that a memory becomes part of, None for none, and the characters looked at for it."""
     if not _is_free(connection, row.ns, row.id, row.type, taken):
-        return None
+        return None, 0
     related = [
         near
         for near in _related(connection, row, now)
         if near[0] != row.id and _is_free(connection, row.ns, near[0], near[2], taken)
     ]
     if len(related) < lifecycle.CONSOLIDATE_FROM:
-        return None
+        return None, 0
     sources = [(row.id, row.version), *((near_id, version) for near_id, version, _ in related[: SOURCES_MAX - 1])]
     taken.update((row.ns, source_id) for source_id, _ in sources)
-    return Consolidation(_consolidated(connection, row, sources, now, max_bytes), sources)
+    made, looked_at = _consolidated(connection, row, sources, now, max_bytes)
+    return Consolidation(made, sources), looked_at
 
 
 def _related(connection: sqlite3.Connection, row: _Row, now: float) -> list[tuple[str, int, str]]:
@@ -237,15 +273,17 @@ def _is_free(connection: sqlite3.Connection, ns: str, memory_id: str, kind: str,
 
 def _consolidated(
     connection: sqlite3.Connection, row: _Row, sources: Sequence[tuple[str, int]], now: float, max_bytes: int
-) -> Draft:
-    """The memory made of `sources`, which stands where the first of them stands."""
+) -> tuple[Draft, int]:
+    """The memory made of `sources`, which stands where the first of them stands, and the characters looked at for it."""
+    characters = share(len(sources))
     texts: list[tuple[int, str]] = []
     tags: list[set[str]] = []
     for source_id, _ in sources:
-        sequence, tags_text, content = connection.execute(
-            "SELECT sequence, tags, content FROM memories WHERE ns = ? AND id = ?", (row.ns, source_id)
+        sequence, tags_text, beginning = connection.execute(
+            f"SELECT sequence, tags, {_BEGINNING} FROM memories WHERE ns = ? AND id = ?",
+            (_BYTES_PER_CHARACTER * characters, row.ns, source_id),
         ).fetchone()
-        texts.append((sequence, content))
+        texts.append((sequence, _text(beginning, characters)))
         tags.append(set(rows.tags_of(tags_text)))
     content = summarise([text for _, text in sorted(texts)], CONSOLIDATION_CHARACTERS) or texts[0][1]
     request = NewMemory(
@@ -258,7 +296,8 @@ def _consolidated(
         parent_id=row.parent_id,
         at=row.at,
     )
-    return draft(request, cut(content), ns=row.ns, made_id=f"mem-{uuid.uuid4()}", max_bytes=max_bytes)
+    made = draft(request, cut(content), ns=row.ns, made_id=f"mem-{uuid.uuid4()}", max_bytes=max_bytes)
+    return made, sum(len(text) for _, text in texts)
 
 
 def _are_unchanged(connection: sqlite3.Connection, ageing: Ageing, now: float) -> bool:

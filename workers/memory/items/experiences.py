@@ -24,6 +24,7 @@ from workers.memory.items.rows import Page, encode_tags, tags_of
 from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.records import Records
 from workers.memory.text import check_texts
+from workers.memory.uses import noted_then_read, noting_use
 from workers.memory.values import pack, unpack
 
 # Experiences removed in one transaction by a sweep.
@@ -68,9 +69,9 @@ class Experiences:
         )
 
     async def get(self, request: ExperienceGet, request_id: bytes) -> Experience:
-        """One experience; the access is counted first. Raises NotFound."""
+        """One experience; the access is counted first, as long as anything can be written. Raises NotFound."""
         check_texts(request)
-        return await once_then_read(
+        return await noted_then_read(
             self._records,
             "memory.experience.get",
             request_id,
@@ -86,12 +87,13 @@ class Experiences:
         page = await self._records.read_whole(lambda connection: _list(connection, request, now, page_bytes))
         ids = [experience.exp_id for experience in page.experiences]
         if ids:
-            await self._records.write_once(
-                "memory.experience.list",
-                request_id,
-                int,
-                lambda connection, now: Outcome(len(ids), _touch(connection, request.ns, ids, now)),
-            )
+            with noting_use():
+                await self._records.write_once(
+                    "memory.experience.list",
+                    request_id,
+                    int,
+                    lambda connection, now: Outcome(len(ids), _touch(connection, request.ns, ids, now)),
+                )
         return page
 
     async def stats(self, request: ExperienceStats) -> ExperienceTotals:

@@ -21,6 +21,7 @@ from workers.memory.items.once import Change, once_then_read
 from workers.memory.outcome import Event, Outcome
 from workers.memory.records import Records
 from workers.memory.text import check_texts
+from workers.memory.uses import noted_then_read
 
 log = logging.getLogger("olympus.memory")
 
@@ -72,7 +73,7 @@ class Memories:
         )
 
     async def get(self, request: bodies.MemoryGet, request_id: bytes) -> bodies.Memory:
-        """One memory; with `touch` the access is counted first. Raises NotFound."""
+        """One memory; with `touch` the access is counted first, as long as anything can be written. Raises NotFound."""
         check_texts(request)
 
         def read(connection: Connection, now: float) -> bodies.Memory:
@@ -83,11 +84,11 @@ class Memories:
             return ()
 
         if request.touch:
-            return await self._once("memory.get", request_id, touch, read)
+            return await noted_then_read(self._records, "memory.get", request_id, touch, read)
         return await self._read_now(read)
 
     async def get_many(self, request: bodies.MemoryGetMany, request_id: bytes) -> bodies.Memories:
-        """Several memories, each once; with `touch` the access of those in the reply is counted first."""
+        """Several memories, each once; with `touch` the access of those in the reply is counted first, as in `get`."""
         check_texts(request)
 
         def read(connection: Connection, now: float) -> bodies.Memories:
@@ -98,7 +99,7 @@ class Memories:
             return ()
 
         if request.touch:
-            return await self._once("memory.get_many", request_id, touch, read)
+            return await noted_then_read(self._records, "memory.get_many", request_id, touch, read)
         return await self._read_now(read)
 
     async def update(self, request: bodies.MemoryUpdate, request_id: bytes) -> bodies.Memory:
@@ -319,17 +320,13 @@ class Memories:
         request: bodies.MemoryUpdate | bodies.MemoryReinforce | bodies.MemoryPromote,
         change: Change,
     ) -> bodies.Memory:
-        return await self._once(
+        return await once_then_read(
+            self._records,
             operation,
             request_id,
             change,
             lambda connection, now: rows.read(connection, request.ns, request.id, now),
         )
-
-    async def _once(
-        self, operation: str, request_id: bytes, change: Change, read: Callable[[Connection, float], T]
-    ) -> T:
-        return await once_then_read(self._records, operation, request_id, change, read)
 
     async def _read_now(self, read: Callable[[Connection, float], T]) -> T:
         now = self._records.now()

@@ -93,7 +93,7 @@ def update(connection: sqlite3.Connection, revision: Revision, now: float, max_b
             id=request.id,
         )
     if request.parent_id is not None:
-        _refuse_cycle(connection, request.ns, request.id, request.parent_id, now)
+        refuse_cycle(connection, request.ns, request.id, request.parent_id, now)
     changes = _changes(request, before, now)
     after = msgspec.structs.replace(before, **changes)
     metadata = pack(after.metadata, max_bytes=max_bytes, field="metadata")
@@ -212,7 +212,7 @@ def _add_one(connection: sqlite3.Connection, ns: str, draft: Draft, now: float, 
     if existing is not None and not request.replace:
         raise _exists(ns, draft.id, existing.version)
     if request.parent_id is not None:
-        _refuse_cycle(connection, ns, draft.id, request.parent_id, now)
+        refuse_cycle(connection, ns, draft.id, request.parent_id, now)
     values = (*_values(draft, version, now), ns, draft.id)
     if existing is not None:
         connection.execute(_OVERWRITE, values)
@@ -281,7 +281,7 @@ def _exists(ns: str, memory_id: str, version: int | None) -> Conflict:
     )
 
 
-def _refuse_cycle(connection: sqlite3.Connection, ns: str, memory_id: str, parent_id: str, now: float) -> None:
+def refuse_cycle(connection: sqlite3.Connection, ns: str, memory_id: str, parent_id: str, now: float) -> None:
     """Raise Unprocessable where `parent_id` is the memory itself or lies below it."""
     if parent_id != memory_id and not _lies_below(connection, ns, parent_id, memory_id, now):
         return

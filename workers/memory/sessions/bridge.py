@@ -30,6 +30,9 @@ RECENT_SUMMARIES: Final = 2
 # Characters of one turn as it is shown; the rest of a longer one is not what was found.
 SHOWN_CHARACTERS: Final = 1_200
 
+# Characters of one turn that are read and replied with: white space goes before it is shown.
+READ_CHARACTERS: Final = 2 * SHOWN_CHARACTERS
+
 # Bytes of the turns that make a query, at most.
 _QUERY_BYTES: Final = 1_000_000
 
@@ -163,7 +166,15 @@ def _passages(
         other = others[session_id]
         if other is None or place in shown:
             continue
-        window = turns.between(connection, session.ns, session_id, number - WINDOW_TURNS, number + WINDOW_TURNS)
+        window = turns.between(
+            connection,
+            session.ns,
+            session_id,
+            number - WINDOW_TURNS,
+            number + WINDOW_TURNS,
+            # One more, so that a longer turn is known as such.
+            max_characters=READ_CHARACTERS + 1,
+        )
         fresh = [turn for turn in window if (session_id, turn.number) not in shown]
         shown.update((session_id, turn.number) for turn in fresh)
         if fresh:
@@ -227,16 +238,17 @@ def _bridged(passage: Passage, turn: Turn) -> BridgedTurn:
         session_id=passage.session.session_id,
         number=turn.number,
         role=turn.role,
-        content=turn.content,
+        content=turn.content[:READ_CHARACTERS],
         at=turn.at,
         score=passage.score,
         speaker=turn.speaker,
+        is_cut=len(turn.content) > READ_CHARACTERS,
     )
 
 
 def one_line(text: str) -> str:
     """`text` on one line, cut where it is long: a line break inside it would read as another speaker's turn."""
-    line = " ".join(text[: 2 * SHOWN_CHARACTERS].split())
+    line = " ".join(text[:READ_CHARACTERS].split())
     return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS].rstrip() + " ..."
 
 

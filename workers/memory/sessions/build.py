@@ -9,14 +9,14 @@ from typing import Final, NamedTuple, Protocol
 from schemas.bodies.memory import Prompt, PromptAddition
 from schemas.bodies.search import Filters, Search, SearchHit
 from schemas.bodies.sessions import BuiltContext, BuiltMessage, ContextBuild, ContextPart, Session, Turn
-from schemas.errors import NotFound, Unprocessable
+from schemas.errors import BadRequest, NotFound, Unprocessable
 from workers.memory.prompt import BYTES_PER_TOKEN_MAX
 from workers.memory.records import Records
 from workers.memory.sessions import sessions, turns
 from workers.memory.sessions.bridge import Bridger, Passage, day, one_line, render
 from workers.memory.sessions.budget import Part, choose
 from workers.memory.sessions.contexts import Contexts
-from workers.memory.sessions.finder import Finder
+from workers.memory.sessions.finder import Finder, search_spaces
 from workers.memory.sessions.tokens import MESSAGE_TOKENS, TokenCounter
 from workers.memory.text import check_texts
 
@@ -110,9 +110,12 @@ class ContextBuilder:
         self._shares = shares
 
     async def build(self, request: ContextBuild) -> BuiltContext:
-        """Raises NotFound for a session that is named and not there, Unprocessable for a budget that is too small."""
+        """Raises NotFound for a session that is named and not there, Unprocessable for a budget that is too small.
+
+        Raises BadRequest where `reserve_tokens` leave nothing of `max_tokens`.
+        """
         check_texts(request)
-        budget = request.max_tokens - request.reserve_tokens
+        budget = _budget(request)
         stored = await self._contexts.find(request.ns, request.context_id) if request.context_id else None
         system_prompt = request.system_prompt
         if system_prompt is None:
@@ -175,16 +178,9 @@ class ContextBuilder:
         # Turns are not asked for: those of this session are the history, those of others come through the bridge,
         # which knows whose they are.
         filters = Filters(kinds=["memory", "document", "fact"])
-        spaces = list(dict.fromkeys(request.search_ns))
-        replies = await asyncio.gather(
-            *(
-                self._finder.search(Search(query=query[:8192], ns=ns, k=request.k, filters=filters, now=request.now))
-                for ns in spaces
-            )
-        )
-        notes.extend(reply.degraded for reply in replies)
-        hits = [(ns, hit) for ns, reply in zip(spaces, replies, strict=True) for hit in reply.hits]
-        hits.sort(key=lambda pair: -pair[1].score)
+        asked = Search(query=query[:8192], k=request.k, filters=filters, now=request.now)
+        hits, degraded = await search_spaces(self._finder, asked, request.search_ns)
+        notes.extend(degraded)
         shown: dict[str, _Memory] = {}
         passed_over: list[ContextPart] = []
         for ns, hit in hits:
@@ -233,9 +229,11 @@ class ContextBuilder:
         # The system message stands for itself even without a prompt: facts and memories go into it.
         system_tokens = counts[0] + MESSAGE_TOKENS
         if system_tokens > budget:
+            what = "the system prompt" if system_prompt else "an empty system message"
             raise Unprocessable(
-                f"the system prompt alone has {system_tokens} tokens (counted by {by}), the budget is {budget}"
+                f"{what} alone has {system_tokens} tokens (counted by {by}), the budget is {budget}"
                 f" (max_tokens {request.max_tokens} less reserve_tokens {request.reserve_tokens})",
+                field="system_prompt" if system_prompt else "max_tokens",
                 system_tokens=system_tokens,
                 budget_tokens=budget,
             )
@@ -315,6 +313,19 @@ class ContextBuilder:
         )
         taken["history"] += has_newest
         return taken
+
+
+def _budget(request: ContextBuild) -> int:
+    """Tokens that a context may have. Raises BadRequest where none are left of them."""
+    if request.reserve_tokens >= request.max_tokens:
+        raise BadRequest(
+            f"reserve_tokens = {request.reserve_tokens} is not allowed; allowed: 0 to {request.max_tokens - 1}, fewer"
+            f" than max_tokens = {request.max_tokens}",
+            field="reserve_tokens",
+            reserve_tokens=request.reserve_tokens,
+            max_tokens=request.max_tokens,
+        )
+    return request.max_tokens - request.reserve_tokens
 
 
 def _cost(materials: _Materials, taken: dict[str, int]) -> int:
@@ -415,15 +426,15 @@ def _facts_account(
 ) -> tuple[list[ContextPart], list[ContextPart]]:
     """The facts that are in the prompt as one piece, and those that are not by their keys."""
     included = []
-    keys = list(facts.left_out)
+    keys, count = facts.left_out, facts.left_out_count
     if is_taken:
         why = f"{len(facts.included)} facts: {', '.join(facts.included[:NAMED_FACTS])}"
         included.append(_part("facts", ns, cost, why))
     else:
-        keys = [*facts.included, *keys]
+        keys, count = [*facts.included, *keys], count + len(facts.included)
     left_out = [_part("facts", f"{ns}/{key}", 0, "does not fit its share") for key in keys[:NAMED_FACTS]]
-    if len(keys) > NAMED_FACTS:
-        left_out.append(_part("facts", ns, 0, f"{len(keys) - NAMED_FACTS} more facts do not fit their share"))
+    if count > len(left_out):
+        left_out.append(_part("facts", ns, 0, f"{count - len(left_out)} more facts do not fit their share"))
     return included, left_out
 
 

@@ -86,7 +86,9 @@ def register_monitor(worker: Worker, monitor: Monitor) -> None:
 
     @worker.handles("memory.suggest.list")
     async def list_suggestions(request: bodies.SuggestList, call: Call) -> bodies.Suggestions:
-        return await monitor.listing(request)
+        if call.caller is None:
+            return await monitor.listing(request)
+        return await monitor.listing(request, call.caller.may_touch)
 
     @worker.handles("memory.suggest.dismiss")
     async def dismiss(request: bodies.SuggestDismiss, call: Call) -> bodies.SuggestionDismissed:
@@ -106,4 +108,6 @@ def register_tool(worker: Worker, tool: MemoryTool) -> None:
 
     @worker.handles("memory.tool.call")
     async def call_tool(request: bodies.ToolCall, call: Call) -> bodies.ToolResult:
-        return await tool.call(request, call.id)
+        if call.caller is None:
+            return await tool.call(request, call.id)
+        return await tool.call(request, call.id, call.caller.may_touch)

@@ -73,8 +73,8 @@ SHARED_WORDS: Final = 5
 # Hits that are judged.
 HITS: Final = 5
 
-# Where memories and documents are that name no namespace, for the sessions that name none. A session kept elsewhere has
-# all of them beside it: whoever may read its suggestions may not know what others keep.
+# Where memories and documents are that name no namespace, for the sessions that name none; what quotes them is listed
+# for those only who may read them. A session kept elsewhere has all of them beside it.
 SHARED_SPACES: Final = ("memory", "kb")
 
 _USER_ROLES: Final = frozenset({"user", "human"})
@@ -134,11 +134,15 @@ class Monitor:
 
     # Operations -------------------------------------------------------------------------------------------------
 
-    async def listing(self, request: bodies.SuggestList) -> bodies.Suggestions:
-        """`memory.suggest.list`."""
+    async def listing(
+        self, request: bodies.SuggestList, may_touch: Callable[[str], bool] = lambda _: True
+    ) -> bodies.Suggestions:
+        """`memory.suggest.list`. may_touch: of which namespaces the caller may read what a suggestion quotes."""
         check_texts(request)
         return await self._records.read(
-            lambda connection: suggestions.list_made(connection, request, is_enabled=self._is_enabled)
+            lambda connection: suggestions.list_made(
+                connection, request, is_enabled=self._is_enabled, may_touch=may_touch
+            )
         )
 
     async def dismiss(self, request: bodies.SuggestDismiss, request_id: bytes) -> bodies.SuggestionDismissed:
@@ -378,11 +382,20 @@ def _to_remember(connection: sqlite3.Connection, session: bodies.Session, fresh:
 
 def _is_remembered(connection: sqlite3.Connection, session: bodies.Session, stated: said.Stated) -> bool:
     ns = SHARED_FACTS_NS if session.ns == SHARED_NS else session.ns
-    row = connection.execute(
-        "SELECT 1 FROM facts WHERE ns = :ns AND (instr(lower(value), :value) OR instr(lower(key), :value)) LIMIT 1",
-        {"ns": ns, "value": stated.value.lower()},
+    same = connection.execute(
+        "SELECT 1 FROM facts WHERE ns = ? AND key = ? AND value = ?", (ns, stated.key, stated.value)
     ).fetchone()
-    return row is not None
+    words = said.words_of(stated.value)
+    if same is not None or not words:
+        # A symbol alone is in no index of words.
+        return same is not None
+    # The index knows words by their stems and without accents, so what it finds is looked at again.
+    found = connection.execute(
+        "SELECT facts.key, facts.value FROM facts_text JOIN facts ON facts.id = facts_text.rowid"
+        " WHERE facts_text MATCH ? AND facts.ns = ?",
+        (f'{{key value}} : "{" ".join(words)}"', ns),
+    )
+    return any(said.holds(key, stated.value) or said.holds(value, stated.value) for key, value in found)
 
 
 def _remember_idea(session: bodies.Session, turn: bodies.Turn, stated: said.Stated) -> Idea:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -40,6 +41,8 @@ class Promise(NamedTuple):
 
 _SENTENCE: Final = re.compile(r"[^.!?\n]+(?:\.(?=\S)[^.!?\n]*)*[.!?]*")
 
+_WORD: Final = re.compile(r"[^\W_]+")
+
 # What goes before, within the sentence, and makes it no statement.
 _UNSURE: Final = re.compile(
     r"\b(?:if|whether|when|unless|suppose|imagine|pretend|should|would|could|might|used to|did|does|do|says?|said|wish)\b",
@@ -52,7 +55,11 @@ _NO_VALUE: Final = re.compile(
     r"(?:it|that|this|these|those|them|him|her|you|how|what|when|where|to know|the idea)\b", re.I
 )
 
-_NAME: Final = r"(?P<value>[A-Z][\w'-]*(?:\s+[A-Z][\w'-]*){0,3})"
+# Small letters, which begin no name; a letter of a script that has no capitals may. They lie below U+0590 and in
+# Latin Extended Additional and Greek Extended.
+_SMALL: Final = "".join(chr(code) for code in (*range(0x590), *range(0x1E00, 0x2000)) if chr(code).islower())
+_NAME_WORD: Final = rf"[^\W\d_{_SMALL}][\w'\u2019-]*"
+_NAME: Final = rf"(?P<value>{_NAME_WORD}(?:\s+{_NAME_WORD}){{0,3}})"
 _I_AM: Final = r"\bI(?:'m|\u2019m| am)"
 
 
@@ -114,7 +121,8 @@ def sentences(text: str) -> list[str]:
 def stated_facts(text: str) -> list[Stated]:
     """What the speaker of `text` states about themselves; nothing from questions, wishes and what others said."""
     found: dict[str, Stated] = {}
-    for sentence in sentences(text):
+    # Composed, so that an accent typed apart from its letter does not end a name.
+    for sentence in sentences(unicodedata.normalize("NFC", text[:READ_CHARACTERS])):
         if sentence.endswith("?"):
             continue
         for pattern in _PATTERNS:
@@ -129,6 +137,20 @@ def stated_facts(text: str) -> list[Stated]:
                 found.setdefault(key, stated)
                 break
     return list(found.values())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in order, as they are written."""
+    return _WORD.findall(text)
+
+
+def holds(text: str, value: str) -> bool:
+    """True where the words of `value` stand in `text` one after the other, in whatever case."""
+    return f" {_folded(value)} " in f" {_folded(text)} "
+
+
+def _folded(text: str) -> str:
+    return " ".join(words_of(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def promises(text: str, at: float) -> list[Promise]:

@@ -17,6 +17,7 @@ from workers.memory.sessions import suggestions, turns
 from workers.memory.sessions.tokens import MESSAGE_TOKENS, TokenCounter
 from workers.memory.sessions.turns import PreparedTurn
 from workers.memory.text import check_texts
+from workers.memory.uses import noting_use
 from workers.memory.values import pack, unpack
 
 # Bytes of a session's, turn's or context's metadata: every listing carries it.
@@ -38,6 +39,14 @@ _COLUMNS: Final = (
 
 # A session whose time is over is expired for everybody, whether or not the sweep has seen it.
 _STATE: Final = "CASE WHEN state = 'open' AND expires_at <= :now THEN 'expired' ELSE state END"
+
+# The same as conditions; None asks for all there are.
+_IS_IN: Final[dict[bodies.SessionState | None, str]] = {
+    None: "state != 'deleting'",
+    "open": "state = 'open' AND (expires_at IS NULL OR expires_at > :now)",
+    "closed": "state = 'closed'",
+    "expired": "(state = 'expired' OR (state = 'open' AND expires_at <= :now))",
+}
 
 OnTurns = Callable[[str, str], None]
 
@@ -147,7 +156,8 @@ class Sessions:
             await self._remove(ns, session_id)
 
     async def _touch(self, ns: str, session_id: str) -> None:
-        await self._records.write(lambda connection, now: _touch(connection, ns, session_id, now))
+        with noting_use():
+            await self._records.write(lambda connection, now: _touch(connection, ns, session_id, now))
 
     async def _remove(self, ns: str, session_id: str) -> None:
         while await self._records.write(lambda connection, _: _remove_some(connection, ns, session_id)):
@@ -358,15 +368,17 @@ def _remove_some(connection: sqlite3.Connection, ns: str, session_id: str) -> Ou
 
 
 def _list(connection: sqlite3.Connection, request: bodies.SessionList, now: float, page_bytes: int) -> bodies.Sessions:
+    # Only conditions that are asked for: SQLite finds no index for those that may not count.
+    chosen = _IS_IN[request.state]
+    if request.user_id is not None:
+        # Few sessions of all in a state are this user's: the + keeps SQLite from the index by state.
+        chosen = f"user_id = :user_id AND +{chosen}"
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM sessions WHERE ns = :ns AND state != 'deleting'"
-        " AND (:user_id IS NULL OR user_id = :user_id)"
-        f" AND (:state IS NULL OR {_STATE} = :state)"
+        f"SELECT {_COLUMNS} FROM sessions WHERE ns = :ns AND {chosen}"
         " ORDER BY last_used_at DESC, session_id LIMIT :limit OFFSET :offset",
         {
             "ns": request.ns,
             "user_id": request.user_id,
-            "state": request.state,
             "now": now,
             "limit": request.limit + 1,
             "offset": request.offset,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +26,8 @@ SHARED_NS: Final = "session"
 SHARED_FACTS_NS: Final = "user"
 
 _COLUMNS: Final = (
-    "suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at"
+    "suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at,"
+    " evidence_from"
 )
 
 # Leaves the fingerprint. 0x90 is an empty list in msgpack.
@@ -58,22 +60,31 @@ def make(
     return Outcome(made, [Event("memory.suggestion.made", suggestion) for suggestion in made])
 
 
-def list_made(connection: sqlite3.Connection, request: bodies.SuggestList, *, is_enabled: bool) -> bodies.Suggestions:
-    """Newest first."""
+def list_made(
+    connection: sqlite3.Connection, request: bodies.SuggestList, *, is_enabled: bool, may_touch: Callable[[str], bool]
+) -> bodies.Suggestions:
+    """Newest first, of those whose evidence lies in a namespace that `may_touch` allows."""
+    # Only conditions that are asked for: SQLite finds no index for those that may not count.
+    where = ["ns = :ns", "text != ''"]
+    if request.session_id is not None:
+        where.append("session_id = :session_id")
+    if request.user_id is not None:
+        # A session is of one user: the + keeps SQLite from the index by user.
+        where.append("user_id = :user_id" if request.session_id is None else "+user_id = :user_id")
+    if not request.include_dismissed:
+        where.append("dismissed_at IS NULL")
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM suggestions WHERE ns = :ns"
-        " AND (:user_id IS NULL OR user_id = :user_id) AND (:session_id IS NULL OR session_id = :session_id)"
-        " AND text != '' AND (:all OR dismissed_at IS NULL) ORDER BY made_at DESC, suggestion_id LIMIT :limit",
+        f"SELECT {_COLUMNS} FROM suggestions WHERE {' AND '.join(where)} ORDER BY made_at DESC, suggestion_id",
         {
             "ns": request.ns,
             "user_id": request.user_id,
             "session_id": request.session_id,
-            "all": request.include_dismissed,
-            "limit": request.limit,
         },
     )
+    # Counted after it is known which are left out, or a page would be short.
+    readable = (suggestion for suggestion in map(_suggestion, rows) if may_touch(suggestion.evidence_ns))
     return bodies.Suggestions(
-        suggestions=[_suggestion(row) for row in rows],
+        suggestions=list(islice(readable, request.limit)),
         is_on=is_enabled and is_switched_on(connection, request.ns, request.user_id),
     )
 
@@ -159,6 +170,13 @@ def source_of(ns: str, kind: str, source_id: str) -> str:
     return f"{kind} {ns}/{source_id}"
 
 
+def _evidence_ns(ns: str, evidence: Sequence[bodies.Evidence], evidence_from: str | None) -> str:
+    """Where the evidence is kept: turns beside the suggestion, anything else where `evidence_from` says."""
+    if not evidence or evidence[0].kind == "turn":
+        return ns
+    return (evidence_from or "").partition(" ")[2].partition("/")[0]
+
+
 def _offer(key: str, value: str) -> str:
     return f'Remember "{key}: {value}"'
 
@@ -193,6 +211,7 @@ def _insert(
         made_at=now,
         user_id=session.user_id,
         session_id=session.session_id,
+        evidence_ns=_evidence_ns(session.ns, idea.evidence, idea.evidence_from),
     )
     cursor = connection.execute(
         "INSERT OR IGNORE INTO suggestions (suggestion_id, ns, user_id, session_id, kind, text, reason, confidence,"
@@ -222,17 +241,19 @@ def _fingerprint(session: bodies.Session, idea: Idea) -> bytes:
 
 
 def _suggestion(row: tuple[Any, ...]) -> bodies.Suggestion:
-    suggestion_id, ns, kind, text, reason, evidence, confidence, made_at, user_id, session_id, dismissed_at = row
+    suggestion_id, ns, kind, text, reason, packed, confidence, made_at, user_id, session_id, dismissed_at, source = row
+    evidence = _decode_evidence(packed)
     return bodies.Suggestion(
         suggestion_id=suggestion_id,
         ns=ns,
         kind=kind,
         text=text,
         reason=reason,
-        evidence=_decode_evidence(evidence),
+        evidence=evidence,
         confidence=confidence,
         made_at=made_at,
         user_id=user_id,
         session_id=session_id,
         dismissed_at=dismissed_at,
+        evidence_ns=_evidence_ns(ns, evidence, source),
     )

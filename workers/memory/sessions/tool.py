@@ -14,11 +14,14 @@ from schemas.bodies.memory import Category
 from schemas.bodies.sessions import ToolCall, ToolResult, ToolSchemaList, ToolSchemas
 from schemas.errors import BadRequest, NotFound, Rejected
 from workers.memory.sessions.bridge import day
-from workers.memory.sessions.finder import Finder
+from workers.memory.sessions.finder import Finder, search_spaces
 from workers.memory.text import check_texts
 
 # Characters of one found text that go back to the model.
 SHOWN_CHARACTERS: Final = 1_000
+
+# Where facts, memories and documents lie unless whoever wrote them said otherwise; the first is where a call goes.
+USUAL_NS: Final = ("user", "memory", "kb")
 
 # Known keys named to a model that asked for one that is not there.
 NAMED_KEYS: Final = 10
@@ -102,8 +105,15 @@ class MemoryTool:
             raise NotFound(f"there is no tool {unknown[0]!r}, there are: {', '.join(_TOOLS)}", name=unknown[0])
         return ToolSchemaList(tools=[_schema(name) for name in dict.fromkeys(names)])
 
-    async def call(self, request: ToolCall, request_id: bytes) -> ToolResult:
-        """Do what the model asked for; a write happens once for its request id."""
+    async def call(
+        self, request: ToolCall, request_id: bytes, may_touch: Callable[[str], bool] = lambda ns: True
+    ) -> ToolResult:
+        """Do what the model asked for; a write happens once for its request id.
+
+        may_touch: of the namespaces that the request does not name, those that its caller may reach.
+        """
+        if request.search_ns is None:
+            request = msgspec.structs.replace(request, search_ns=_searched(request.ns, may_touch))
         tool = _TOOLS.get(request.name)
         if tool is None:
             return _refused(request.name, f"There is no tool {request.name!r}. There are: {', '.join(_TOOLS)}.")
@@ -138,17 +148,15 @@ class MemoryTool:
 
     async def _search(self, arguments: _SearchMemory, request: ToolCall, request_id: bytes) -> ToolResult:
         # Turns stay out: sessions of several users share a namespace, and a tool call names no user.
-        found = await self._finder.search(
-            search.Search(
-                query=arguments.query,
-                ns=request.ns,
-                k=arguments.limit,
-                filters=search.Filters(kinds=["memory", "document", "fact"]),
-            )
+        asked = search.Search(
+            query=arguments.query,
+            k=arguments.limit,
+            filters=search.Filters(kinds=["memory", "document", "fact"]),
         )
-        if not found.hits:
-            return _done(request.name, "Nothing was found.")
-        return _done(request.name, "\n".join(f"- [{day(hit.at)}] {_short(hit.text)}" for hit in found.hits))
+        hits, _ = await search_spaces(self._finder, asked, request.search_ns or [request.ns])
+        # What is kept in two places is said once.
+        lines = list(dict.fromkeys(f"- [{day(hit.at)}] {_short(hit.text)}" for _, hit in hits))
+        return _done(request.name, "\n".join(lines[: arguments.limit]) or "Nothing was found.")
 
     async def _forget(self, arguments: _Forget, request: ToolCall, request_id: bytes) -> ToolResult:
         forgotten = await self._facts.forget(memory.Forget(key=arguments.key, ns=request.ns), request_id)
@@ -162,6 +170,13 @@ class MemoryTool:
         known = near or (await self._facts.all(memory.AllFacts(ns=ns, limit=NAMED_KEYS))).facts
         hint = f" Keys that are known: {', '.join(repr(fact.key) for fact in known)}." if known else ""
         return f"Nothing is known as {key!r}.{hint}"
+
+
+def _searched(ns: str, may_touch: Callable[[str], bool]) -> list[str]:
+    """Where a call is looked up that names no place: only whoever has not chosen a namespace means all the usual ones."""
+    if ns != USUAL_NS[0]:
+        return [ns]
+    return [ns, *filter(may_touch, USUAL_NS[1:])]
 
 
 def _read(arguments: type[_Arguments], given: Any) -> _Arguments:

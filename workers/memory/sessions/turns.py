@@ -77,13 +77,20 @@ def newest(
     return _within(rows, max_bytes)
 
 
-def between(connection: sqlite3.Connection, ns: str, session_id: str, first: int, last: int) -> list[Turn]:
-    """The turns numbered `first` to `last`, both included, in their order."""
+def between(
+    connection: sqlite3.Connection, ns: str, session_id: str, first: int, last: int, *, max_characters: int
+) -> list[Turn]:
+    """The turns numbered `first` to `last`, both included, in their order; of each no more than `max_characters`."""
+    # Cut as bytes, of which a character has four at most: for SQLite a text ends at a null character.
+    columns = _COLUMNS.replace("content", "substr(CAST(content AS BLOB), 1, ?)")
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM turns WHERE ns = ? AND session_id = ? AND number BETWEEN ? AND ? ORDER BY number",
-        (ns, session_id, first, last),
+        f"SELECT {columns} FROM turns WHERE ns = ? AND session_id = ? AND number BETWEEN ? AND ? ORDER BY number",
+        (4 * max_characters, ns, session_id, first, last),
     )
-    return [_turn(row) for row in rows]
+    return [
+        _turn((number, role, content.decode(errors="ignore")[:max_characters], speaker, at, metadata))
+        for number, role, content, speaker, at, metadata in rows
+    ]
 
 
 def remove_some(connection: sqlite3.Connection, ns: str, session_id: str, limit: int) -> int:

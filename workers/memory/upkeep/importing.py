@@ -11,15 +11,15 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from schemas.bodies.upkeep import Imported, MemoryImport, NewRecord
-from schemas.errors import BadRequest, BusError, Conflict
+from schemas.errors import BadRequest, BusError, Conflict, Unprocessable
 from workers.memory import kv
-from workers.memory.items import floors
+from workers.memory.items import floors, writing
 from workers.memory.items.rows import encode_tags
 from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.records import Records
 from workers.memory.text import check_texts
 from workers.memory.upkeep import searchable
-from workers.memory.upkeep.kinds import FLAGS, KINDS, LISTED, Data, Kind, Parts, TurnData, is_packed
+from workers.memory.upkeep.kinds import FLAGS, KINDS, LISTED, Data, Kind, MemoryData, Parts, TurnData, is_packed
 from workers.memory.values import pack
 
 _OPERATION: Final = "memory.import"
@@ -55,7 +55,8 @@ class _Prepared(NamedTuple):
 async def import_records(records: Records, request: MemoryImport, request_id: bytes) -> Imported:
     """Write all records, or none. One that is there already, field by field the same, is skipped in every mode.
 
-    Raises BadRequest and Conflict; their details name the `record`, counted from 0, and the `field`.
+    Raises BadRequest, Conflict, TooLarge and, for a memory that would lie below itself, Unprocessable; their details
+    name the `record`, counted from 0, and the `field`.
     """
     prepared = [prepare(number, record, records.max_body_bytes) for number, record in enumerate(request.records)]
 
@@ -83,7 +84,7 @@ def prepare(number: int, record: NewRecord, max_bytes: int) -> _Prepared:
             number, kind, record.ns, _key(kind, head), head, _row(kind.name, kind.columns, head, max_bytes), parts
         )
     except BusError as error:
-        raise _located(error, number, record) from error
+        raise _located(error, number, record.kind, record.ns) from error
 
 
 def _parts_of(kind: Kind, fields: dict[str, Any], max_bytes: int) -> list[_Part]:
@@ -141,9 +142,9 @@ def _stored(table: str, column: str, value: Any, max_bytes: int) -> Any:
     return int(value) if column in FLAGS else value
 
 
-def _located(error: BusError, number: int, record: NewRecord) -> BusError:
-    details = {**error.details, "record": number, "kind": record.kind, "ns": record.ns}
-    return type(error)(f"record {number} ({record.kind}): {error.message}", **details)
+def _located(error: BusError, number: int, kind: str, ns: str) -> BusError:
+    details = {**error.details, "record": number, "kind": kind, "ns": ns}
+    return type(error)(f"record {number} ({kind}): {error.message}", **details)
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
@@ -176,9 +177,21 @@ def _write_whole(connection: sqlite3.Connection, record: _Prepared, head: Data, 
         return False
     else:
         raise _conflict(record, "is there already, and is not the same")
+    if isinstance(head, MemoryData):
+        _refuse_cycle(connection, record, head, now)
     searchable.put(connection, record.ns, head)
     _write_parts(connection, record, mode)
     return True
+
+
+def _refuse_cycle(connection: sqlite3.Connection, record: _Prepared, memory: MemoryData, now: float) -> None:
+    """Raise Unprocessable where the memory, by what is stored by now, has come to lie below itself."""
+    if memory.parent_id is None:
+        return
+    try:
+        writing.refuse_cycle(connection, record.ns, memory.id, memory.parent_id, now)
+    except Unprocessable as error:
+        raise _located(error, record.number, record.kind.name, record.ns) from error
 
 
 def _continue(connection: sqlite3.Connection, record: _Prepared, mode: Mode) -> bool:
@@ -300,6 +313,10 @@ def _replace(connection: sqlite3.Connection, record: _Prepared, head: Data, exis
         (owner,) = kind.key
         if kind.name == "session":
             searchable.remove_turns(connection, record.ns, record.key[0])
+            # Counted again with the turns that the record brings; it may bring none.
+            connection.execute(
+                "UPDATE sessions SET turns = 0 WHERE ns = ? AND session_id = ?", (record.ns, record.key[0])
+            )
         connection.execute(f"DELETE FROM {kind.parts.table} WHERE ns = ? AND {owner} = ?", (record.ns, *record.key))
 
 

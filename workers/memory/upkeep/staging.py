@@ -16,6 +16,7 @@ import msgspec
 
 from bus import sqlite_copy
 from schemas.errors import NotFound, Unprocessable
+from workers.memory.facts import FORGETTING
 from workers.memory.migrations import Migration, migrate, version_of
 from workers.memory.sqlite_errors import UnusableDatabase
 from workers.memory.upkeep.backup import first_damage
@@ -81,6 +82,8 @@ def reconcile(staged: Path, present: Path | None) -> list[str]:
             _keep_sign_in(connection)
         else:
             _distrust_vectors(connection)
+        # What the backup brings back is to stay, also where somebody was just having it forgotten.
+        connection.execute("DELETE FROM main.service_state WHERE key GLOB ?", (f"{FORGETTING}*",))
         connection.execute(
             "INSERT INTO outbox (chunk_id, action)"
             " SELECT id, 'embed' FROM chunks WHERE vector_model IS NULL ORDER BY id"
