@@ -146,8 +146,12 @@ class _Collection:
                 for id in models.PointIdsList.model_validate_json(body).points:
                     self.points.pop(int(id), None)
                 return DONE
+            case "POST points":
+                ids = models.PointRequest.model_validate_json(body).ids
+                return [{"id": id, "payload": self.points[int(id)][1]} for id in ids if int(id) in self.points]
             case "POST points/count":
-                return {"count": len(self.points)}
+                without = models.CountRequest.model_validate_json(body).filter.must_not[0].has_id
+                return {"count": len(self.points.keys() - set(without))}
             case "POST points/scroll":
                 return self._scroll(models.ScrollRequest.model_validate_json(body))
             case "POST points/query":

@@ -18,9 +18,10 @@ import pytest
 from workers.memory import chunks
 from workers.memory.outcome import Outcome
 from workers.memory.records import Records
+from workers.memory.vectors import agreement
 from workers.memory.vectors.index import Point
 from workers.memory.vectors.outbox import OutboxPump
-from workers.memory.vectors.unavailable import EncoderUnavailable, IndexUnavailable
+from workers.memory.vectors.unavailable import EncoderUnavailable, IndexUnavailable, TextsNotEncoded
 
 # How long anything that must happen may take before the test says what was missing.
 SOON_S = 20.0
@@ -62,9 +63,14 @@ class FakeIndex:
     """An index in a dict. `fails_with` makes every call raise IndexUnavailable. family: indexes of all models."""
 
     engine = "fake"
+    search_here = None
 
-    def __init__(self, dimension: int = 8, family: dict[str, FakeIndex] | None = None) -> None:
+    def __init__(
+        self, dimension: int = 8, family: dict[str, FakeIndex] | None = None, *, is_shared: bool = False
+    ) -> None:
         self._dimension = dimension
+        self.is_shared = is_shared
+        self.mark = ""
         self._family = {} if family is None else family
         self.points: dict[int, Point] = {}
         self.forgotten: list[str] = []
@@ -104,9 +110,18 @@ class FakeIndex:
         self._check()
         return sorted(id for id in self.points if id > after)[:limit]
 
+    async def read_mark(self) -> str:
+        self._check()
+        return self.mark
+
+    async def write_mark(self, mark: str) -> None:
+        self._check()
+        self.mark = mark
+
     async def clear(self) -> None:
         self._check()
         self.points.clear()
+        self.mark = ""
 
     async def forget_model(self, model: str) -> None:
         self.forgotten.append(model)
@@ -122,21 +137,24 @@ class FakeIndex:
 
 
 class FakeEncoder:
-    """Makes a vector of each text's hash. Remembers what it was given; `fails_with` makes it raise."""
+    """Makes a vector of each text's hash. Remembers what it was given; `fails_with` makes it raise, `bad` some texts."""
 
     def __init__(self, name: str = "fake-1", dimension: int = 8) -> None:
         self.name = name
         self.dimension = dimension
         self.calls: list[list[str]] = []
         self.fails_with = ""
+        self.bad: set[str] = set()
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: object = None) -> list[bytes]:
         self.calls.append(list(texts))
         await self.may_go_on.wait()
         if self.fails_with:
             raise EncoderUnavailable(self.fails_with)
+        if self.bad.intersection(texts):
+            raise TextsNotEncoded("the encoder process ended: signal 11")
         return [self.vector(text) for text in texts]
 
     def vector(self, text: str) -> bytes:
@@ -183,6 +201,10 @@ class Store:
 
     async def rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         return await self.records.read(lambda connection: connection.execute(query, values).fetchall())
+
+    async def mark(self) -> agreement.Mark | None:
+        """What the database bears."""
+        return await self.records.read(agreement.read_mark)
 
     async def is_settled(self) -> bool:
         """True when no order waits and every chunk is marked."""

@@ -72,6 +72,8 @@ def stats_lines(stats: StatsReply) -> list[str]:
     ]
     lines = table(("NAMESPACE", "KIND", "COUNT"), rows) if rows else ["nothing is kept yet"]
     waiting = f", {plural(stats.waiting, 'text')} waiting" if stats.waiting else ""
+    if stats.unencodable:
+        waiting += f", {plural(stats.unencodable, 'text')} that cannot be encoded"
     lines += [
         "",
         f"database  {size(stats.database_bytes)}, schema version {stats.schema_version}",
@@ -108,13 +110,15 @@ def verified_lines(verified: Verified) -> list[str]:
         f"{plural(verified.chunks, 'chunk')}, {plural(verified.vectors, 'vector')},"
         f" {number(verified.waiting)} waiting to be embedded",
     ]
-    if not verified.agrees and not (verified.missing or verified.surplus or verified.outdated):
+    has_difference = verified.missing or verified.surplus or verified.outdated or verified.unencodable
+    if verified.waiting and len(verified.problems) < 2 and not has_difference:
         return [*lines, "database and vectors agree but for what waits, which is embedded by and by: look again later"]
     lines.append("database and vectors agree" if verified.agrees else "database and vectors differ")
     for what, ids in (
         ("without their vector", verified.missing),
         ("vectors of nothing", verified.surplus),
         ("made by another encoder", verified.outdated),
+        ("cannot be encoded", verified.unencodable),
     ):
         if ids:
             shown = ", ".join(map(str, ids[:10]))

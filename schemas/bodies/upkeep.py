@@ -20,7 +20,7 @@ class NamespaceStats(Reply, frozen=True, kw_only=True):
 
 
 class StatsReply(Reply, frozen=True, kw_only=True):
-    """Counts by namespace and kind; `waiting` chunks have no vector yet. Sizes are bytes on disk."""
+    """Counts, and sizes in bytes on disk; `waiting` chunks have no vector yet, `unencodable` never one of this model."""
 
     namespaces: list[NamespaceStats]
     database_bytes: int
@@ -32,6 +32,7 @@ class StatsReply(Reply, frozen=True, kw_only=True):
     hot_tier: str
     schema_version: int
     degraded: list[str] = []
+    unencodable: int = 0
 
 
 RecordKind = Literal[
@@ -117,7 +118,7 @@ class UpkeepProgress(Reply, frozen=True, kw_only=True):
 class Verified(Reply, frozen=True, kw_only=True):
     """`agrees` is True when every chunk has its vector, and nothing else is in the index.
 
-    Ids of the first hundred of each kind of difference.
+    Ids of the first hundred of each kind of difference. `unencodable`: chunks whose text the model cannot encode.
     """
 
     agrees: bool
@@ -129,6 +130,7 @@ class Verified(Reply, frozen=True, kw_only=True):
     outdated: list[int]
     problems: list[str] = []
     repaired: int = 0
+    unencodable: list[int] = []
 
 
 class Rebuilt(Reply, frozen=True, kw_only=True):

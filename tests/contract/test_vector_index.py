@@ -176,6 +176,22 @@ async def test_what_was_stored_is_there_when_opened_again(open_index: OpenIndex)
         assert [id for id, _ in await index.search(unit(1, 0), ns="m", kinds=["turn"], limit=9)] == [2]
 
 
+async def test_mark_lives_and_dies_with_the_points(open_index: OpenIndex) -> None:
+    """It is no point to anybody, the last one counts, and a cleared index has none."""
+    async with open_index(dimension=2) as index:
+        assert await index.read_mark() == ""
+        await index.upsert([Point(1, unit(1, 0), "n", "memory")])
+        await index.write_mark("d 1")
+        await index.write_mark("d 2")
+
+    async with open_index(dimension=2) as index:
+        assert await index.read_mark() == "d 2"
+        assert (await index.count(), await index.ids(after=0, limit=9)) == (1, [1])
+        assert [id for id, _ in await index.search(unit(1, 0), ns="n", kinds=None, limit=9)] == [1]
+        await index.clear()
+        assert (await index.read_mark(), await index.count()) == ("", 0)
+
+
 async def test_many_points_keep_their_vectors_and_filters(open_index: OpenIndex) -> None:
     """Past the size where the embedded index builds its graph, while points are changed and removed."""
     vectors = random_vectors(3 * GRAPH_POINTS, 8)

@@ -18,11 +18,11 @@ from bus.metrics import Figures
 from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED
 from tests.vectors_bench import TINY_TOKENS, cosine, needs_model, tiny_model, until
 from workers.memory.vectors import encoder as encoder_module
-from workers.memory.vectors.encoder import ProcessEncoder
+from workers.memory.vectors.encoder import ProcessEncoder, Start
 from workers.memory.vectors.encoder_process import CannotLoad, load
 from workers.memory.vectors.frames import EncoderOptions
 from workers.memory.vectors.model_files import DEFAULT_MODEL, find_model
-from workers.memory.vectors.unavailable import EncoderUnavailable
+from workers.memory.vectors.unavailable import EncoderUnavailable, TextsNotEncoded
 
 needs_runtime = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("tokenizers") is None,
@@ -230,20 +230,97 @@ async def test_process_that_nobody_waited_for_ends_when_idle_too(
         await until(lambda: encoder.state == "idle", "the process that was loaded in vain ends")
 
 
-async def test_query_gives_up_a_process_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search goes on by words; the same query asked again is a new one."""
-    monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 0.05)
+async def test_process_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search goes on by words, once; the next query has a new process, and nothing is left of the old one."""
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache") as encoder:
+        await encoder.load()
+        hanging = child_pid(encoder)
+        os.kill(hanging, signal.SIGSTOP)
+        monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 0.05)
+        with pytest.raises(EncoderUnavailable, match=r"was ended: no answer within 0\.05 s"):
+            await encoder.encode(["the key"], is_query=True)
+        monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 20.0)
+        monkeypatch.setattr(encoder_module, "QUERY_WAIT_S", 20.0)
+
+        assert len(await encoder.encode(["the key"], is_query=True)) == 1
+        assert child_pid(encoder) != hanging
+        assert (encoder.state, encoder.problem) == ("ready", "")
+        await until(lambda: not Path(f"/proc/{hanging}").exists(), "the process that hung is gone")
+
+
+async def test_process_that_hangs_again_and_again_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries are answered by words at once and everybody hears why, until one process has encoded something."""
+    monkeypatch.setattr(encoder_module, "QUERY_WAIT_S", 20.0)
+    monkeypatch.setattr(encoder_module, "_HUNG_S", 1_000.0)
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache") as encoder:
+        for _ in range(2):
+            await encoder.load()
+            os.kill(child_pid(encoder), signal.SIGSTOP)
+            monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 0.05)
+            with pytest.raises(EncoderUnavailable, match="no answer within"):
+                await encoder.encode(["the key"], is_query=True)
+        monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 1_000.0)
+        assert (encoder.state, encoder.problem) == (
+            "unusable",
+            "the encoder process was ended: no answer within 0.05 s",
+        )
+        async with asyncio.timeout(1):
+            with pytest.raises(EncoderUnavailable, match="no answer within"):
+                await encoder.encode(["the key"], is_query=True)
+
+        assert encoder._not_before - asyncio.get_running_loop().time() > 900
+        encoder._not_before = 0.0
+        await encoder.load()
+        assert encoder.problem != ""
+        assert len(await encoder.encode(["the key"], is_query=True)) == 1
+        assert encoder.problem == ""
+
+
+async def test_bulk_that_is_not_answered_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time grows with the characters asked for; a query beside it is done again."""
+    monkeypatch.setattr(encoder_module, "BULK_ANSWER_S", 0.05)
+    monkeypatch.setattr(encoder_module, "BULK_CHARACTER_S", 0.01)
+    monkeypatch.setattr(encoder_module, "QUERY_WAIT_S", 20.0)
     folder = tiny_model(tmp_path / "model")
     async with opened(folder, tmp_path / "cache") as encoder:
         await encoder.load()
         os.kill(child_pid(encoder), signal.SIGSTOP)
-        try:
-            with pytest.raises(EncoderUnavailable, match=r"no answer within 0\.05 s"):
-                await encoder.encode(["the key"], is_query=True)
-        finally:
-            os.kill(child_pid(encoder), signal.SIGCONT)
-        monkeypatch.setattr(encoder_module, "QUERY_ANSWER_S", 20.0)
-        assert len(await encoder.encode(["the key"], is_query=True)) == 1
+        query = asyncio.create_task(encoder.encode(["a train"], is_query=True))
+        first = asyncio.create_task(encoder.encode(["the key of"]))
+        second = asyncio.create_task(encoder.encode(["the key of"]))
+        with pytest.raises(TextsNotEncoded, match=r"no answer within 0\.15 s"):
+            await first
+        monkeypatch.setattr(encoder_module, "BULK_ANSWER_S", 20.0)
+        assert len(await query) == 1
+        # Asked behind the first it had longer; the new process does it.
+        assert len(await second) == 1
+        assert encoder.problem == ""
+
+
+async def test_process_that_hangs_while_it_loads_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for it hears that."""
+    hanging = tmp_path / "hanging"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o700)
+    monkeypatch.setattr(encoder_module.sys, "executable", str(hanging))
+    monkeypatch.setattr(encoder_module, "LOAD_S", 0.1)
+    folder = tiny_model(tmp_path / "model")
+    async with opened(folder, tmp_path / "cache") as encoder:
+        with pytest.raises(EncoderUnavailable, match=r"was ended: not loaded within 0\.1 s"):
+            await encoder.load()
+        await asyncio.wait_for(asyncio.gather(*encoder._leaving), 20)
+
+
+async def test_process_that_dies_while_it_loads_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whoever only wanted it loaded, at the start of the service, too."""
+    monkeypatch.setattr(encoder_module.sys, "executable", "/bin/false")
+    async with opened(tiny_model(tmp_path / "model"), tmp_path / "cache") as encoder:
+        with pytest.raises(EncoderUnavailable, match="status 1"):
+            await encoder.load()
 
 
 async def test_query_of_several_callers_is_made_once_and_outlives_the_first(tmp_path: Path) -> None:
@@ -259,13 +336,39 @@ async def test_query_of_several_callers_is_made_once_and_outlives_the_first(tmp_
             await first
 
 
+async def test_query_begins_when_it_is_told_to(tmp_path: Path) -> None:
+    """From any thread, before or after the process has it; and one that is given up leaves no word unread behind."""
+    async with opened(tiny_model(tmp_path / "model"), tmp_path / "cache") as encoder:
+        await encoder.load()
+        start = Start()
+        asked = asyncio.create_task(encoder.encode(["the lock"], is_query=True, start=start))
+        await asyncio.sleep(0.2)
+        if sys.platform == "linux":
+            # Elsewhere there is no bell, and it begins at once.
+            assert not asked.done()
+        await asyncio.to_thread(start)
+        await asyncio.to_thread(start)
+        assert await asked == await encoder.encode(["the lock"], is_query=True)
+
+        start = Start()
+        start()
+        assert len(await encoder.encode(["the door"], is_query=True, start=start)) == 1
+
+        given_up = asyncio.create_task(encoder.encode(["the wall"], is_query=True, start=Start()))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        for text in ("the key", "the moon"):
+            (alone,) = await encoder.encode([text], is_query=True)
+            assert cosine(alone, (await encoder.encode([text]))[0]) > 0.99
+
+
 async def test_query_that_cannot_be_made_fails_for_all_who_wait_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other they would each wait as long again."""
     tried: list[str] = []
 
-    async def fail(text: str) -> bytes:
+    async def fail(text: str, start: object) -> bytes:
         tried.append(text)
         await asyncio.sleep(0)
         raise EncoderUnavailable("it hangs")

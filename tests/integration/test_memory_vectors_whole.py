@@ -288,3 +288,55 @@ async def test_model_is_adopted_once_its_change_is_ordered(tmp_path: Path, monke
             name = (await opened.state()).encoder
             assert await store.rows("SELECT DISTINCT vector_model FROM chunks") == [(name,)]
             assert (await opened.verify(MemoryVerify(), ignore)).agrees
+
+
+async def test_new_database_beside_old_vectors_is_searched_by_meaning(tmp_path: Path) -> None:
+    """What `how_to_restore` says where there is no backup: the old texts' vectors must not stand before the new ones."""
+    settings = settings_for(tmp_path / "home", tiny_model(tmp_path / "model"))
+    async with opened_store(tmp_path / "old") as store, tended(settings, store):
+        await store.put("a", *(f"the key number {number}" for number in range(50)))
+        await store.settled()
+
+    async with opened_store(tmp_path / "new") as store, tended(settings, store) as opened:
+        (new,) = await store.put("a", "the key")
+        await store.settled()
+        assert await nearest(opened, "the key") == [new]
+        index = opened.index()
+        assert index is not None
+        assert await index.count() == 1
+        assert (await opened.verify(MemoryVerify(), ignore)).agrees
+
+
+async def test_two_memories_with_one_prefix_do_not_mix(tmp_path: Path) -> None:
+    """The second is told which setting to change, searches by words, and takes the place only when told to."""
+    pytest.importorskip("qdrant_client")
+    server = QdrantServer()
+    model = tiny_model(tmp_path / "model")
+    async with server.serving() as url, opened_store(tmp_path / "one") as one, opened_store(tmp_path / "two") as two:
+        async with tended(settings_for(tmp_path / "1", model, qdrant_url=url), one):
+            await one.put("a", "the key", "a train")
+            await one.settled()
+        async with tended(settings_for(tmp_path / "2", model, qdrant_url=url), two) as opened:
+            await two.put("a", "x y z")
+            await until(lambda: "memory.qdrant_prefix" in opened.degraded.get("vectors", ""), "the second is told")
+            assert opened.index() is None
+            with pytest.raises(VectorsUnavailable, match=r"memory\.qdrant_prefix"):
+                await opened.verify(MemoryVerify(repair=True), ignore)
+            ((collection),) = server.collections.values()
+            assert set(collection.points) == {0, 1, 2}
+
+            assert (await opened.rebuild(ignore)).chunks == 1
+            assert opened.index() is not None
+            assert (await opened.verify(MemoryVerify(), ignore)).agrees
+
+
+async def test_text_that_cannot_be_encoded_is_told_by_the_state(tmp_path: Path) -> None:
+    """It is no vector, and nothing waits for it."""
+    settings = settings_for(tmp_path / "home", tiny_model(tmp_path / "model"))
+    async with opened_store(tmp_path) as store, tended(settings, store) as opened:
+        ids = await store.put("a", "the key", "a train")
+        await store.settled()
+        await store.execute("UPDATE chunks SET vector_model = 'none' WHERE id = ?", ids[0])
+        await store.execute("INSERT INTO service_state (key, value) VALUES (?, x'a0')", f"vectors.unencodable/{ids[0]}")
+        assert (await opened.state()).count == 1
+        assert (await opened.verify(MemoryVerify(), ignore)).unencodable == ids[:1]

@@ -103,6 +103,90 @@ async def test_graph_is_built_on_a_copy_that_takes_over(tmp_path: Path) -> None:
     await again.close()
 
 
+async def test_searches_go_on_while_the_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes wait for that, so that the copy is one state of the index; nothing of them is lost."""
+    copying, may_copy = threading.Event(), threading.Event()
+    copytree = shutil.copytree
+
+    def copy_slowly(*paths: Any, **how: Any) -> Any:
+        copying.set()
+        assert may_copy.wait(20)
+        return copytree(*paths, **how)
+
+    monkeypatch.setattr(shutil, "copytree", copy_slowly)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=300)
+    before = points(300)
+    await index.upsert(before)
+    await until(copying.is_set, "the files are being copied")
+
+    async with asyncio.timeout(10):
+        found = await index.search(before[0].vector, ns="n", kinds=None, limit=1)
+    assert [id for id, _ in found] == [1]
+    writing = asyncio.gather(index.upsert(points(310)[300:]), index.remove([1]), index.write_mark("d 1"))
+    await asyncio.sleep(0)
+    # Asked in the index's thread, where the writes would have been before it.
+    assert await index.count() == 300
+    assert not writing.done()
+
+    may_copy.set()
+    await writing
+    await index.optimised()
+    assert states(tmp_path) == {"2"}
+    assert await index.ids(after=0, limit=400) == list(range(2, 311))
+    assert await index.read_mark() == "d 1"
+    await index.close()
+
+
+async def test_what_was_written_meanwhile_reaches_the_copy_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of writing would be seconds without a search, were all of it written to the copy in one go."""
+    may_build, left = asyncio.Event(), []
+    take = EdgeIndex._take
+
+    async def wait(folder: Path) -> str:
+        await may_build.wait()
+        return ""
+
+    def look(self: EdgeIndex, shard: Any, copy: Path, written: Any) -> None:
+        left.append(len(written))
+        take(self, shard, copy, written)
+
+    monkeypatch.setattr(edge, "_optimise_in_child", wait)
+    monkeypatch.setattr(EdgeIndex, "_take", look)
+    index = EdgeIndex(tmp_path, "m", 8, optimise_points=100)
+    await index.upsert(points(100))
+    await until(lambda: index._written_meanwhile is not None, "the copy is made")
+    await index.upsert(points(1_000)[100:])
+    await index.remove(list(range(1, 11)))
+    may_build.set()
+    await index.optimised()
+
+    assert states(tmp_path) == {"2"}
+    assert left[0] <= 64
+    assert await index.ids(after=0, limit=2_000) == list(range(11, 1_001))
+    await index.close()
+
+
+async def test_copying_ends_when_nobody_wants_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and not with the last byte: a service that stops has seconds."""
+    monkeypatch.setattr(edge, "_COPIED_BYTES", 1)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "file").write_bytes(bytes(100_000_000))
+    copied = tmp_path / "copy" / "file"
+    copying = asyncio.create_task(
+        edge._outside(lambda stop: edge._copy_files(tmp_path / "original", tmp_path / "copy", stop))
+    )
+    await until(copied.exists, "the copying has begun")
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+
+    size = copied.stat().st_size
+    await asyncio.sleep(0.05)
+    assert copied.stat().st_size == size < 100_000_000
+
+
 async def test_graph_gives_the_cosines_of_the_vectors_themselves(tmp_path: Path) -> None:
     """It is walked on 8-bit copies, whose own cosines would be off by as much as tells two neighbours apart."""
     index = EdgeIndex(tmp_path, "m", 64, optimise_points=1_000)
@@ -277,6 +361,50 @@ async def test_unusable_files_give_way_to_an_empty_index(tmp_path: Path, damage:
     await again.upsert(points(5))
     assert await again.count() == 5
     await again.close()
+
+
+async def test_any_thread_may_search(tmp_path: Path) -> None:
+    """While others write and search: each takes its turn, and finds what the index finds."""
+    index = EdgeIndex(tmp_path, "m", 8)
+    stored = points(200)
+    await index.upsert(stored[:100])
+    expected = await index.search(stored[0].vector, ns="n", kinds=None, limit=1)
+
+    found, *_ = await asyncio.gather(
+        asyncio.gather(*(asyncio.to_thread(index.search_here, stored[0].vector, "n", None, 1) for _ in range(20))),
+        index.upsert(stored[100:]),
+        index.remove([50, 51]),
+    )
+
+    assert found == [expected] * 20
+    assert index.search_here(stored[0].vector, "n", [], 1) == []
+    await index.close()
+    with pytest.raises(IndexUnavailable, match="closed"):
+        index.search_here(stored[0].vector, "n", None, 1)
+
+
+async def test_search_does_not_wait_for_ever_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that holds the engine makes searches go on without it."""
+    monkeypatch.setattr(edge, "SEARCH_WAIT_S", 0.05)
+    index = EdgeIndex(tmp_path, "m", 8)
+    (only,) = points(1)
+    await index.upsert([only])
+    begun, done = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        done.wait(20)
+
+    holding = asyncio.ensure_future(index._run(hold))
+    await asyncio.to_thread(begun.wait, 20)
+    try:
+        with pytest.raises(IndexUnavailable, match=r"busy for 0\.05 s"):
+            index.search_here(only.vector, "n", None, 1)
+    finally:
+        done.set()
+        await holding
+    assert len(index.search_here(only.vector, "n", None, 1)) == 1
+    await index.close()
 
 
 async def test_index_in_use_elsewhere_is_refused_and_left_alone(tmp_path: Path) -> None:

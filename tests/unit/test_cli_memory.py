@@ -231,6 +231,7 @@ def test_stats_are_a_table_and_the_state_of_each_part() -> None:
         hot_tier="",
         schema_version=4,
         degraded=["no redis"],
+        unencodable=1,
     )
 
     lines = stats_lines(stats)
@@ -241,7 +242,7 @@ def test_stats_are_a_table_and_the_state_of_each_part() -> None:
         ["kv", "kv", "1,234"],
     ]
     assert "database  2.0 KiB, schema version 4" in lines
-    assert "vectors   10 in edge, 2 texts waiting" in lines
+    assert "vectors   10 in edge, 2 texts waiting, 1 text that cannot be encoded" in lines
     assert "hot tier  none" in lines
     assert lines[-1] == "! no redis"
 
@@ -255,6 +256,36 @@ def test_what_differs_is_named_with_what_to_do() -> None:
     assert "differ" in text and "without their vector: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in text
     assert "another encoder: 7" in text
     assert "verify --repair" in text
+
+
+def test_vectors_of_another_database_are_told_although_no_id_differs() -> None:
+    """With what waits beside them too, which alone would be no difference."""
+    problems = ["8 chunks wait to be encoded", "the vectors are those of another database"]
+    told = Verified(
+        agrees=False, chunks=20, vectors=12, waiting=8, missing=[], surplus=[], outdated=[], problems=problems
+    )
+
+    text = "\n".join(verified_lines(told))
+
+    assert "differ" in text and "another database" in text and "--repair" in text
+
+
+def test_text_that_cannot_be_encoded_is_named() -> None:
+    """Whoever reads it can look the text up."""
+    problems = ["1 chunks cannot be encoded by this model"]
+    told = Verified(
+        agrees=False,
+        chunks=20,
+        vectors=11,
+        waiting=8,
+        missing=[],
+        surplus=[],
+        outdated=[],
+        problems=problems,
+        unencodable=[7],
+    )
+
+    assert "  cannot be encoded: 7" in verified_lines(told)
 
 
 def test_verify_offers_no_repair_for_what_only_waits() -> None:

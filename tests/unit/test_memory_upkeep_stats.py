@@ -12,10 +12,12 @@ from schemas.bodies.memory import KvSet, Remember
 from schemas.bodies.upkeep import NamespaceStats
 from schemas.envelope import new_id
 from workers.memory.migrations import load_migrations
+from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 from workers.memory.upkeep import stats
 from workers.memory.upkeep.stats import Around, Figures
+from workers.memory.vectors.agreement import note_unencodable
 
 
 async def around() -> Around:
@@ -33,6 +35,7 @@ async def test_figures_tell_counts_sizes_and_states(tmp_path: Path) -> None:
         for ns, key in (("a", "1"), ("a", "2"), ("b", "1")):
             await store.kv_set(KvSet(ns=ns, key=key, value=1), new_id())
         await store.remember(Remember(key="city", value="Porto"), new_id())
+        await records.write(lambda connection, now: Outcome(note_unencodable(connection, 7, "mini"), []))
 
         told = await Figures(records, around).stats()
 
@@ -42,6 +45,7 @@ async def test_figures_tell_counts_sizes_and_states(tmp_path: Path) -> None:
             NamespaceStats(ns="user", kind="fact", count=1),
         ]
         assert (told.waiting, told.vectors, told.encoder, told.encoder_state) == (1, 7, "mini", "ready")
+        assert told.unencodable == 1
         assert (told.vector_engine, told.hot_tier, told.degraded) == ("edge", "sqlite", ["slow"])
         assert told.schema_version == load_migrations()[-1].number
         assert told.database_bytes > 0

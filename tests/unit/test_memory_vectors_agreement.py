@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.bodies.upkeep import Verified
-from tests.vectors_bench import FakeEncoder, FakeIndex, Store, opened_store
+from tests.vectors_bench import FakeEncoder, FakeIndex, Store, opened_store, until
 from workers.memory.vectors import agreement
 from workers.memory.vectors.index import Point
+from workers.memory.vectors.unavailable import IndexTaken
 
 
 async def compare(store: Store, index: FakeIndex, *, is_repaired: bool = False) -> Verified:
@@ -92,7 +94,7 @@ async def test_index_that_lost_its_last_writes_is_repaired_although_the_counts_a
             await store.settled()
         index.points = before
 
-        await agreement.restore_lost(store.records, index, encoder.name)
+        await agreement.settle(store.records, index, encoder.name)
         async with store.pumping(encoder, index):
             await store.settled()
 
@@ -120,6 +122,174 @@ async def test_rebuild_empties_the_index_and_orders_everything_once(
         async with store.pumping(encoder, index):
             await store.settled()
         assert set(index.points) == set(ids)
+
+
+async def filled(folder: Path, encoder: FakeEncoder, index: FakeIndex, *texts: str) -> None:
+    """A store in `folder` with `texts`, all of them in the index, closed."""
+    async with opened_store(folder) as store, store.pumping(encoder, index):
+        for text in texts:
+            await store.put(text, text)
+        await store.settled()
+
+
+async def check_vectors(store: Store, encoder: FakeEncoder, index: FakeIndex) -> None:
+    """The index holds the vector of each chunk's own text, nothing else, and the mark of the database."""
+    texts = dict(await store.rows("SELECT id, text FROM chunks"))
+    assert {id: point.vector for id, point in index.points.items()} == {
+        id: encoder.vector(text) for id, text in texts.items()
+    }
+    assert index.mark == str(await store.mark())
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+async def test_vectors_of_another_database_give_way(tmp_path: Path, is_marked: bool) -> None:
+    """A new database beside an index that was filled before, by this program or by one that left no marks."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    await filled(tmp_path / "old", encoder, index, *(f"text {number}" for number in range(50)))
+    if not is_marked:
+        index.mark = ""
+
+    async with opened_store(tmp_path / "new") as store, store.pumping(encoder, index):
+        await store.put("a", "a puppy")
+        await store.settled()
+
+        await check_vectors(store, encoder, index)
+
+
+async def test_database_that_takes_the_place_of_another_gets_its_own_vectors(tmp_path: Path) -> None:
+    """Its ids are those of the other's chunks, its texts are not: ids alone would agree."""
+    encoder, index, other = FakeEncoder(), FakeIndex(), FakeIndex()
+    await filled(tmp_path / "one", encoder, index, "one", "two", "three")
+    await filled(tmp_path / "other", encoder, other, "four", "five", "six")
+
+    async with opened_store(tmp_path / "other") as store:
+        assert (await compare(store, index)).problems == ["the vectors are those of another database"]
+        assert not (await compare(store, index)).agrees
+        async with store.pumping(encoder, index) as pump:
+            pump.index_is_used()
+            await store.put("b", "seven")
+            await store.settled()
+
+        await check_vectors(store, encoder, index)
+        assert (await compare(store, index)).agrees
+
+
+async def test_marks_are_adopted_without_encoding_anything(tmp_path: Path) -> None:
+    """Database and index of a program that left no marks: where they agree they belong together."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", *(f"text {number}" for number in range(50)))
+            await store.settled()
+        await store.execute("DELETE FROM service_state WHERE key = ?", agreement.MARK_KEY)
+        index.mark, index.upserted = "", []
+
+        await agreement.settle(store.records, index, encoder.name)
+
+        assert await store.is_settled()
+        assert not index.upserted
+        await check_vectors(store, encoder, index)
+
+
+async def test_copy_of_the_database_put_back_by_hand_is_noticed(tmp_path: Path) -> None:
+    """What was removed since is encoded again, what was added goes; and the newer database is noticed when it returns."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    present, copy = tmp_path / "present", tmp_path / "copy"
+    await filled(present, encoder, index, *(f"text {number}" for number in range(20)))
+    shutil.copytree(present, copy)
+    async with opened_store(present) as store, store.pumping(encoder, index):
+        await store.remove("text 3")
+        await store.put("newer", "newer")
+        await store.settled()
+        database = index.mark.partition(" ")[0]
+
+    async with opened_store(copy) as store, store.pumping(encoder, index) as pump:
+        pump.index_is_used()
+        await until(lambda: len(index.points) == 20 and 4 in index.points, "the lost vector is back")
+        await store.put("other", "has the id of the newer one")
+        await store.settled()
+        await check_vectors(store, encoder, index)
+        assert not index.mark.startswith(database)
+
+    async with opened_store(present) as store, store.pumping(encoder, index) as pump:
+        pump.index_is_used()
+        await until(lambda: index.mark.startswith(database), "the index is the newer database's again")
+        await store.put("last", "last")
+        await store.settled()
+        await check_vectors(store, encoder, index)
+
+
+async def test_index_that_was_out_of_use_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Away from files to a server and back: only what is new is encoded, and what is gone goes."""
+    encoder, index, server = FakeEncoder(), FakeIndex(), FakeIndex(is_shared=True)
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", *(f"text {number}" for number in range(20)))
+            await store.put("gone", "soon gone")
+            await store.settled()
+        async with store.pumping(encoder, server):
+            await store.remove("gone")
+            (new,) = await store.put("b", "new")
+            await until(lambda: len(server.points) == 21, "the server has everything")
+            await store.settled()
+        index.upserted.clear()
+        async with store.pumping(encoder, index) as pump:
+            pump.index_is_used()
+            await until(lambda: new in index.points, "the new vector is in the index")
+            await store.settled()
+        assert index.upserted == [new]
+        await check_vectors(store, encoder, index)
+
+
+async def test_server_that_another_memory_fills_is_left_alone(tmp_path: Path) -> None:
+    """Two memories with one prefix: the second says so, until somebody has it take the place."""
+    encoder, server = FakeEncoder(), FakeIndex(is_shared=True)
+    await filled(tmp_path / "first", encoder, server, "one", "two")
+    held, mark = dict(server.points), server.mark
+
+    async with opened_store(tmp_path / "second") as store, store.pumping(encoder, server) as pump:
+        await store.put("a", "three")
+        await until(lambda: pump.is_index_taken, "the second is refused")
+        assert "memory.qdrant_prefix" in pump.problem
+        assert (server.points, server.mark) == (held, mark)
+
+        await agreement.order_everything(store.records, server, lambda stage, done, total: None)
+        pump.begin_anew()
+        await store.settled()
+        assert not pump.is_index_taken
+        await check_vectors(store, encoder, server)
+
+
+async def test_change_of_the_model_touches_no_vectors_of_another_memory(tmp_path: Path) -> None:
+    """Neither those of the new model nor, from a database that never filled it, those of the old one."""
+    family: dict[str, FakeIndex] = {}
+    old = family.setdefault("fake-1", FakeIndex(8, family, is_shared=True))
+    new = family.setdefault("fake-2", FakeIndex(8, family, is_shared=True))
+    await filled(tmp_path / "first", FakeEncoder("fake-1"), old, "one", "two")
+    await filled(tmp_path / "third", FakeEncoder("fake-2"), new, "three")
+
+    async with opened_store(tmp_path / "second") as store:
+        await agreement.adopt_model(store.records, old, "fake-1")
+        with pytest.raises(IndexTaken, match=r"memory\.qdrant_prefix"):
+            await agreement.adopt_model(store.records, new, "fake-2")
+        await new.clear()
+        await agreement.adopt_model(store.records, new, "fake-2")
+
+    assert len(old.points) == 2
+    assert not new.forgotten
+
+
+async def test_vector_of_a_reused_id_outlives_the_removal_of_the_one_before(tmp_path: Path) -> None:
+    """A restored database gives ids again: the order to remove an id's old vector must not take the new one."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        await index.upsert([Point(1, encoder.vector("stranger"), "n", "memory")])
+        await agreement.settle(store.records, index, encoder.name)
+        assert await store.rows("SELECT chunk_id, action FROM outbox") == [(1, "remove")]
+        async with store.pumping(encoder, index):
+            assert await store.put("a", "own text") == [1]
+            await store.settled()
+        await check_vectors(store, encoder, index)
 
 
 @given(

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.vectors_bench import FakeEncoder, FakeIndex, Store, opened_store, until
-from workers.memory.vectors import outbox
+from workers.memory.records import Records
+from workers.memory.vectors import agreement, outbox
 from workers.memory.vectors.outbox import embedded_text
 
 
@@ -258,3 +260,98 @@ async def test_page_ends_before_it_takes_the_encoder_too_long(tmp_path: Path) ->
 
         assert max(len(call) for call in encoder.calls) == outbox.PAGE_CHUNKS
         assert max(sum(len(text) for text in call) for call in encoder.calls) <= outbox.PAGE_CHARACTERS
+
+
+async def test_text_that_cannot_be_encoded_stops_no_other(tmp_path: Path) -> None:
+    """Wherever it stands in its page: it is noted, counted and named, and is no reason to compare anything again."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.bad = {"text 77", "text 200"}
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            ids = await store.put("a", *(f"text {number}" for number in range(300)))
+            await store.settled()
+        bad = [ids[77], ids[200]]
+        assert set(index.points) == set(ids) - set(bad)
+        assert await agreement.counts(store.records) == (300, 0, 2)
+        verified = await agreement.compare(
+            store.records, index, encoder.name, is_repaired=False, report=lambda stage, done, total: None
+        )
+        assert (verified.agrees, verified.unencodable) == (False, bad)
+        assert verified.problems == ["2 chunks cannot be encoded by this model"]
+
+        encoder.calls.clear()
+        async with store.pumping(encoder, index) as pump:
+            pump.index_is_used()
+            await store.put("b", "one more")
+            await store.settled()
+        assert encoder.calls == [["one more"]]
+
+
+async def test_text_that_could_not_be_encoded_has_another_chance(tmp_path: Path) -> None:
+    """By repair, and with another model; one that is removed is counted no longer."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.bad = {"one", "two"}
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", "one")
+            await store.put("b", "two")
+            await store.settled()
+            assert (await agreement.counts(store.records)).unencodable == 2
+            await store.remove("b")
+            await store.settled()
+            assert (await agreement.counts(store.records)).unencodable == 1
+
+        encoder.bad = set()
+        await agreement.compare(
+            store.records, index, encoder.name, is_repaired=True, report=lambda stage, done, total: None
+        )
+        async with store.pumping(encoder, index):
+            await store.settled()
+            await check_agreement(store, encoder, index)
+        assert (await agreement.counts(store.records)).unencodable == 0
+
+        encoder.bad = {"three"}
+        async with store.pumping(encoder, index):
+            await store.put("c", "three")
+            await store.settled()
+        other, other_index = FakeEncoder("fake-2"), FakeIndex()
+        async with store.pumping(other, other_index):
+            await until(lambda: len(other_index.points) == 2, "every chunk has a vector of the other model")
+            await store.settled()
+            await check_agreement(store, other, other_index)
+        assert (await agreement.counts(store.records)).unencodable == 0
+
+
+async def test_encoder_that_fails_with_everything_blames_no_text(tmp_path: Path) -> None:
+    """It waits as it does while the encoder is away."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.bad = {"one", "two", outbox._HARMLESS_TEXT}
+    async with opened_store(tmp_path) as store, store.pumping(encoder, index) as pump:
+        await store.put("a", "one", "two")
+        await until(lambda: pump.problem == "the encoder process ended: signal 11", "the pump says what is wrong")
+        assert await agreement.counts(store.records) == (2, 2, 0)
+        encoder.bad = set()
+        await store.settled()
+        await check_agreement(store, encoder, index)
+
+
+async def test_what_was_written_before_the_index_was_settled_waits_for_that(tmp_path: Path) -> None:
+    """A page carried out on an index of unknown state would make it look as if it belonged to this database."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    async with opened_store(tmp_path) as store:
+        pump = outbox.OutboxPump(store.records, encoder, index)
+        is_looked_at = False
+
+        async def look(read: Any) -> Any:
+            nonlocal is_looked_at
+            found = await Records.read(store.records, read)
+            if read is outbox._has_orders and not is_looked_at:
+                is_looked_at = True
+                await store.put("a", "one")
+            return found
+
+        store.records.read = look  # type: ignore[method-assign]
+        await pump._work()
+        assert not index.points
+        await pump._work()
+        await check_agreement(store, encoder, index)

@@ -182,7 +182,7 @@ async def test_server_that_goes_away_is_filled_again_when_it_comes_back_empty(
         replaced = QdrantServer()
         async with replaced.serving(port):
             await until(lambda: "test-m" in replaced.collections, "the collection is made again")
-            await until(lambda: len(replaced.collections["test-m"].points) == 21, "everything is there again")
+            await until(lambda: len(replaced.collections["test-m"].points) == 22, "everything and the mark are there")
             await store.settled()
             await until(lambda: pump.problem == "", "the pump says that all is well")
             assert await index.ids(after=0, limit=99) == [*before, *meanwhile]

@@ -23,6 +23,7 @@ from schemas.metrics import (
 )
 from workers.memory.records import Records
 from workers.memory.upkeep.stats import TABLES, database_bytes
+from workers.memory.vectors.agreement import read_counts
 
 log = logging.getLogger("olympus.memory")
 
@@ -94,9 +95,7 @@ def _count(connection: sqlite3.Connection, path: Path, now: float) -> _Counted:
         MEMORY_RECORDS: {(kind,): one(f"SELECT count(*) FROM {table}") for kind, table in TABLES.items()},
         MEMORY_DB_BYTES: {(): database_bytes(path)},
         MEMORY_OUTBOX: {(): one("SELECT count(*) FROM outbox")},
-        MEMORY_VECTORS: {
-            (): one("SELECT count(*) FROM chunks") - one("SELECT count(*) FROM chunks WHERE vector_model IS NULL")
-        },
+        MEMORY_VECTORS: {(): read_counts(connection).vectors},
         MEMORY_SESSIONS: {
             (): one(
                 "SELECT count(*) FROM sessions WHERE state = 'open' AND (expires_at IS NULL OR expires_at > ?)", now

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from schemas.bodies.upkeep import NamespaceStats, StatsReply
 from workers.memory.records import Records
+from workers.memory.vectors.agreement import count_unencodable
 
 # Counts are given again for this many times the time that counting took, so that whoever asks without end costs a
 # twentieth of a core. 100,000 memories are counted in 10 ms (measured on one core), so figures are a moment old.
@@ -45,6 +46,7 @@ class _Counted(NamedTuple):
     kept_until: float
     namespaces: list[NamespaceStats]
     waiting: int
+    unencodable: int
     schema_version: int
 
 
@@ -73,6 +75,7 @@ class Figures:
             hot_tier=around.hot_tier,
             schema_version=counted.schema_version,
             degraded=around.degraded,
+            unencodable=counted.unencodable,
         )
 
     async def forget(self) -> None:
@@ -92,7 +95,9 @@ def _count(connection: sqlite3.Connection) -> _Counted:
     (waiting,) = connection.execute("SELECT count(*) FROM chunks WHERE vector_model IS NULL").fetchone()
     (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
     now = time.monotonic()
-    return _Counted(now + KEPT_FOR_EACH_S * (now - began_at), namespaces, waiting, version)
+    return _Counted(
+        now + KEPT_FOR_EACH_S * (now - began_at), namespaces, waiting, count_unencodable(connection), version
+    )
 
 
 def _by_namespace(connection: sqlite3.Connection, kind: str, table: str) -> Sequence[NamespaceStats]:

@@ -5,7 +5,7 @@
 
 Up to OPTIMISE_POINTS every search compares the query with all points of the namespace and is exact. Past that a copy of
 the folder gets a graph (HNSW) built in a process of its own, what was written meanwhile is written to the copy as well,
-and the copy takes the place of the original.
+and the copy takes the place of the original. While the files are copied writes wait, and searches go on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from workers.memory.vectors.index import COMPONENT_BYTES, UPSERT_POINTS, Point, components, place, slug
+from workers.memory.vectors.index import (
+    COMPONENT_BYTES,
+    MARK_ID,
+    UPSERT_POINTS,
+    Point,
+    components,
+    mark_point,
+    place,
+    slug,
+)
 from workers.memory.vectors.unavailable import IndexUnavailable
 
 if TYPE_CHECKING:
@@ -37,7 +47,7 @@ T = TypeVar("T")
 _Written = dict[int, Point | None]
 
 # Points outside the graph, at which it is built anew although more keep coming. A full scan of 100,000 takes 6.5 ms, the
-# graph over as many 0.5 ms; but each time it is built it takes the processor from the encoder that the points come from.
+# graph over as many 0.3 ms; but each time it is built it takes the processor from the encoder that the points come from.
 OPTIMISE_POINTS: Final = 100_000
 
 # The graph is built anew only for this share of what it has, so that a growing index is not built over and over.
@@ -53,10 +63,10 @@ _QUIET_SHARE: Final = 0.05
 _LOOK_EVERY_POINTS: Final = 2_000
 
 # Edges per point and candidates while the graph is built: Qdrant's own defaults. With them and _SEARCH_EF candidates
-# per search, 96 % of the 10 nearest of 100,000 texts are found in 0.5 ms (192: 97 % in 0.7 ms); see docs/adr/0009.
+# per search, 96 % of the 10 nearest of 100,000 texts are found in 0.3 ms (128: 97 % in 0.4 ms); see docs/adr/0009.
 _EDGES: Final = 16
 _BUILD_EF: Final = 100
-_SEARCH_EF: Final = 128
+_SEARCH_EF: Final = 96
 
 # KiB of vectors that a filter leaves, below which they are compared one by one instead of through the graph: 4,000
 # points of 384 components.
@@ -64,6 +74,12 @@ _FULL_SCAN_KIB: Final = 3_000
 
 # Bytes of a stored component.
 _HALF_BYTES: Final = 2
+
+# Seconds a search waits for the engine: what holds it longer must not make every search hang.
+SEARCH_WAIT_S: Final = 2.0
+
+# Bytes copied between two looks whether the copy is still wanted.
+_COPIED_BYTES: Final = 4 * 1024 * 1024
 
 _CURRENT: Final = "current"
 
@@ -75,10 +91,13 @@ class EdgeIndex:
     """The index below `root`. Opens its files when first used; `close` ends it.
 
     Every call of the engine blocks, and the long ones hold the interpreter as well, so they run in a thread of their
-    own, one at a time. `optimise_points` and `quiet_s` are constants but for tests.
+    own, one at a time; `search_here` takes its turn among them. `optimise_points` and `quiet_s` are constants but for
+    tests.
     """
 
     engine = "qdrant-edge"
+    # The engine locks the folder.
+    is_shared = False
 
     def __init__(
         self,
@@ -96,12 +115,16 @@ class EdgeIndex:
         self._quiet_s = quiet_s
         self._quiet: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vectors")
+        self._turn = threading.Lock()
+        self._is_closed = False
         self._shard: EdgeShard | None = None
         self._state = ""
         self._written_since_look = 0
         self._optimising: asyncio.Task[None] | None = None
         # Set while a copy is optimised.
         self._written_meanwhile: _Written | None = None
+        # Held by every write, and while the files are copied: a copy of files that change fits no state of the index.
+        self._writing = asyncio.Lock()
 
     # What an index does ------------------------------------------------------------------------------------------
 
@@ -114,7 +137,8 @@ class EdgeIndex:
                     f" the index of {self._folder.name} holds {self._dimension}"
                 )
         for part in _parts(points, UPSERT_POINTS):
-            await self._run(lambda shard, part=part: self._upsert(shard, part))  # type: ignore[misc]
+            async with self._writing:
+                await self._run(lambda shard, part=part: self._upsert(shard, part))  # type: ignore[misc]
         self._written_since_look += len(points)
         if self._written_since_look >= min(_LOOK_EVERY_POINTS, self._optimise_points):
             self._written_since_look = 0
@@ -124,15 +148,29 @@ class EdgeIndex:
     async def remove(self, ids: Sequence[int]) -> None:
         """Remove points; ids that are not there do no harm."""
         if ids:
-            await self._run(lambda shard: self._remove(shard, list(ids)))
+            async with self._writing:
+                await self._run(lambda shard: self._remove(shard, list(ids)))
 
     async def search(
         self, vector: bytes, *, ns: str, kinds: Sequence[str] | None, limit: int
     ) -> list[tuple[int, float]]:
         """The nearest points of a namespace, and of `kinds` unless None: id and cosine, best first."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self.search_here, vector, ns, kinds, limit
+        )
+
+    def search_here(
+        self, vector: bytes, ns: str, kinds: Sequence[str] | None, limit: int, /
+    ) -> list[tuple[int, float]]:
+        """`search` in the thread that calls it, which waits SEARCH_WAIT_S for its turn at most."""
         if kinds is not None and not kinds:
             return []
-        return await self._run(lambda shard: _search(shard, vector, _filter(ns, kinds), limit))
+        if not self._turn.acquire(timeout=SEARCH_WAIT_S):
+            raise IndexUnavailable(f"the vector index has been busy for {SEARCH_WAIT_S:g} s")
+        try:
+            return _guarded(lambda: _search(self._opened(), vector, _filter(ns, kinds), limit))
+        finally:
+            self._turn.release()
 
     async def count(self) -> int:
         """How many points there are."""
@@ -141,6 +179,15 @@ class EdgeIndex:
     async def ids(self, *, after: int, limit: int) -> list[int]:
         """Ids above `after` in ascending order, `limit` at most."""
         return await self._run(lambda shard: _ids(shard, after, limit))
+
+    async def read_mark(self) -> str:
+        """What `write_mark` left last, "" where nothing was left since the index was made or cleared."""
+        return await self._run(_mark)
+
+    async def write_mark(self, mark: str) -> None:
+        """Leave a few words with the points, written after all that was stored before."""
+        async with self._writing:
+            await self._run(lambda shard: self._upsert(shard, [mark_point(mark, self._dimension)]))
 
     async def clear(self) -> None:
         """Remove every point."""
@@ -172,9 +219,15 @@ class EdgeIndex:
         return await self._in_thread(lambda: work(self._opened()))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _guarded, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_turn, work)
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        with self._turn:
+            return _guarded(work)
 
     def _opened(self) -> EdgeShard:
+        if self._is_closed:
+            raise IndexUnavailable("the vector index is closed")
         if self._shard is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._state = _read_current(self._folder)
@@ -226,6 +279,7 @@ class EdgeIndex:
         self._shard = self._create()
 
     def _close(self) -> None:
+        self._is_closed = True
         shard, self._shard = self._shard, None
         if shard is not None:
             try:
@@ -280,10 +334,12 @@ class EdgeIndex:
     async def _optimise(self, points: int) -> None:
         started_at = asyncio.get_running_loop().time()
         try:
-            copy, written = await self._in_thread(self._copy)
+            copy, written = await self._copy()
             problem = await _optimise_in_child(copy)
             if not problem:
-                await self._in_thread(lambda: self._take(copy, written))
+                await self._take_over(copy, written)
+                # Nobody has these open any more, so no search waits for it.
+                await _outside(lambda stop: self._remove_other_states())
         except (IndexUnavailable, OSError) as error:
             problem = str(error)
         finally:
@@ -301,33 +357,57 @@ class EdgeIndex:
             "graph of vectors built", extra={"action": "memory.vectors.optimised", "points": points, "took_s": took_s}
         )
 
-    def _copy(self) -> tuple[Path, _Written]:
-        shard = self._opened()
-        shard.flush()
-        copy = self._folder / str(int(self._state) + 1)
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self._folder / self._state, copy)
-        written = self._written_meanwhile = {}
+    async def _copy(self) -> tuple[Path, _Written]:
+        """The folder of a copy, and where what is written from now on is collected.
+
+        Without a flush, which takes 0.5 s for 100,000 points and holds the interpreter: what is not in the files yet is in
+        the engine's log beside them, as after a kill.
+        """
+        async with self._writing:
+            original, copy = await self._in_thread(self._folders)
+            await _outside(lambda stop: _copy_files(original, copy, stop))
+            written = self._written_meanwhile = {}
         return copy, written
 
-    def _take(self, copy: Path, written: _Written) -> None:
+    def _folders(self) -> tuple[Path, Path]:
+        """The folder that counts, and the one for its copy, which is not there."""
+        self._opened()
+        copy = self._folder / str(int(self._state) + 1)
+        shutil.rmtree(copy, ignore_errors=True)
+        return self._folder / self._state, copy
+
+    async def _take_over(self, copy: Path, written: _Written) -> None:
+        """Bring the copy up to date, in steps between which searches have their turn, and let it take over."""
+        loaded: list[EdgeShard] = []
+        try:
+            await self._in_thread(lambda: loaded.append(self._load_copy(copy)))
+            while len(written) > UPSERT_POINTS:
+                for part in _parts(await self._in_thread(lambda: _emptied(written)), UPSERT_POINTS):
+                    await self._in_thread(lambda part=part: _write(loaded[0], part))  # type: ignore[misc]
+            await self._in_thread(lambda: self._take(loaded[0], copy, written))
+        except BaseException:
+            await self._in_thread(lambda: self._give_up(loaded))
+            raise
+
+    def _load_copy(self, copy: Path) -> EdgeShard:
         from qdrant_edge import EdgeShard
 
-        shard = EdgeShard.load(str(copy))
-        try:
-            for part in _parts([point for point in written.values() if point is not None], UPSERT_POINTS):
-                _upsert(shard, part)
-            _remove(shard, [id for id, point in written.items() if point is None])
-            shard.flush()
-            _write_current(self._folder, copy.name)
-        except BaseException:
-            shard.close()
-            raise
+        return EdgeShard.load(str(copy), _config(self._dimension, self._optimise_points))
+
+    def _take(self, shard: EdgeShard, copy: Path, written: _Written) -> None:
+        for part in _parts(_emptied(written), UPSERT_POINTS):
+            _write(shard, part)
+        _write_current(self._folder, copy.name)
         before, self._shard = self._shard, shard
         self._state = copy.name
         if before is not None:
             before.close()
-        self._remove_other_states()
+
+    def _give_up(self, loaded: list[EdgeShard]) -> None:
+        for shard in loaded:
+            # Whoever waited for it may have left just when it took over.
+            if shard is not self._shard:
+                shard.close()
 
     async def _stop_optimising(self) -> None:
         if self._quiet is not None:
@@ -377,6 +457,8 @@ def _config(dimension: int, optimise_points: int) -> EdgeConfig:
         hnsw_config=HnswIndexConfig(m=_EDGES, ef_construct=_BUILD_EF, full_scan_threshold=_FULL_SCAN_KIB),
         quantization_config=ScalarQuantizationConfig(ScalarType.Int8, quantile=0.99, always_ram=True),
         optimizers=EdgeOptimizersConfig(indexing_threshold=least_points * dimension * _HALF_BYTES // 1024),
+        # To wake several threads takes longer than one of them takes to walk the graph: 0.7 instead of 0.4 ms.
+        max_search_threads=1,
     )
 
 
@@ -424,10 +506,29 @@ def _remove(shard: EdgeShard, ids: list[int]) -> None:
         shard.update(UpdateOperation.delete_points(list(ids)))
 
 
+def _emptied(written: _Written) -> list[tuple[int, Point | None]]:
+    """All of what was written meanwhile, which is empty after that."""
+    all_of_it = list(written.items())
+    written.clear()
+    return all_of_it
+
+
+def _write(shard: EdgeShard, written: Sequence[tuple[int, Point | None]]) -> None:
+    points = [point for _, point in written if point is not None]
+    if points:
+        _upsert(shard, points)
+    _remove(shard, [id for id, point in written if point is None])
+
+
 def _count(shard: EdgeShard) -> int:
     from qdrant_edge import CountRequest
 
-    return shard.count(CountRequest(exact=True))
+    return shard.count(CountRequest(exact=True)) - len(shard.retrieve([MARK_ID], False, False))
+
+
+def _mark(shard: EdgeShard) -> str:
+    marks = shard.retrieve([MARK_ID], True, False)
+    return str((marks[0].payload or {}).get("ns", "")) if marks else ""
 
 
 def _ids(shard: EdgeShard, after: int, limit: int) -> list[int]:
@@ -493,7 +594,39 @@ def _write_current(folder: Path, name: str) -> None:
     new.replace(folder / _CURRENT)
 
 
-def _parts(points: Iterable[Point], size: int) -> Iterable[list[Point]]:
-    remaining = iter(points)
+class _Stopped(Exception):
+    """Nobody wants the copy any more."""
+
+
+def _copy_files(original: Path, copy: Path, stop: threading.Event) -> None:
+    """Copy a folder, unless told to stop. Raises OSError."""
+
+    def copy_file(source: str, target: str) -> str:
+        with open(source, "rb") as read, open(target, "wb") as written:
+            while piece := read.read(_COPIED_BYTES):
+                if stop.is_set():
+                    raise _Stopped
+                written.write(piece)
+        return target
+
+    shutil.copytree(original, copy, copy_function=copy_file)
+
+
+async def _outside(work: Callable[[threading.Event], None]) -> None:
+    """Do work on files in a thread that no search waits for; cancelled, tell it to stop and return once it has."""
+    stop = threading.Event()
+    working = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({working})
+        # Read, so that nobody is told of an error that was wanted.
+        working.exception()
+        raise
+
+
+def _parts(items: Iterable[T], size: int) -> Iterable[list[T]]:
+    remaining = iter(items)
     while part := list(islice(remaining, size)):
         yield part

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import sys
+import threading
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
@@ -32,7 +34,7 @@ from workers.memory.vectors.frames import (
 )
 from workers.memory.vectors.index import COMPONENT_BYTES
 from workers.memory.vectors.model_files import EncoderModel
-from workers.memory.vectors.unavailable import EncoderUnavailable
+from workers.memory.vectors.unavailable import EncoderUnavailable, TextsNotEncoded
 
 log = logging.getLogger("olympus.memory")
 
@@ -45,6 +47,15 @@ QUERY_WAIT_S: Final = 2.0
 # Seconds a loaded encoder has for a query, which takes milliseconds: one that hangs must not make every search hang.
 QUERY_ANSWER_S: Final = 10.0
 
+# Seconds it has for other texts: these, and so many for each character that it was asked for and has not answered. The
+# default model takes 0.00001 s for a character on two cores; a large one on a small machine that has other work, hundreds
+# of times as long.
+BULK_ANSWER_S: Final = 60.0
+BULK_CHARACTER_S: Final = 0.01
+
+# Seconds a process has to load its model. The first start of a large one reads gigabytes, and prepares them.
+LOAD_S: Final = 900.0
+
 # Query vectors kept, least recently used first out: 1.5 KB each.
 RECENT_QUERIES: Final = 1_024
 
@@ -55,20 +66,47 @@ UNUSABLE_S: Final = 30.0
 _BACKOFF_S: Final = 0.2
 _BACKOFF_MAX_S: Final = 10.0
 
+# Seconds before one that hung and was ended is started again, from the second time in a row on: each time costs a query
+# QUERY_ANSWER_S, and in between queries are answered by words at once.
+_HUNG_S: Final = 30.0
+
 # Seconds the process has to leave once its stdin ends.
 _LEAVE_S: Final = 2.0
 
 
+class Start:
+    """Says when the encoder may begin with a query that it has been given: once it is called, from any thread."""
+
+    def __init__(self) -> None:
+        self._is_called = False
+        self._begin: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        self._is_called = True
+        if self._begin is not None:
+            self._begin()
+
+    def put(self, begin: Callable[[], None]) -> None:
+        """Call `begin`, which may be called twice, when this is called, or now if that has been."""
+        self._begin = begin
+        if self._is_called:
+            begin()
+
+
 class Encoder(Protocol):
-    """Makes vectors. name: of the model, kept with each vector. dimension: components of a vector."""
+    """Makes vectors. name: of the model, kept with each vector. dimension: components of a vector.
+
+    Raises EncoderUnavailable; TextsNotEncoded where the cause may lie in the texts.
+    """
 
     name: str
     dimension: int
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: Start | None = None) -> list[bytes]:
         """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable.
 
-        A query goes ahead of other texts and does not wait long for a model that is still loading.
+        A query goes ahead of other texts and does not wait long for a model that is still loading. start: when it may
+        begin with a query; at once without.
         """
         ...
 
@@ -90,7 +128,7 @@ class ProcessEncoder:
 
     model: whose files. cache: folder of prepared models. threads: 0 for all cores. idle_s: seconds without work after
     which the process ends; -1 keeps it. The process is started again when it dies, and what was in it is done again,
-    once. What it encodes is counted in `figures`.
+    once. One that gives no answer in time is ended, and counts as dead. What it encodes is counted in `figures`.
     """
 
     def __init__(
@@ -138,19 +176,26 @@ class ProcessEncoder:
 
     @property
     def problem(self) -> str:
-        """Why there are no vectors now, "" when nothing is known to be wrong."""
-        return self._why_not if asyncio.get_running_loop().time() < self._not_before else ""
+        """Why there are no vectors now, "" when nothing is known to be wrong.
+
+        A process that died twice in a row is known to be wrong until one has encoded something.
+        """
+        is_waiting = asyncio.get_running_loop().time() < self._not_before
+        return self._why_not if is_waiting or self._deaths > 1 else ""
 
     async def load(self) -> None:
         """Return once the model is loaded. Raises EncoderUnavailable."""
-        await self._ready_child(None)
+        try:
+            await self._ready_child(None)
+        except _Ended as error:
+            raise EncoderUnavailable(str(error)) from error
         self._rest()
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: Start | None = None) -> list[bytes]:
         """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable."""
         if not is_query:
             return await self._encode(texts, is_query=False)
-        return [await self._query(text) for text in texts]
+        return [await self._query(text, start) for text in texts]
 
     async def close(self) -> None:
         """End the process; what is being encoded raises EncoderUnavailable."""
@@ -161,37 +206,49 @@ class ProcessEncoder:
 
     # The process -------------------------------------------------------------------------------------------------
 
-    async def _encode(self, texts: Sequence[str], *, is_query: bool) -> list[bytes]:
+    async def _encode(self, texts: Sequence[str], *, is_query: bool, start: Start | None = None) -> list[bytes]:
         if not texts:
             return []
         try:
-            return await self._encode_once(texts, is_query)
+            return await self._encode_once(texts, is_query, start)
         except _Ended:
             # The next process gets the same texts. If they are what ended this one, the caller hears of it.
             try:
-                return await self._encode_once(texts, is_query)
+                return await self._encode_once(texts, is_query, start)
             except _Ended as error:
-                raise EncoderUnavailable(str(error)) from error
+                raise TextsNotEncoded(str(error)) from error
 
-    async def _encode_once(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
+    async def _encode_once(self, texts: Sequence[str], is_query: bool, start: Start | None) -> list[bytes]:
         child = await self._ready_child(QUERY_WAIT_S if is_query else None)
         self._be_busy()
-        limit_s = QUERY_ANSWER_S if is_query else None
+        characters = 0 if is_query else sum(map(len, texts))
+        limit_s = QUERY_ANSWER_S
+        if not is_query:
+            limit_s = BULK_ANSWER_S + BULK_CHARACTER_S * (child.characters + characters)
         began = time.perf_counter()
+        child.characters += characters
         try:
             async with asyncio.timeout(limit_s):
-                vectors = await child.encode(texts, is_query)
+                vectors = await child.encode(texts, is_query, start)
         except TimeoutError as error:
-            raise EncoderUnavailable(f"the encoder gave no answer within {limit_s:g} s") from error
+            how = f"the encoder process was ended: no answer within {limit_s:g} s"
+            self._end_hung(child, how)
+            raise TextsNotEncoded(how) from error
         finally:
+            child.characters -= characters
             self._rest()
         self._deaths = 0
+        self._why_not = ""
         self._encoded.add(by=len(texts))
         self._encode_s.observe(time.perf_counter() - began)
         return vectors
 
     async def _ready_child(self, wait_s: float | None) -> _Child:
+        if wait_s is None:
+            await self._let_pass()
         child = self._started_child()
+        if child.is_ready:
+            return child
         try:
             async with asyncio.timeout(wait_s):
                 await asyncio.shield(child.ready)
@@ -201,17 +258,27 @@ class ProcessEncoder:
             raise EncoderUnavailable("the encoder is still loading") from error
         return child
 
+    async def _let_pass(self) -> None:
+        """Wait until a process that died may be started again. Who has time for that need not be told and ask again."""
+        wait_s = self._not_before - asyncio.get_running_loop().time()
+        if self._deaths and wait_s > 0:
+            await asyncio.sleep(wait_s)
+
     def _started_child(self) -> _Child:
         if self._is_closed:
             raise EncoderUnavailable("the encoder is closed")
         if self._child is None or self._child.has_ended:
             if asyncio.get_running_loop().time() < self._not_before:
                 raise EncoderUnavailable(self._why_not)
-            self._child = _Child(self._options, self._on_ready, self._on_end)
+            child = self._child = _Child(self._options, self._on_ready, self._on_end)
+            how = f"the encoder process was ended: not loaded within {LOAD_S:g} s"
+            limit = asyncio.get_running_loop().call_later(LOAD_S, self._end_hung, child, how)
+            child.ready.add_done_callback(lambda _: limit.cancel())
         return self._child
 
     def _on_ready(self, ready: Ready) -> None:
-        self._why_not = ""
+        if self._deaths < 2:
+            self._why_not = ""
         log.info(
             "encoder loaded",
             extra={
@@ -228,12 +295,17 @@ class ProcessEncoder:
             return
         now = asyncio.get_running_loop().time()
         if unusable:
+            # Waiting does not help, so nobody waits.
+            self._deaths = 0
             self._why_not, self._not_before = unusable, now + UNUSABLE_S
         else:
             self._deaths += 1
-            self._why_not = f"the encoder process ended: {how}"
-            wait_s = _BACKOFF_S * 2.0 ** min(self._deaths - 2, 16) if self._deaths > 1 else 0.0
-            self._not_before = now + min(_BACKOFF_MAX_S, wait_s)
+            self._why_not = how
+            wait_s = 0.0
+            if self._deaths > 1:
+                in_a_row = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(self._deaths - 2, 16))
+                wait_s = _HUNG_S if child.has_hung else in_a_row
+            self._not_before = now + wait_s
         log.warning("encoder ended", extra={"action": "memory.encoder.ended", "reason": self._why_not})
 
     def _be_busy(self) -> None:
@@ -246,17 +318,26 @@ class ProcessEncoder:
         if self._idle_s >= 0 and self._child is not None and not self._child.is_busy:
             self._idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_child)
 
+    def _end_hung(self, child: _Child, how: str) -> None:
+        """Kill a process that does not answer; whoever waits for it asks the next one."""
+        if not child.has_ended:
+            child.kill(how)
+            self._let_leave(child)
+
     def _end_child(self) -> None:
         self._be_busy()
         child, self._child = self._child, None
         if child is not None:
-            leaving = asyncio.ensure_future(child.end())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._let_leave(child)
+
+    def _let_leave(self, child: _Child) -> None:
+        leaving = asyncio.ensure_future(child.end())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     # Queries asked before ----------------------------------------------------------------------------------------
 
-    async def _query(self, text: str) -> bytes:
+    async def _query(self, text: str, start: Start | None) -> bytes:
         """The query's vector, made once for all who ask at the same time."""
         while (making := self._making.get(text)) is not None:
             vector = await asyncio.shield(making)
@@ -270,7 +351,7 @@ class ProcessEncoder:
         made: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._making[text] = made
         try:
-            vector = await self._make_query(text)
+            vector = await self._make_query(text, start)
         except EncoderUnavailable as error:
             # For all of them: one after the other they would each wait as long again.
             made.set_exception(error)
@@ -284,13 +365,13 @@ class ProcessEncoder:
                 made.set_result(vector)
         return vector
 
-    async def _make_query(self, text: str) -> bytes:
+    async def _make_query(self, text: str, start: Start | None) -> bytes:
         vector = None
         if self._queries is not None and self.state != "ready":
             # Loading takes longer than looking, encoding does not.
             vector = await self._queries.get(self._key(text))
         if vector is None or len(vector) != self.dimension * COMPONENT_BYTES:
-            (vector,) = await self._encode([text], is_query=True)
+            (vector,) = await self._encode([text], is_query=True, start=start)
         self._recent[text] = vector
         if len(self._recent) > RECENT_QUERIES:
             self._forget(next(iter(self._recent)))
@@ -320,12 +401,17 @@ _OnEnd = Callable[["_Child", str, str], None]
 
 
 class _Child:
-    """One process and what it was asked. Calls `on_end` once, with its cause and why it is unusable, if it says so."""
+    """One process and what it was asked. Calls `on_end` once, with its cause and why it is unusable, if it says so.
+
+    characters: of the texts that are no queries and wait for their vectors. has_hung: it was killed for that.
+    """
 
     def __init__(self, options: EncoderOptions, on_ready: _OnReady, on_end: _OnEnd) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.has_ended = False
+        self.has_hung = False
+        self.characters = 0
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._ids = count(1)
         self._options = options
@@ -333,6 +419,9 @@ class _Child:
         self._on_end = on_end
         self._unusable = ""
         self._process: Process | None = None
+        # See `encoder_process.Words`. Rung from any thread, so nobody may close it meanwhile.
+        self._bell = -1
+        self._bell_lock = threading.Lock()
         self._life = loop.create_task(self._live(), name="memory encoder")
 
     @property
@@ -343,26 +432,47 @@ class _Child:
     def is_busy(self) -> bool:
         return bool(self._asked)
 
-    async def encode(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
-        """Raises _Ended, and EncoderUnavailable for texts that the process could not encode."""
+    async def encode(self, texts: Sequence[str], is_query: bool, start: Start | None) -> list[bytes]:
+        """Raises _Ended, and TextsNotEncoded for texts that the process could not encode."""
         stdin = self._process.stdin if self._process is not None else None
         if stdin is None or stdin.is_closing() or self.has_ended:
             raise _Ended("the encoder process ended")
         id = next(self._ids)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[id] = answer
+        bells: list[None] = [None]
+
+        def begin() -> None:
+            # One ring for each word, whoever comes first.
+            with contextlib.suppress(IndexError):
+                bells.pop()
+                self._ring()
+
         try:
             stdin.write(frame(Encode(id=id, is_query=is_query, texts=list(texts))))
+            if start is None:
+                begin()
+            else:
+                start.put(begin)
             vectors = await answer
         finally:
+            begin()
             del self._asked[id]
         size = self._options.dimension * COMPONENT_BYTES
         return [vectors[at : at + size] for at in range(0, len(vectors), size)]
+
+    def kill(self, how: str) -> None:
+        """Take it for dead, whenever it really is: a process that waits for a disk may not even hear the signal."""
+        self.has_hung = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        self._give_up(how)
 
     async def end(self) -> None:
         """Close its stdin and wait until it is gone; kill it when it does not leave."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
+            self._ring()
         done, _ = await asyncio.wait({self._life}, timeout=_LEAVE_S)
         if not done:
             if self._process is not None and self._process.returncode is None:
@@ -370,12 +480,18 @@ class _Child:
             await asyncio.wait({self._life})
 
     async def _live(self) -> None:
-        how = ""
+        how = "the encoder process ended"
         try:
+            if sys.platform == "linux":
+                self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
             how = await self._talk()
         except OSError as error:
-            how = f"could not be started: {error.strerror or error}"
+            how = f"the encoder process could not be started: {error.strerror or error}"
         finally:
+            with self._bell_lock:
+                bell, self._bell = self._bell, -1
+            if bell >= 0:
+                os.close(bell)
             self._give_up(how)
 
     async def _talk(self) -> str:
@@ -386,12 +502,16 @@ class _Child:
             "workers.memory.vectors.encoder_process",
             "--parent",
             str(os.getpid()),
+            "--bell",
+            str(self._bell),
             stdin=PIPE,
             stdout=PIPE,
+            pass_fds=() if self._bell < 0 else (self._bell,),
             start_new_session=True,
         )
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(frame(self._options))
+        self._ring()
         try:
             await self._listen(process.stdout)
         except (asyncio.IncompleteReadError, msgspec.DecodeError, ConnectionError) as error:
@@ -402,7 +522,12 @@ class _Child:
             await process.wait()
             raise
         status = await process.wait()
-        return f"signal {-status}" if status < 0 else f"status {status}"
+        return f"the encoder process ended: {f'signal {-status}' if status < 0 else f'status {status}'}"
+
+    def _ring(self) -> None:
+        with self._bell_lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     async def _listen(self, words: asyncio.StreamReader) -> None:
         while True:
@@ -415,7 +540,7 @@ class _Child:
                 case Vectors(id=id, vectors=vectors):
                     self._answer(id, vectors)
                 case Failed(id=id, reason=reason):
-                    self._answer(id, EncoderUnavailable(f"texts could not be encoded: {reason}"))
+                    self._answer(id, TextsNotEncoded(f"texts could not be encoded: {reason}"))
                 case Unusable(reason=reason):
                     self._unusable = reason
 
@@ -429,14 +554,14 @@ class _Child:
             asked.set_exception(answer)
 
     def _give_up(self, how: str) -> None:
+        if self.has_ended:
+            return
         self.has_ended = True
         self._on_end(self, how, self._unusable)
         if not self.ready.done():
-            error = (
-                EncoderUnavailable(self._unusable) if self._unusable else _Ended(f"the encoder process ended: {how}")
-            )
+            error = EncoderUnavailable(self._unusable) if self._unusable else _Ended(how)
             self.ready.set_exception(error)
             # Nobody may wait for it any more.
             self.ready.exception()
         for id in list(self._asked):
-            self._answer(id, _Ended(f"the encoder process ended: {how}"))
+            self._answer(id, _Ended(how))

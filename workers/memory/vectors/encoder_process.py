@@ -135,10 +135,31 @@ def answer_query(model: Model, job: Encode, pipe: Pipe) -> None:
     pipe.say(Vectors(id=job.id, vectors=vectors.tobytes()))
 
 
-def serve(words: BinaryIO, pipe: Pipe) -> None:
+class Words:
+    """What the service says. bell: an eventfd that is rung once for each word and once at the end, -1 for none.
+
+    Whoever waits for a pipe is woken on the core of whoever writes to it, because Linux takes it that the writer is about
+    to sleep; the service has more to do, and a query stood 0.5 ms behind that beside an idle core. A bell wakes on any.
+    """
+
+    def __init__(self, stream: BinaryIO, bell: int) -> None:
+        self._stream = stream
+        self._bell = bell
+
+    def read(self) -> bytes | None:
+        """The next word, None once there are no more."""
+        if self._bell >= 0:
+            os.eventfd_read(self._bell)
+        head = self._stream.read(LENGTH_BYTES)
+        if len(head) < LENGTH_BYTES:
+            return None
+        return self._stream.read(int.from_bytes(head, "big"))
+
+
+def serve(words: Words, pipe: Pipe) -> None:
     """Load the model named first, then encode until the words end."""
     began_at = time.monotonic()
-    first = _read(words)
+    first = words.read()
     if first is None:
         return
     options = decode_options(first)
@@ -154,7 +175,7 @@ def serve(words: BinaryIO, pipe: Pipe) -> None:
     others = Bulk(model, pipe)
     load_s = time.monotonic() - began_at
     pipe.say(Ready(backend=backend, dimension=model.dimension, load_s=load_s, prepared=is_new))
-    while (word := _read(words)) is not None:
+    while (word := words.read()) is not None:
         job = decode_encode(word)
         if job.is_query:
             answer_query(model, job, pipe)
@@ -162,21 +183,16 @@ def serve(words: BinaryIO, pipe: Pipe) -> None:
             others.add(job)
 
 
-def _read(words: BinaryIO) -> bytes | None:
-    head = words.read(LENGTH_BYTES)
-    if len(head) < LENGTH_BYTES:
-        return None
-    return words.read(int.from_bytes(head, "big"))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Encode until the service is done with this process."""
     parser = argparse.ArgumentParser(prog="python -m workers.memory.vectors.encoder_process", description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process id of the memory service")
-    die_with_parent(parser.parse_args(argv).parent)
+    parser.add_argument("--bell", type=int, default=-1, help="eventfd that is rung for each word; -1 for none")
+    args = parser.parse_args(argv)
+    die_with_parent(args.parent)
     # Ctrl-C is for the service, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(sys.stdin.buffer, Pipe(take_stdout()))
+    serve(Words(sys.stdin.buffer, args.bell), Pipe(take_stdout()))
     # Threads may be deep in native code; nothing here needs a farewell.
     os._exit(0)
 

@@ -10,6 +10,9 @@ from typing import Final, NamedTuple, Protocol
 # Points written in one call. 64 hold the interpreter for 2 ms, and a search waits no longer than that.
 UPSERT_POINTS: Final = 64
 
+# Id of the point that bears the mark. Those of chunks begin at 1.
+MARK_ID: Final = 0
+
 # Bytes of one component of a vector: float32, little-endian.
 COMPONENT_BYTES: Final = 4
 
@@ -25,14 +28,30 @@ class Point(NamedTuple):
     kind: str
 
 
+class SearchHere(Protocol):
+    """`VectorIndex.search` in the thread that calls it, which waits until the engine is free for it."""
+
+    def __call__(
+        self, vector: bytes, ns: str, kinds: Sequence[str] | None, limit: int, /
+    ) -> list[tuple[int, float]]: ...
+
+
 class VectorIndex(Protocol):
     """Where vectors are kept and found. One index holds the vectors of one model.
+
+    is_shared: another memory may keep its vectors in the same place, by mistake.
 
     Every method raises IndexUnavailable when the engine cannot be used now. What `upsert` and `remove` did survives the
     end of this process once they return; after a loss of power `count` tells.
     """
 
     engine: str
+    is_shared: bool
+
+    @property
+    def search_here(self) -> SearchHere | None:
+        """What any thread may search with; None where the index is elsewhere."""
+        ...
 
     async def upsert(self, points: Sequence[Point]) -> None:
         """Store points, in the place of those with the same ids."""
@@ -56,8 +75,19 @@ class VectorIndex(Protocol):
         """Ids above `after` in ascending order, `limit` at most."""
         ...
 
+    async def read_mark(self) -> str:
+        """What `write_mark` left last, "" where nothing was left since the index was made or cleared."""
+        ...
+
+    async def write_mark(self, mark: str) -> None:
+        """Leave a few words with the points, written after all that was stored before.
+
+        An index that loses its last writes loses them too. They are no point to `count`, `ids` and `search`.
+        """
+        ...
+
     async def clear(self) -> None:
-        """Remove every point."""
+        """Remove every point, and the mark."""
         ...
 
     async def forget_model(self, model: str) -> None:
@@ -67,6 +97,11 @@ class VectorIndex(Protocol):
     async def close(self) -> None:
         """Give back what the index holds open."""
         ...
+
+
+def mark_point(mark: str, dimension: int) -> Point:
+    """A point that bears `mark` as its namespace, which is none that anybody searches."""
+    return Point(MARK_ID, array("f", [1.0, *([0.0] * (dimension - 1))]).tobytes(), mark, "")
 
 
 def place(ns: str, kind: str) -> str:

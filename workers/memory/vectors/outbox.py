@@ -3,7 +3,8 @@
     outbox --> pages --> encoder (another process, always pages ahead) --> index --> ticked off in one write
 
 A page is ticked off only after the index has it, so that a crash in between repeats work and loses none. While the
-outbox is empty neither the encoder nor the index is opened.
+outbox is empty neither the encoder nor the index is opened. A page that cannot be encoded is halved until the text that
+is the cause stands alone; that one is noted, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from workers.memory.records import Records
 from workers.memory.vectors import agreement
 from workers.memory.vectors.encoder import Encoder
 from workers.memory.vectors.index import Point, VectorIndex
+from workers.memory.vectors.unavailable import IndexTaken, TextsNotEncoded
 
 log = logging.getLogger("olympus.memory")
 
@@ -43,6 +45,10 @@ POLL_S: Final = 30.0
 # Seconds before work that failed is tried again, at first and at most.
 RETRY_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
+
+
+# Encoded after texts that could not be: where this fails too, they are not the cause.
+_HARMLESS_TEXT: Final = "hello"
 
 
 class _Row(NamedTuple):
@@ -74,17 +80,19 @@ class OutboxPump:
 
     storing: held while index and table are changed together; whoever holds it sees them agree.
     problem: why the work stands still, "" while it does not.
+    is_index_taken: the index holds the vectors of another database, so nobody may search it.
     """
 
     def __init__(self, records: Records, encoder: Encoder, index: VectorIndex) -> None:
         self.storing = asyncio.Lock()
         self.problem = ""
+        self.is_index_taken = False
         self._records = records
         self._encoder = encoder
         self._index = index
         self._woken = asyncio.Event()
         self._is_adopted = False
-        self._is_counted = False
+        self._is_settled = False
         self._is_index_in_use = False
         self._is_to_begin_anew = False
 
@@ -93,7 +101,7 @@ class OutboxPump:
         self._woken.set()
 
     def index_is_used(self) -> None:
-        """Somebody searches the index, so it must hold what the table says: compare the counts, once."""
+        """Somebody searches the index, so it must hold what the table says: see that it does, once."""
         if not self._is_index_in_use:
             self._is_index_in_use = True
             self._woken.set()
@@ -101,6 +109,8 @@ class OutboxPump:
     def begin_anew(self) -> None:
         """Database or index was replaced: forget what was read of them, and see again whether they agree."""
         self._is_to_begin_anew = True
+        # Whoever waits for the new beginning must not take what was wrong before for its end.
+        self.problem = ""
         self._woken.set()
 
     async def run_forever(self) -> None:
@@ -111,9 +121,10 @@ class OutboxPump:
             try:
                 await self._work()
             except BusError as error:
+                self.is_index_taken = self.is_index_taken or isinstance(error, IndexTaken)
                 self._say(error.message)
                 # What is back after a failure may have lost something.
-                self._is_counted = False
+                self._is_settled = False
                 await asyncio.sleep(wait_s)
                 wait_s = min(RETRY_MAX_S, 2 * wait_s)
                 continue
@@ -137,14 +148,18 @@ class OutboxPump:
         is_done = False
         while not is_done:
             if self._is_to_begin_anew:
-                self._is_to_begin_anew = self._is_adopted = self._is_counted = False
+                self._is_to_begin_anew = self._is_adopted = self._is_settled = False
             if not self._is_adopted:
                 await agreement.adopt_model(self._records, self._index, self._encoder.name)
                 self._is_adopted = True
-            if not self._is_counted and (self._is_index_in_use or await self._records.read(_has_orders)):
+            if not self._is_settled and (self._is_index_in_use or await self._records.read(_has_orders)):
                 async with self.storing:
-                    await agreement.restore_lost(self._records, self._index, self._encoder.name)
-                self._is_counted = True
+                    await agreement.settle(self._records, self._index, self._encoder.name)
+                self._is_settled = True
+                self.is_index_taken = False
+            if not self._is_settled:
+                # What is written from now on wakes this again.
+                return
             is_done = await self._drain()
 
     async def _drain(self) -> bool:
@@ -158,7 +173,12 @@ class OutboxPump:
                     ahead.append(_Page(rows, asyncio.create_task(self._encode(rows), name="memory vectors page")))
                 if not ahead:
                     return is_done
-                is_done = await self._store(ahead[0]) and is_done
+                try:
+                    is_done = await self._store(ahead[0]) and is_done
+                except TextsNotEncoded as error:
+                    # The others may have failed with it; when it is their turn, they are tried again.
+                    await asyncio.wait([page.encoding for page in ahead])
+                    is_done = await self._store_apart(ahead[0].rows, error.message) and is_done
                 ahead.popleft()
         finally:
             for page in ahead:
@@ -172,15 +192,77 @@ class OutboxPump:
 
     async def _store(self, page: _Page) -> bool:
         """True when every order of the page is ticked off."""
-        vectors = await page.encoding
-        embedded = [row for row in page.rows if row.is_to_embed]
+        return await self._keep(page.rows, await page.encoding)
+
+    async def _store_apart(self, rows: list[_Row], reason: str) -> bool:
+        """Store a page that could not be encoded: alone, in halves where it fails again, without the text that does.
+
+        True when every order is ticked off. Raises EncoderUnavailable where the encoder is the cause and not a text.
+        """
+        log.warning(
+            "texts not encoded, looking for the cause",
+            extra={"action": "memory.vectors.not_encoded", "chunks": len(rows), "reason": reason},
+        )
+        is_done = True
+        parts = [rows]
+        while parts and not self._is_to_begin_anew:
+            part = parts.pop()
+            try:
+                vectors = await self._encode(part)
+            except TextsNotEncoded as error:
+                await self._encoder.encode([_HARMLESS_TEXT])
+                middle = len(part) // 2
+                if middle:
+                    parts += [part[middle:], part[:middle]]
+                else:
+                    is_done = await self._do_without(part[0], error.message) and is_done
+            else:
+                is_done = await self._keep(part, vectors) and is_done
+        return is_done and not parts
+
+    async def _do_without(self, row: _Row, reason: str) -> bool:
+        """Note that a text has no vector. True when its order is ticked off."""
+        log.warning(
+            "text cannot be encoded, found by its words only",
+            extra={
+                "action": "memory.vectors.unencodable",
+                "chunk": row.chunk_id,
+                "kind": row.kind,
+                "model": self._encoder.name,
+                "reason": reason,
+            },
+        )
+        async with self.storing:
+            await self._index.remove([row.chunk_id])
+            return await self._tick_off([row], is_encoded=False)
+
+    async def _keep(self, rows: Sequence[_Row], vectors: Sequence[bytes]) -> bool:
+        """Store the vectors of `rows`, remove what they order to, and tick them off: True when all of them are."""
+        embedded = [row for row in rows if row.is_to_embed]
         points = [Point(row.chunk_id, vector, row.ns, row.kind) for row, vector in zip(embedded, vectors, strict=True)]
-        model = self._encoder.name
         async with self.storing:
             await self._index.upsert(points)
-            await self._index.remove([row.chunk_id for row in page.rows if row.action == "remove"])
-            is_done: bool = await self._records.write(lambda connection, now: _tick_off(connection, page.rows, model))
-        return is_done
+            await self._index.remove(await self._gone(rows))
+            return await self._tick_off(rows)
+
+    async def _gone(self, rows: Sequence[_Row]) -> list[int]:
+        """Chunks that are to be removed and are not there.
+
+        One that is there bears an id of another database's, which was restored: it has an order of its own to be embedded.
+        """
+        ids = [row.chunk_id for row in rows if row.action == "remove"]
+        return await self._records.read(lambda connection: _absent(connection, ids)) if ids else []
+
+    async def _tick_off(self, rows: Sequence[_Row], *, is_encoded: bool = True) -> bool:
+        """Note in table and index that the orders are carried out; True when none of them stays."""
+        model = self._encoder.name
+        ticked: _Ticked = await self._records.write(
+            lambda connection, now: _tick_off(connection, rows, model, is_encoded=is_encoded)
+        )
+        # After the table: an index that is a page behind has lost something, one that is ahead belongs to a newer table.
+        if ticked.mark is not None:
+            await self._index.write_mark(str(ticked.mark))
+        return ticked.is_done
 
 
 class _Orders:
@@ -263,22 +345,38 @@ def _pages(orders: Sequence[_Row]) -> Iterator[list[_Row]]:
         yield page
 
 
-def _tick_off(connection: sqlite3.Connection, rows: Sequence[_Row], model: str) -> Outcome:
+def _absent(connection: sqlite3.Connection, ids: Sequence[int]) -> list[int]:
+    return [id for id in ids if connection.execute("SELECT 1 FROM chunks WHERE id = ?", (id,)).fetchone() is None]
+
+
+class _Ticked(NamedTuple):
+    """is_done: no order stays. mark: what the index has to bear now."""
+
+    is_done: bool
+    mark: agreement.Mark | None
+
+
+def _tick_off(connection: sqlite3.Connection, rows: Sequence[_Row], model: str, *, is_encoded: bool) -> Outcome:
     """Note what is in the index. An order whose chunk has become another one meanwhile stays.
 
-    That happens when a database takes the place of this one: its orders may bear the same numbers.
+    That happens when a database takes the place of this one: its orders may bear the same numbers. is_encoded: False for
+    texts that `model` cannot encode.
     """
     is_done = True
+    made_by = model if is_encoded else agreement.UNENCODABLE
+    agreement.forget_unencodable(connection, [row.chunk_id for row in rows])
     for row in rows:
         if row.is_to_embed:
             marked = connection.execute(
-                "UPDATE chunks SET vector_model = ? WHERE id = ? AND text = ?", (model, row.chunk_id, row.text)
+                "UPDATE chunks SET vector_model = ? WHERE id = ? AND text = ?", (made_by, row.chunk_id, row.text)
             )
             if marked.rowcount == 0:
                 is_done = False
                 continue
+            if not is_encoded:
+                agreement.note_unencodable(connection, row.chunk_id, model)
         connection.execute(
             "DELETE FROM outbox WHERE sequence = ? AND chunk_id = ? AND action = ?",
             (row.sequence, row.chunk_id, row.action),
         )
-    return Outcome(is_done, [])
+    return Outcome(_Ticked(is_done, agreement.count_page(connection)), [])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import tenacity
 
-from workers.memory.vectors.index import COMPONENT_BYTES, Point, components, place, slug
+from workers.memory.vectors.index import COMPONENT_BYTES, MARK_ID, Point, components, mark_point, place, slug
 from workers.memory.vectors.unavailable import IndexUnavailable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TIMEOUT_S: Final = 5
 _ATTEMPTS: Final = 3
 _WAIT_MAX_S: Final = 0.3
 
-# Candidates per search in the server's graph, as in the embedded index.
+# Candidates per search in the server's graph: more than in the embedded index, because the way there costs more.
 _SEARCH_EF: Final = 192
 
 # HTTP statuses that may be gone at the next attempt.
@@ -46,6 +46,8 @@ class QdrantIndex:
     """
 
     engine = "qdrant"
+    search_here = None
+    is_shared = True
 
     def __init__(self, make_client: ClientFactory, model: str, dimension: int, *, prefix: str) -> None:
         self._make_client = make_client
@@ -94,7 +96,10 @@ class QdrantIndex:
 
     async def count(self) -> int:
         """How many points there are."""
-        return (await self._call(lambda client: client.count(self._collection, exact=True))).count
+        counted = await self._call(
+            lambda client: client.count(self._collection, count_filter=_is_no_mark(), exact=True)
+        )
+        return counted.count
 
     async def ids(self, *, after: int, limit: int) -> list[int]:
         """Ids above `after` in ascending order, `limit` at most."""
@@ -105,8 +110,17 @@ class QdrantIndex:
         )
         return [_int_id(record.id) for record in records]
 
+    async def read_mark(self) -> str:
+        """What `write_mark` left last, "" where nothing was left since the collection was made or cleared."""
+        marks = await self._call(lambda client: client.retrieve(self._collection, [MARK_ID], with_payload=True))
+        return str((marks[0].payload or {}).get("ns", "")) if marks else ""
+
+    async def write_mark(self, mark: str) -> None:
+        """Leave a few words with the points, written after all that was stored before."""
+        await self.upsert([mark_point(mark, self._dimension)])
+
     async def clear(self) -> None:
-        """Remove every point."""
+        """Remove every point, and the mark."""
         async with self._preparing:
             self._is_prepared = False
             await self._attempts(lambda client: client.delete_collection(self._collection))
@@ -225,6 +239,12 @@ def _filter(ns: str, kinds: Sequence[str] | None) -> models.Filter:
         return models.Filter(must=[models.FieldCondition(key="ns", match=models.MatchValue(value=ns))])
     places = models.MatchAny(any=[place(ns, kind) for kind in kinds])
     return models.Filter(must=[models.FieldCondition(key="place", match=places)])
+
+
+def _is_no_mark() -> models.Filter:
+    from qdrant_client import models
+
+    return models.Filter(must_not=[models.HasIdCondition(has_id=[MARK_ID])])
 
 
 def _search_params() -> models.SearchParams:

@@ -27,7 +27,7 @@ class SentenceModel:
         if threads:
             torch.set_num_threads(threads)
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        self.dimension = self._model.get_sentence_embedding_dimension() or 0
+        self.dimension = self._model.get_embedding_dimension() or 0
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Vectors of length 1, (texts, dimension), in the order of the texts."""

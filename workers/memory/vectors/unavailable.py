@@ -13,5 +13,13 @@ class EncoderUnavailable(VectorsUnavailable):
     """No vector can be made: the model is missing, still loading, or its process keeps dying."""
 
 
+class TextsNotEncoded(EncoderUnavailable):
+    """These texts were not encoded although the model was loaded: it refused them, died or hung. Others may fare better."""
+
+
 class IndexUnavailable(VectorsUnavailable):
     """No vector can be stored or found: the engine is missing, its files are unusable, its server does not answer."""
+
+
+class IndexTaken(IndexUnavailable):
+    """The index on the server holds the vectors of another database."""

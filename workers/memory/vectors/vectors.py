@@ -101,11 +101,11 @@ class Vectors:
         return opened.encoder if opened is not None and opened.encoder.state == "ready" else None
 
     def index(self) -> VectorIndex | None:
-        """The index, None while there is no model that its vectors could be of."""
+        """The index, None while there is no model that its vectors could be of, or they are another database's."""
         if self._open is None:
             return None
         self._open.pump.index_is_used()
-        return self._open.index
+        return None if self._open.pump.is_index_taken else self._open.index
 
     def wake(self) -> None:
         """Something was committed."""
@@ -144,9 +144,9 @@ class Vectors:
         if opened is None:
             return VectorState(0, self._settings.memory.encoder, "unusable", engine, self._missing)
         # Counted in the table, so that a look does not open the index.
-        total, waiting = await agreement.counts(self._records)
+        counts = await agreement.counts(self._records)
         degraded = next(iter(self.degraded.values()), "")
-        return VectorState(total - waiting, opened.encoder.name, opened.encoder.state, engine, degraded)
+        return VectorState(counts.vectors, opened.encoder.name, opened.encoder.state, engine, degraded)
 
     async def verify(self, request: MemoryVerify, tell: Tell) -> Verified:
         """Compare index and table. Raises EncoderUnavailable, IndexUnavailable."""
@@ -155,6 +155,8 @@ class Vectors:
         async def compare(report: Report) -> Verified:
             # The pump stands still meanwhile: between its two steps index and table differ.
             async with opened.pump.storing:
+                if request.repair and await agreement.is_of_another(self._records, opened.index):
+                    await agreement.settle(self._records, opened.index, opened.encoder.name)
                 return await agreement.compare(
                     self._records, opened.index, opened.encoder.name, is_repaired=request.repair, report=report
                 )
@@ -178,7 +180,7 @@ class Vectors:
             # Cut off half-way, the index lacks what the table says it has; the pump compares the two again.
             opened.pump.begin_anew()
         newest = await agreement.newest(self._records)
-        total, waiting = await agreement.counts(self._records)
+        total, waiting, _ = await agreement.counts(self._records)
         first = waiting
         while waiting:
             if opened.pump.problem:
