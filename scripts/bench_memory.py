@@ -235,7 +235,10 @@ async def opened_encoder(settings: Settings) -> AsyncIterator[Encoder]:
 
 
 async def search(house: House, client: Client, plan: Plan) -> Figures:
-    """Time of `memory.search` over the bus, each query new, beside the time the encoder alone takes for the query."""
+    """Time of `memory.search` over the bus, each query new, beside the time encoders alone take for the query.
+
+    Ours in a process of its own like the service's, and sentence-transformers with the same model, as it comes.
+    """
     texts = _texts(plan.memories)
     await _graph_built(house)
     async with opened_encoder(house.settings) as encoder:
@@ -254,7 +257,18 @@ async def search(house: House, client: Client, plan: Plan) -> Figures:
             empty += not reply.hits
     embedded.sort()
     found.sort()
-    return {
+    # Afterwards: its threads take the cores for a while after each query.
+    peer = _peer_embedded(house.settings, queries[:QUERIES_PER_ROUND])
+    beside_peer = (
+        {
+            "peer_embed_p50_ms": load.quantile(peer, 0.5),
+            "peer_embed_p95_ms": load.quantile(peer, 0.95),
+            "search_p95_to_peer_embed_p95_ratio": load.quantile(found, 0.95) / load.quantile(peer, 0.95),
+        }
+        if peer
+        else {}
+    )
+    return beside_peer | {
         "embed_p50_ms": load.quantile(embedded, 0.5),
         "embed_p95_ms": load.quantile(embedded, 0.95),
         "search_p50_ms": load.quantile(found, 0.5),
@@ -263,6 +277,40 @@ async def search(house: House, client: Client, plan: Plan) -> Figures:
         "search_p95_to_embed_p95_ratio": load.quantile(found, 0.95) / load.quantile(embedded, 0.95),
         "searches_without_hits": float(empty),
     }
+
+
+def _peer_embedded(settings: Settings, queries: Sequence[str]) -> list[float]:
+    """Milliseconds that sentence-transformers takes for each query, in order of size; none where it is not installed."""
+    from workers.memory.vectors.sentence_model import SentenceModel
+
+    try:
+        model = SentenceModel(find_model(settings.memory.encoder, settings.path("cache", "encoder")).folder, threads=0)
+    except ImportError:
+        return []
+    model.encode_queries(queries[:20])
+    taken = []
+    for query in queries:
+        began = time.perf_counter()
+        model.encode_queries([query])
+        taken.append((time.perf_counter() - began) * 1e3)
+    return sorted(taken)
+
+
+async def filtered(house: House, client: Client, plan: Plan) -> Figures:
+    """Time of `memory.search` with a filter that every memory fulfils, and with one that none does."""
+    figures: Figures = {}
+    for name, filters in (("broad", {"kinds": ["memory", "document"]}), ("narrow", {"type": "nothing"})):
+        taken = []
+        for query in _queries(_texts(plan.memories), WARM_UP_QUERIES + QUERIES_PER_ROUND, seed=17):
+            began = time.perf_counter()
+            await client.request("memory.search", {"query": query, "ns": "bench", "filters": filters})
+            taken.append((time.perf_counter() - began) * 1e3)
+        taken = sorted(taken[WARM_UP_QUERIES:])
+        figures |= {
+            f"{name}_filter_p50_ms": load.quantile(taken, 0.5),
+            f"{name}_filter_p95_ms": load.quantile(taken, 0.95),
+        }
+    return figures
 
 
 async def busy(house: House, client: Client, plan: Plan) -> Figures:
@@ -328,6 +376,7 @@ CASES: Final[dict[str, Callable[[House, Client, Plan], Awaitable[Figures]]]] = {
     "writes": writes,
     "ingest": ingest,
     "search": search,
+    "filtered": filtered,
     "busy": busy,
 }
 

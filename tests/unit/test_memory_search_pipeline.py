@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import uuid
 import zlib
 from array import array
@@ -27,8 +28,9 @@ from tests.sessions_bench import WordCounter
 from workers.memory.items.documents import Documents
 from workers.memory.items.memories import Memories
 from workers.memory.records import Records
-from workers.memory.search import candidates, text_index
+from workers.memory.search import filters, text_index
 from workers.memory.search.pipeline import Searcher
+from workers.memory.search.sight import Sight
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.store import MemoryStore
 from workers.memory.vectors.unavailable import EncoderUnavailable
@@ -60,13 +62,14 @@ class Meaning:
 
     name = "meanings"
     dimension = 4 + OTHERS
+    search_here = None
 
     def __init__(self, records: Records) -> None:
         self._records = records
         self.limits: list[int] = []
         self.problem: str | None = None
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: object = None) -> list[bytes]:
         """As the protocol says."""
         if self.problem is not None:
             raise EncoderUnavailable(self.problem)
@@ -418,7 +421,7 @@ async def test_filter_that_many_chunks_fulfil_is_not_hidden_by_newer_ones_that_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many to be held in a set; and none of them among the best candidates without the filter."""
-    monkeypatch.setattr(candidates, "ALLOWED_MAX", 10)
+    monkeypatch.setattr(filters, "ALLOWED_MAX", 10)
     async with opened(tmp_path, replace(SearchSettings(), candidates=10), has_meaning=False) as hub:
         notes = [await hub.add(f"the hound {number}", type="note") for number in range(20)]
         for _ in range(80):
@@ -428,6 +431,124 @@ async def test_filter_that_many_chunks_fulfil_is_not_hidden_by_newer_ones_that_d
 
         assert len(found) == 5
         assert set(found) <= set(notes)
+
+
+async def test_old_memory_that_fulfils_the_filter_is_found_by_words_that_many_newer_ones_hold(tmp_path: Path) -> None:
+    """The entries that are read of a common word are spent on what the filter lets through."""
+    async with opened(tmp_path, replace(SearchSettings(), postings=100), has_meaning=False) as hub:
+        wanted = await hub.add("the budget meeting with Carla", type="note", tags=["carla"])
+        for number in range(120):
+            await hub.add(f"meeting number {number} about the budget")
+
+        assert await hub.ids("budget meeting", filters=Filters(type="note")) == [wanted]
+        assert await hub.ids("meeting", filters=Filters(tags=["carla"])) == [wanted]
+
+
+async def test_so_are_many_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where those that fulfil the filter are too many to be held in a set."""
+    monkeypatch.setattr(filters, "ALLOWED_MAX", 10)
+    async with opened(tmp_path, replace(SearchSettings(), postings=100), has_meaning=False) as hub:
+        notes = [await hub.add(f"meeting {number} about the budget", type="note") for number in range(30)]
+        for number in range(120):
+            await hub.add(f"meeting number {number} about the budget", type="log")
+
+        found = await hub.ids("budget meeting", filters=Filters(type="note"), k=5)
+
+        assert len(found) == 5
+        assert set(found) <= set(notes)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filters(type="note"),
+        Filters(tags=["carla"]),
+        Filters(kinds=["document"]),
+        Filters(kinds=["fact"], type="general"),
+        Filters(parent_id="top"),
+    ],
+)
+async def test_few_that_fulfil_a_filter_are_found_without_a_walk_over_all(tmp_path: Path, wanted: Filters) -> None:
+    """By an index: the store is 40 times as large as what fulfils the filter."""
+    async with opened(tmp_path, has_meaning=False) as hub:
+        await hub.memories.add(MemoryAdd(content="the hound on top", id="top", type="other"), uuid.uuid4().bytes)
+        await hub.add("the hound", type="note", tags=["carla"], parent_id="top")
+        await hub.documents.put(DocPut(doc_id="d", content="the hound", ns="memory"), uuid.uuid4().bytes)
+        await hub.facts.remember(
+            Remember(key="k", value="the hound", ns="memory", category="general"), uuid.uuid4().bytes
+        )
+        for number in range(400):
+            await hub.add(f"the cat {number}", type="log", tags=["otto"])
+        asked = filters.condition("memory", wanted, NOW)
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        def walk(connection: sqlite3.Connection) -> list[int]:
+            connection.set_progress_handler(count, 10)
+            try:
+                return filters.newest(connection, asked, 100)
+            finally:
+                connection.set_progress_handler(None, 0)
+
+        found = await hub.records.read(walk)
+
+        assert len(found) == 1
+        assert steps < 100
+        assert len(await hub.ids("hound", filters=wanted)) == 1
+
+
+async def test_filter_that_most_fulfil_is_known_by_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not counted, and the next search knows it."""
+    monkeypatch.setattr(filters, "ALLOWED_MAX", 20)
+    counted: list[object] = []
+    newest = filters.newest
+    monkeypatch.setattr(filters, "newest", lambda *args: counted.append(args) or newest(*args))
+    async with opened(tmp_path, has_meaning=False) as hub:
+        for number in range(100):
+            await hub.add(f"the hound {number}", type="note" if number else "log")
+
+        assert len(await hub.ids("hound", filters=Filters(type="note"), k=5)) == 5
+        assert counted == []
+        assert len(await hub.ids("hound", filters=Filters(type="log"), k=5)) == 1
+        assert len(counted) == 1
+
+
+async def test_what_is_read_ahead_changes_no_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks read while the query is encoded, and chunks read once its vector is known, are ranked alike."""
+    async with opened(tmp_path) as hub:
+        for number in range(40):
+            await hub.add(f"the {'hound' if number % 3 else 'puppy'} slept {number}", speaker="Ada", tags=["barn"])
+        await hub.say(
+            "s", *(("Ada", f"Where did the dog go {number}?" if number % 2 else "To the rain") for number in range(30))
+        )
+        queries = ("the puppy that slept", "Where did the dog go?", "what did Ada say of the drizzle yesterday?")
+
+        ahead = [await hub.search(query, explain=True, k=20) for query in queries]
+        monkeypatch.setattr(Sight, "look", lambda *args: None)
+        afterwards = [await hub.search(query, explain=True, k=20) for query in queries]
+
+        assert all(len(reply.hits) > 5 for reply in ahead)
+        assert [reply.hits for reply in ahead] == [reply.hits for reply in afterwards]
+
+
+async def test_long_metadata_is_read_for_hits_alone_and_ends_them_in_time(tmp_path: Path) -> None:
+    """A hit has its metadata however long; the hits end before the reply is longer than a message may be."""
+    async with opened(tmp_path, has_meaning=False) as hub:
+        content = "\n\n".join(f"Chapter {number} about the hound. " + "It slept. " * 60 for number in range(8))
+        metadata = {"page": "x" * 100_000}
+        await hub.documents.put(DocPut(doc_id="d", content=content, metadata=metadata, ns="memory"), uuid.uuid4().bytes)
+
+        (hit,) = (await hub.search("hound", k=1)).hits
+        assert hit.metadata == metadata
+        assert len((await hub.search("hound", k=8)).hits) == 8
+        hub.records.page_bytes = 350_000
+        assert len((await hub.search("hound", k=8)).hits) == 3
+        hub.records.page_bytes = 10
+        assert len((await hub.search("hound", k=8)).hits) == 1
 
 
 # Replies --------------------------------------------------------------------------------------------------------
@@ -488,6 +609,19 @@ async def test_encoder_that_fails_degrades_the_search(tmp_path: Path) -> None:
         assert [hit.id for hit in reply.hits] == [found]
         assert "still loading" in reply.degraded
         assert reply.waiting == 1
+
+
+async def test_search_without_meaning_is_logged_once_for_each_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as hub:
+        for problem in ("it is away", "it is away", "it is broken", None, "it is broken"):
+            hub.meaning.problem = problem
+            await hub.search("hound")
+
+        said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        away, broken = (f"no search by meaning: it is {how}" for how in ("away", "broken"))
+        assert said == [away, broken, broken]
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "text", "symbolic"])

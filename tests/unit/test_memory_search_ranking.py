@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
+from types import MappingProxyType
 
 import pytest
 from msgspec.structs import replace
@@ -19,7 +21,7 @@ from workers.memory.search.ranking import (
     rank,
     with_relation,
 )
-from workers.memory.search.text_index import Found
+from workers.memory.search.text_index import Found, Holders
 
 NOW = 1_700_000_000.0
 DAY_S = 86_400.0
@@ -30,10 +32,11 @@ TOKENIZER = Tokenizer()
 def found(query: str, masks: dict[int, int], *, speakers: list[str] | None = None, missing: float = 0.0) -> Found:
     """Every word of the query as rare as the next, held by the chunks as `masks` says."""
     terms = understand(query, NOW, TOKENIZER).terms
-    groups: dict[int, list[int]] = {}
-    for chunk, mask in sorted(masks.items(), reverse=True):
-        groups.setdefault(mask, []).append(chunk)
-    return Found(terms, [1.0] * len(terms), masks, groups, missing, speakers or [])
+    answer = Found(speakers or [])
+    answer.missing = missing
+    for bit, term in enumerate(terms):
+        answer.add(term, 1.0, Holders(sorted((chunk for chunk in masks if masks[chunk] >> bit & 1), reverse=True)))
+    return answer
 
 
 def row(chunk: int, text: str = "", *, at: float = NOW, follows_question: bool = False, **fields: object) -> Row:
@@ -58,7 +61,13 @@ def chain(*chunks: int) -> Neighbours:
     return neighbours
 
 
-def ranked(query: str, rows: list[Row], relevance: Relevance, neighbours: Neighbours | None = None) -> list[Ranked]:
+def ranked(
+    query: str,
+    rows: list[Row],
+    relevance: Relevance,
+    neighbours: Neighbours | None = None,
+    tags: Mapping[str, frozenset[str]] = MappingProxyType({}),
+) -> list[Ranked]:
     return rank(
         rows,
         query=understand(query, NOW, TOKENIZER),
@@ -66,6 +75,7 @@ def ranked(query: str, rows: list[Row], relevance: Relevance, neighbours: Neighb
         neighbours=neighbours or Neighbours(),
         settings=SETTINGS,
         reference=NOW,
+        tags=tags,
     )
 
 
@@ -177,14 +187,16 @@ def test_tag_importance_and_recency_break_ties() -> None:
         row(4, tags=["Garden"]),
     ]
 
-    assert [hit.row.id for hit in ranked("garden", rows, relevance)] == [4, 3, 2, 1]
+    best = ranked("garden", rows, relevance, tags={"Garden": frozenset({"garden"})})
+
+    assert [hit.row.id for hit in best] == [4, 3, 2, 1]
 
 
 def test_score_is_the_sum_of_its_shares() -> None:
     """So that explain explains it."""
     relevance = Relevance(SETTINGS, found("garden", {1: 1}), {1: 0.4})
 
-    (hit,) = ranked("garden", [row(1, tags=["garden"])], relevance)
+    (hit,) = ranked("garden", [row(1, tags=["garden"])], relevance, tags={"garden": frozenset({"garden"})})
 
     assert hit.score == pytest.approx(sum(hit.shares.values()))
     assert hit.shares["text"] == SETTINGS.text_weight
@@ -241,6 +253,34 @@ def test_strays_stay_behind() -> None:
 
     assert [hit.row.id for hit in above_floor(hits, relevance, replace(SETTINGS, stray_floor=0.3))] == [1, 2]
     assert [hit.row.id for hit in above_floor(hits, relevance, replace(SETTINGS, stray_floor=0.0))] == [1, 2, 3]
+
+
+def tagged(*stems: str) -> tuple[float, float]:
+    """What a chunk with a tag of these stems has of the topics, with its text ("one") and by its tags alone.
+
+    The query has four words. No text holds the last two, which are three times as rare.
+    """
+    query = "apple berry cherry damson"
+    relevance = Relevance(SETTINGS, found("apple berry", {1: 1}, missing=6.0), {})
+    (hit,) = ranked(query, [row(1, tags=["t"])], relevance, tags={"t": frozenset(stems)})
+    return round(hit.covered, 9), round(hit.tagged, 9)
+
+
+def test_topics_in_tags_are_covered_by_their_rarity() -> None:
+    """Those that no text holds too; a topic in both counts once."""
+    assert tagged("appl") == (1 / 8, 1 / 8)
+    assert tagged("berri") == (2 / 8, 1 / 8)
+    assert tagged("damson") == (4 / 8, 3 / 8)
+    assert tagged("appl", "berri", "cherri", "damson") == (1.0, 1.0)
+
+
+def test_chunk_with_enough_in_its_tags_is_no_stray() -> None:
+    """However far its text is from the best."""
+    relevance = Relevance(SETTINGS, found("rhubarb soup", {1: 3, 2: 0, 3: 0}), {1: 0.9, 2: 0.17, 3: 0.17})
+    rows = [row(1), row(2, tags=["Rhubarb"]), row(3, tags=["other"])]
+    hits = ranked("rhubarb soup", rows, relevance, tags={"Rhubarb": frozenset({"rhubarb"})})
+
+    assert [hit.row.id for hit in above_floor(hits, relevance, SETTINGS)] == [1, 2]
 
 
 def test_floors_of_zero_let_everything_pass() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.memory.search import times
 from workers.memory.search.times import Span, closeness, find_times, has_time
 
 # A Friday.
@@ -137,3 +138,20 @@ def test_a_text_without_times_is_told_at_once() -> None:
     """The cheap look agrees with the thorough one where it says no."""
     assert has_time("we met last week")
     assert not has_time("we met at the market and it was nice")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            "yesterday today last night this morning afternoon ago back before now earlier in within the next two of days"
+            " hours weekend month year decade from past previous coming few couple Friday SUNDAY spring Winter 1999 2024"
+            " january Sept. may july recently Lately birthday week's \u017feptember wee\u212a".split()
+        ),
+        max_size=8,
+    )
+)
+def test_what_is_looked_for_first_stands_in_every_time(words: list[str]) -> None:
+    """The quick look lets nothing slip that the pattern finds, in any capitals."""
+    text = " ".join(words)
+
+    assert not times._HINT.search(text) or times._may_have_time(text)

@@ -186,6 +186,7 @@ class Hub:
     async def _forget(self) -> None:
         """Drop what was remembered of a database that was replaced."""
         self._events.begin_anew()
+        self._searcher.forget()
         self._accounts.on_revoked()
         await self._tier.delete_prefix("sessions", "")
 

@@ -4,8 +4,9 @@
                            |                                         +--> seeds --> neighbours --> rows --> rank
                            +--> encoder --> vector index --(meaning)-+
 
-The words are looked up while the query is encoded. All SQL of a query runs in two calls to a reader: TextIndex and
-Weighing. What a signal is worth is in ranking.py; which chunks a filter lets through in candidates.py.
+The words are looked up while the query is encoded, and the best by words alone are read if there is time left. All SQL
+of a query runs in two calls to a reader: TextIndex and Weighing. What a signal is worth is in ranking.py; which chunks a
+filter lets through in filters.py.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from bus.metrics import Figures
 from bus.settings import SearchSettings
 from schemas.bodies.search import Filters, Search, SearchHit, SearchReply, Understood
-from schemas.errors import BadRequest, BusError
+from schemas.errors import BadRequest
 from schemas.metrics import MEMORY_SEARCH_SECONDS, MEMORY_SEARCHES
 from workers.memory.items import writing
 from workers.memory.outcome import Outcome
 from workers.memory.records import Records
 from workers.memory.search import candidates
+from workers.memory.search.filters import Breadth, condition, prepare
+from workers.memory.search.meaning import Meaning
 from workers.memory.search.query import Query, Tokenizer, understand
-from workers.memory.search.text_index import Found, TextIndex
-from workers.memory.search.weighing import FILTERED_TIMES, Case, Weighing, find_evidence
+from workers.memory.search.ranking import Relevance
+from workers.memory.search.sight import Sight
+from workers.memory.search.text_index import Chosen, ChosenIds, Found, TextIndex
+from workers.memory.search.weighing import FILTERED_TIMES, Case, Draft, Weighing, find_evidence
 from workers.memory.text import check_texts
+from workers.memory.uses import noting_use
 from workers.memory.vectors.encoder import Encoder
 from workers.memory.vectors.index import VectorIndex
 
@@ -39,17 +45,8 @@ log = logging.getLogger("olympus.memory")
 # Chunks without a vector that a reply counts, at most.
 WAITING_MAX: Final = 1_000
 
-# Chunks asked of the vector index where those that fulfil the filters are not among the nearest. It takes 30 ms.
-FAR_NEAREST: Final = 10_000
-
-_NOTHING_FOUND: Final = Found([], [], {}, {}, 0.0, [])
-
-
-class _Dense(NamedTuple):
-    """Chunk -> cosine of the nearest; why there are none, empty otherwise."""
-
-    cosines: dict[int, float]
-    degraded: str
+# Seconds after which the encoder begins although the reader's thread does not run yet.
+START_WAIT_S: Final = 0.005
 
 
 class Searcher:
@@ -73,11 +70,18 @@ class Searcher:
         self._settings = settings
         self._tokenizer = Tokenizer()
         self._text_index = TextIndex(settings.postings)
+        self._breadth = Breadth()
+        self._degraded = ""
         figures = figures or Figures()
         self._searches = figures.counter(MEMORY_SEARCHES)
         for outcome in ("found", "empty"):
             self._searches.add(outcome, by=0)
         self._search_s = figures.histogram(MEMORY_SEARCH_SECONDS)
+
+    def forget(self) -> None:
+        """Drop what was remembered of a database that was replaced."""
+        self._text_index.forget()
+        self._breadth.forget()
 
     async def search(self, request: Search) -> SearchReply:
         """The best hits, none below the floor. Raises BadRequest for an empty query."""
@@ -89,21 +93,30 @@ class Searcher:
         now = self._records.now()
         reference = now if request.now is None else request.now
         limit = max(self._settings.nearest, request.k) * (FILTERED_TIMES if has_filters else 1)
-        nearest = asyncio.ensure_future(self._nearest(request, limit))
+        meaning = Meaning(request, limit)
+        encoding = asyncio.ensure_future(meaning.encode(self._encoder(), self._index()))
+        waiting_s = START_WAIT_S if self._records.database.has_idle_reader else 0.0
+        late = asyncio.get_running_loop().call_later(waiting_s, meaning.start)
         try:
-            # The encoder gets the query first: what the reader's thread does meanwhile costs no time.
+            # The encoder gets the query first, and begins when the reader's thread runs: the other way round that thread
+            # waits for the encoder's core beside an idle one, 0.5 ms on two cores.
             await asyncio.sleep(0)
-            query, found, only, evidence = await self._records.read(
-                lambda connection: self._find(connection, request, reference, now)
+            draft = await self._records.read(
+                lambda connection: self._find(connection, request, reference, now, meaning)
             )
-            dense = await nearest
+            await encoding
         finally:
-            nearest.cancel()
-        if only is not None and dense.cosines and len(only & dense.cosines.keys()) < min(request.k, len(only)):
-            dense = await self._nearest(request, FAR_NEAREST)
-        case = Case(request, query, found, dense.cosines, only, evidence, reference, now)
-        # One state of the database, so that what was found is still there when it is shown.
-        hits, waiting = await self._records.read_whole(lambda connection: self._weigh(connection, case))
+            late.cancel()
+            encoding.cancel()
+        await meaning.ask_server(draft.only)
+        # One state of the database, so that what was found is still there when it is shown. An index in this process is
+        # asked in the same thread: to wake another and come back takes a quarter of the time of asking.
+        hits, waiting = await self._records.read_whole(
+            lambda connection: self._weigh(
+                connection, Case(request, draft, meaning.cosines(draft.only), reference, now)
+            )
+        )
+        self._tell(meaning.degraded)
         if request.touch and hits:
             await self._touch(request.ns, hits)
         took_s = time.perf_counter() - began
@@ -113,50 +126,56 @@ class Searcher:
             hits=hits,
             mode=request.mode,
             took_ms=took_s * 1000,
-            degraded=dense.degraded,
+            degraded=meaning.degraded,
             waiting=waiting,
-            understood=_understood(query, found) if request.explain else None,
+            understood=_understood(draft.query, draft.found) if request.explain else None,
         )
 
-    async def _nearest(self, request: Search, limit: int) -> _Dense:
-        """The chunks nearest in meaning."""
-        if request.mode in ("text", "symbolic"):
-            return _Dense({}, "")
-        encoder, index = self._encoder(), self._index()
-        if encoder is None or index is None:
-            return _Dense({}, "no search by meaning: there is no encoder")
-        try:
-            (vector,) = await encoder.encode([request.query], is_query=True)
-            found = await index.search(vector, ns=request.ns, kinds=request.filters.kinds, limit=limit)
-        except BusError as error:
-            log.warning("search without meaning", extra={"action": "memory.search.degraded", "reason": error.message})
-            return _Dense({}, f"no search by meaning: {error.message}")
-        return _Dense(dict(found), "")
-
     def _find(
-        self, connection: sqlite3.Connection, request: Search, reference: float, now: float
-    ) -> tuple[Query, Found, frozenset[int] | None, list[int]]:
-        """All that is known without the vector: the fields `query`, `found`, `only` and `evidence` of a Case."""
+        self,
+        connection: sqlite3.Connection,
+        request: Search,
+        reference: float,
+        now: float,
+        meaning: Meaning,
+    ) -> Draft:
+        """All that is known without the vector."""
+        meaning.start()
         query = understand(request.query, reference, self._tokenizer)
-        asked = candidates.condition(request.ns, request.filters, now)
-        candidates.prepare(connection, request.filters)
-        only = candidates.allowed(connection, asked) if asked.is_filter else None
-        match request.mode:
-            case "dense":
-                found = _NOTHING_FOUND
-            case "symbolic":
-                # Names and phrases are evidence; the other words are not looked for.
-                symbols = [term for term in query.terms if term.is_name or " " in term.match]
-                found = self._text_index.find(connection, request.ns, symbols)
-            case _:
-                found = self._text_index.find(connection, request.ns, query.terms)
-        return query, found, only, find_evidence(connection, request, query, found, only)
+        asked = condition(request.ns, request.filters, now)
+        prepare(connection, request.filters)
+        only = self._breadth.allowed(connection, request.ns, request.filters, asked) if asked.is_filter else None
+
+        def find_among(connection: sqlite3.Connection, chosen: Chosen | None) -> Found:
+            match request.mode:
+                case "dense":
+                    return Found()
+                case "symbolic":
+                    # Names and phrases are evidence; the other words are not looked for.
+                    symbols = [term for term in query.terms if term.is_name or " " in term.match]
+                    return self._text_index.find(connection, request.ns, symbols, chosen)
+                case _:
+                    return self._text_index.find(connection, request.ns, query.terms, chosen)
+
+        found = find_among(connection, None if only is None else ChosenIds(only))
+        evidence = find_evidence(connection, request, query, found, only, self._tokenizer)
+        sight = Sight(request.ns, asked, self._tokenizer.name_words)
+        if not meaning.is_encoded:
+            by_words = Relevance(self._settings, found, {}).seeds(self._settings.candidates, only)
+            sight.look(connection, [*by_words, *evidence.chunks])
+        return Draft(query, found, only, evidence, sight, find_among)
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""
-        candidates.prepare(connection, case.request.filters)
-        hits = Weighing(connection, case, self._settings, self._tokenizer).hits()
+        prepare(connection, case.request.filters)
+        hits = Weighing(connection, case, self._settings, self._records.page_bytes).hits()
         return hits, candidates.waiting(connection, WAITING_MAX)
+
+    def _tell(self, degraded: str) -> None:
+        """Log that search goes on without meaning, once for each reason."""
+        if degraded and degraded != self._degraded:
+            log.warning(degraded, extra={"action": "memory.search.degraded"})
+        self._degraded = degraded
 
     async def _touch(self, ns: str, hits: list[SearchHit]) -> None:
         """Count the access to the memories among the hits."""
@@ -167,7 +186,8 @@ class Searcher:
             return Outcome(None, [])
 
         if ids:
-            await self._records.write(count)
+            with noting_use():
+                await self._records.write(count)
 
 
 def _understood(query: Query, found: Found) -> Understood:

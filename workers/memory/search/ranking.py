@@ -9,7 +9,7 @@ Pure: numbers in, numbers out; knows no SQL, no encoder and no clock. The score 
     speaker     speaker_weight where the query names who said it
     time        time_weight * how well the chunk's time, or a time it speaks of, fits the one in the query
     dated       dated_weight where the query asks when, and the chunk speaks of a time
-    tag         tag_weight where a tag is a word of the query
+    tag         tag_weight where all words of a tag are words of the query
     relation    relation_weight * strength of the relation * score of the better hit it leads from
     recency     recency_weight * 0.5 ** (age / recency_half_life_s)
     importance  importance_weight * importance
@@ -23,6 +23,7 @@ word in a chunk and the chunk's length add something only where there is no mean
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Final, NamedTuple
@@ -51,6 +52,8 @@ LENGTH_SHARE: Final = 0.5
 # Characters on average at least: that one short text is twice as long as another says nothing.
 MEAN_CHARACTERS_MIN: Final = 100.0
 
+_WORD: Final = re.compile(r"\w+")
+
 # Importance of what has none of its own: the middle, like a memory's default.
 DEFAULT_IMPORTANCE: Final = 0.5
 
@@ -58,7 +61,8 @@ DEFAULT_IMPORTANCE: Final = 0.5
 class Row(NamedTuple):
     """A chunk as ranking sees it. `follows_question`: the chunk before it in its stream asks something.
 
-    title, type, metadata (msgpack): what a hit shows besides, read along because a second query would cost more.
+    title, type, metadata (msgpack): what a hit shows besides, read along because a second query would cost more; metadata
+    is None where it is too long for that.
     """
 
     id: int
@@ -73,7 +77,7 @@ class Row(NamedTuple):
     importance: float | None
     tags: Sequence[str]
     speaker_words: frozenset[str]
-    follows_question: bool
+    follows_question: bool = False
     title: str | None = None
     type: str | None = None
     metadata: bytes | None = None
@@ -82,8 +86,9 @@ class Row(NamedTuple):
 class Ranked(NamedTuple):
     """A candidate with its shares by signal; the score is their sum. notes: what a signal saw, where there is more to say.
 
-    The floors are held against the others: the part of the query's topics, by rarity, that its window holds, of all that
-    it has; its own cosine, 0 where it is not among the nearest; and the cosine of its window.
+    The floors are held against the others: the part of the query's topics, by rarity, that its window and its tags hold,
+    of all that it has; the part that its tags hold; its own cosine, 0 where it is not among the nearest; and the cosine of
+    its window.
     """
 
     row: Row
@@ -91,6 +96,7 @@ class Ranked(NamedTuple):
     shares: dict[str, float]
     notes: dict[str, str]
     covered: float
+    tagged: float
     cosine: float
     meaning: float
 
@@ -127,6 +133,18 @@ class Relevance:
         """The part of the query's topics, by rarity, that are in `mask`; of all of them."""
         return self.coverage_of(mask & self._topics) * self._total / self._all_topics
 
+    def topics_with(self, mask: int, stems: Container[str], query: Query) -> float:
+        """The part of the query's topics, by rarity, that are in `mask` or have one of the stems; of all of them."""
+        found = self.found
+        missing = {term.stem for term in query.terms if term.is_topic and term.label not in found.speakers}
+        for bit, term in enumerate(found.terms):
+            missing.discard(term.stem)
+            if term.stem in stems:
+                mask |= 1 << bit
+        # What no text holds is equally rare, so each of these topics has the same part of their weight.
+        part = sum(stem in stems for stem in missing) / len(missing) if missing else 0.0
+        return self.topics_in(mask) + part * found.missing / self._all_topics
+
     def coverage_of(self, mask: int) -> float:
         """The part of the query's words, by rarity, that are in `mask`; of those that anything holds."""
         coverage = self._coverages.get(mask)
@@ -141,7 +159,7 @@ class Relevance:
 
         A word is counted where a word of the text begins like its stem.
         """
-        mask = self.found.masks.get(row.id, 0)
+        mask = self.found.mask(row.id)
         text = f" {row.text.lower()}"
         length = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * len(row.text) / mean_characters)
         added = 0.0
@@ -154,13 +172,12 @@ class Relevance:
     def seeds(self, count: int, allowed: Container[int] | None = None) -> list[int]:
         """The chunks that are best by themselves."""
         settings = self._settings
-        masks = self.found.masks
-        groups = self.found.groups
+        groups = self.found.groups()
         # Chunks with the same words and no vector among the nearest are equal: the newest of them will do. So only
         # the few different sets of words are scored, not each of many thousand chunks.
         chosen: list[int] = []
         for mask in sorted(groups, key=self.coverage_of, reverse=True):
-            group = (chunk for chunk in groups[mask] if masks[chunk] == mask and (allowed is None or chunk in allowed))
+            group = groups[mask] if allowed is None else (chunk for chunk in groups[mask] if chunk in allowed)
             chosen += islice(group, count - len(chosen))
             if len(chosen) >= count:
                 break
@@ -168,47 +185,47 @@ class Relevance:
         candidates.update(self.dense if allowed is None else (chunk for chunk in self.dense if chunk in allowed))
 
         text_weight, dense_weight = settings.text_weight, settings.dense_weight
-        cosine, unknown, mask_of, coverage_of = self.dense.get, self._unknown, masks.get, self.coverage_of
+        cosine, unknown, mask_of, coverage_of = self.dense.get, self._unknown, self.found.mask, self.coverage_of
         alone = [
-            (text_weight * coverage_of(mask_of(chunk, 0)) + dense_weight * cosine(chunk, unknown), chunk)
+            (text_weight * coverage_of(mask_of(chunk)) + dense_weight * cosine(chunk, unknown), chunk)
             for chunk in candidates
         ]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
 
     def known(self) -> set[int]:
         """Every chunk that words or meaning say something of."""
-        return self.found.masks.keys() | self.dense.keys()
+        return self.found.chunks() | self.dense.keys()
 
     def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:
         """Coverage over the chunk's window; cosine averaged over it, never below 0; and the terms it holds."""
         # Runs some hundred times in a query, so its look-ups are spelled out: half the time of a loop over a list.
         settings = self._settings
         near_weight, far_weight = settings.neighbour_near, settings.neighbour_far
-        mask_of, cosine_of, unknown = self.found.masks.get, self.dense.get, self._unknown
-        own = mask_of(chunk, 0)
+        mask_of, cosine_of, unknown = self.found.mask, self.dense.get, self._unknown
+        own = mask_of(chunk)
         asked = near = far = 0
         total, weights = cosine_of(chunk, unknown), 1.0
         first = neighbours.before.get(chunk)
         if first is not None:
             if follows_question:
-                asked = mask_of(first, 0)
+                asked = mask_of(first)
             else:
-                near = mask_of(first, 0)
+                near = mask_of(first)
             total += near_weight * cosine_of(first, unknown)
             weights += near_weight
             second = neighbours.before.get(first)
             if second is not None:
-                far = mask_of(second, 0)
+                far = mask_of(second)
                 total += far_weight * cosine_of(second, unknown)
                 weights += far_weight
         first = neighbours.after.get(chunk)
         if first is not None:
-            near |= mask_of(first, 0)
+            near |= mask_of(first)
             total += near_weight * cosine_of(first, unknown)
             weights += near_weight
             second = neighbours.after.get(first)
             if second is not None:
-                far |= mask_of(second, 0)
+                far |= mask_of(second)
                 total += far_weight * cosine_of(second, unknown)
                 weights += far_weight
         coverage = self.coverage_of(own)
@@ -242,10 +259,14 @@ def rank(
     neighbours: Neighbours,
     settings: SearchSettings,
     reference: float,
+    tags: Mapping[str, frozenset[str]],
 ) -> list[Ranked]:
-    """The rows, best first, with what each signal gave. reference: epoch seconds at which the query is asked."""
+    """The rows, best first, with what each signal gave.
+
+    reference: epoch seconds at which the query is asked. tags: those that the query names, with the stems of its terms
+    that each holds.
+    """
     asked = frozenset(relevance.found.speakers)
-    words = frozenset(term.stem for term in relevance.found.terms)
     rows = list(rows)
     mean_characters = max(MEAN_CHARACTERS_MIN, sum(len(row.text) for row in rows) / max(1, len(rows)))
     ranked = []
@@ -270,17 +291,21 @@ def rank(
         if asked & row.speaker_words:
             shares["speaker"] = settings.speaker_weight
             notes["speaker"] = row.speaker or ""
-        tag = next((tag for tag in row.tags if tag.lower() in words), None) if row.tags else None
-        if tag is not None:
+        covered, tagged = relevance.topics_in(held), 0.0
+        named = [tag for tag in row.tags if tag in tags] if tags else ()
+        if named:
             shares["tag"] = settings.tag_weight
-            notes["tag"] = tag
+            notes["tag"] = ", ".join(named)
+            stems = {stem for tag in named for stem in tags[tag]}
+            covered, tagged = relevance.topics_with(held, stems, query), relevance.topics_with(0, stems, query)
         ranked.append(
             Ranked(
                 row=row,
                 score=sum(shares.values()),
                 shares=shares,
                 notes=notes,
-                covered=relevance.topics_in(held),
+                covered=covered,
+                tagged=tagged,
                 cosine=relevance.dense.get(row.id, 0.0),
                 meaning=meaning,
             )
@@ -309,7 +334,8 @@ def above_floor(hits: list[Ranked], relevance: Relevance, settings: SearchSettin
     """The hits that have something to do with the query; none where not one of them has enough.
 
     A query is answered where some chunk holds `text_floor` of its words or is at `dense_floor` in meaning. Then the hits
-    with half as much, neighbours counted, go with it: answers often say little by themselves. Strays stay behind.
+    with half as much, neighbours counted, go with it: answers often say little by themselves. Strays stay behind, but not
+    those with enough of the words in their tags: somebody has said what they are about, whatever their text scores.
     """
     # By words alone half must do for the query too: what only the meaning tells is not known.
     text_floor = settings.text_floor if relevance.dense else settings.text_floor / 2
@@ -319,7 +345,7 @@ def above_floor(hits: list[Ranked], relevance: Relevance, settings: SearchSettin
     return [
         hit
         for hit in hits
-        if hit.score >= least
+        if (hit.score >= least or hit.tagged >= text_floor)
         and (
             hit.covered >= text_floor / 2
             or hit.cosine >= settings.dense_floor / 2
@@ -329,16 +355,31 @@ def above_floor(hits: list[Ranked], relevance: Relevance, settings: SearchSettin
 
 
 def with_evidence(hits: list[Ranked], query: Query, found: Found, settings: SearchSettings) -> list[Ranked]:
-    """The hits that fit what the query names, where it names no topic: its times and speakers, each of which must fit.
-
-    A query that names nothing at all gets them all.
-    """
+    """The hits that fit what the query names, where it names no topic: its times and speakers, each of which must fit."""
     if query.times:
         least = settings.time_weight * max(span.confidence for span in query.times) / 2
         hits = [hit for hit in hits if hit.shares.get("time", 0.0) >= least]
     if found.speakers:
         hits = [hit for hit in hits if "speaker" in hit.shares]
     return hits
+
+
+def speaking_of(hits: list[Ranked], query: Query, settings: SearchSettings) -> list[Ranked]:
+    """The hits for a query that names nothing, such as "what was it?": it has no topic, no time and no speaker.
+
+    Its words stand in every text, so only a text that holds all of them, one after another, answers it by words; or a tag,
+    or `dense_floor` in meaning. A single such word is no reason for anything.
+    """
+    words = _WORD.findall(query.text)
+    together = r"\W+".join(map(re.escape, words))
+    literal = re.compile(rf"\b{together}\b", re.IGNORECASE) if len(words) > 1 else None
+    return [
+        hit
+        for hit in hits
+        if hit.cosine >= settings.dense_floor
+        or "tag" in hit.shares
+        or (literal is not None and literal.search(hit.row.text))
+    ]
 
 
 def _order(hit: Ranked) -> tuple[float, int]:

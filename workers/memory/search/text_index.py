@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -25,45 +27,88 @@ LARGE_SHARE: Final = 0.5
 # of a handful of memories hold would weigh nothing beside one that none holds.
 LEAST_CHUNKS: Final = 1_000
 
-# Counts of words in more chunks than this hardly change, and each takes some 0.1 ms; they are kept for so many seconds.
+# Words in more chunks than this count as common: their counts hardly change, and each takes some 0.1 ms; to read which
+# chunks hold them takes 0.1 ms a thousand. Both are kept for so many seconds.
 COMMON_WORD_CHUNKS: Final = 250
-KEEP_COUNTS_S: Final = 60.0
+KEEP_S: Final = 60.0
 KEPT_COUNTS_MAX: Final = 4_096
+
+# Chunks of common words that are kept, at most, over all words: 100 bytes each.
+KEPT_CHUNKS_MAX: Final = 200_000
+
+# Where only some chunks may be hits, so many times as many entries are read: most of them are of others.
+CHOSEN_BUDGETS: Final = 100
 
 
 _decode_ids: Final = msgspec.json.Decoder(list[int]).decode
 
 
-class Found(NamedTuple):
+class Holders:
+    """The chunks that hold one term: `newest` in order, newest first, and `ids`, the same as a set."""
+
+    __slots__ = ("ids", "newest")
+
+    def __init__(self, newest: list[int]) -> None:
+        self.newest = newest
+        self.ids = frozenset(newest)
+
+
+class Found:
     """The chunks that hold words of a query.
 
-    terms, weights: what was looked for, and the weight of each: how rare it is (the inverse document frequency of
-    BM25, log(1 + (N - n + 0.5) / (n + 0.5)); Robertson and Zaragoza, 2009, section 3.4.1) for N chunks in the store.
-    masks: chunk id -> bit i set where it holds term i. groups: mask -> chunks, newest first, among them all that have
-    just this mask. missing: weight of the topics that none holds. speakers: words of the query that are somebody's name
-    here.
+    terms, weights, holders: what was looked for, the weight of each, and the chunks that hold it. The weight is how rare
+    it is (the inverse document frequency of BM25, log(1 + (N - n + 0.5) / (n + 0.5)); Robertson and Zaragoza, 2009,
+    section 3.4.1) for N chunks in the store.
+    several: chunk id -> bit i set where it holds term i, for the chunks that hold more than one.
+    missing: weight of the topics that none holds. speakers: words of the query that are somebody's name here.
     """
 
-    terms: list[Term]
-    weights: list[float]
-    masks: dict[int, int]
-    groups: dict[int, list[int]]
-    missing: float
-    speakers: list[str]
+    def __init__(self, speakers: Sequence[str] = ()) -> None:
+        self.terms: list[Term] = []
+        self.weights: list[float] = []
+        self.holders: list[Holders] = []
+        self.several: dict[int, int] = {}
+        self.missing = 0.0
+        self.speakers = list(speakers)
 
-    def add(self, term: Term, weight: float, chunks: list[int]) -> set[int]:
-        """One more term and the chunks that hold it, newest first. Answers those that hold others too."""
-        # Thousands of chunks hold one word of a query, few hold two: only these are gone through one by one.
+    def add(self, term: Term, weight: float, holders: Holders) -> None:
+        """One more term and the chunks that hold it."""
         bit = 1 << len(self.terms)
+        # Thousands of chunks hold one word of a query, few hold two: only these are gone through one by one.
+        several = self.several
+        for other, others in enumerate(self.holders):
+            for chunk in others.ids & holders.ids:
+                several[chunk] = several.get(chunk, 0) | 1 << other | bit
         self.terms.append(term)
         self.weights.append(weight)
-        self.groups[bit] = chunks
-        masks = dict.fromkeys(chunks, bit)
-        several = masks.keys() & self.masks.keys()
-        for chunk in several:
-            masks[chunk] |= self.masks[chunk]
-        self.masks.update(masks)
-        return several
+        self.holders.append(holders)
+
+    def mask(self, chunk: int) -> int:
+        """Bit i set where the chunk holds term i."""
+        mask = self.several.get(chunk)
+        if mask is None:
+            mask = 0
+            for other, holders in enumerate(self.holders):
+                if chunk in holders.ids:
+                    mask = 1 << other
+                    break
+        return mask
+
+    def groups(self) -> dict[int, Iterable[int]]:
+        """Mask -> the chunks that hold just these terms, newest first."""
+        several = self.several
+        groups: dict[int, Iterable[int]] = {
+            1 << bit: (chunk for chunk in holders.newest if chunk not in several)
+            for bit, holders in enumerate(self.holders)
+        }
+        together: dict[int, list[int]] = {}
+        for chunk in sorted(several, reverse=True):
+            together.setdefault(several[chunk], []).append(chunk)
+        return groups | together
+
+    def chunks(self) -> set[int]:
+        """Every chunk that holds a term."""
+        return {chunk for holders in self.holders for chunk in holders.newest}
 
 
 class _Counted(NamedTuple):
@@ -72,18 +117,47 @@ class _Counted(NamedTuple):
     until: float
 
 
+class _Kept(NamedTuple):
+    """Holders of a common word among the chunks up to the id `upto`."""
+
+    holders: Holders
+    upto: int
+    until: float
+
+
 class TextIndex:
-    """Looks words up; remembers only how common the common ones are."""
+    """Looks words up; remembers how common the common ones are, and who holds them. Any thread may ask."""
 
     def __init__(self, budget: int, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """budget: postings read for one query, at most: the rarest words are read first."""
+        """budget: entries read for one query, at most: the rarest words are read first."""
         self._budget = budget
         self._monotonic = monotonic
         self._counts: dict[str, _Counted] = {}
         self._shares: dict[str, tuple[float, float]] = {}
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept_chunks = 0
+        self._age = 0
+        self._lock = threading.Lock()
 
-    def find(self, connection: sqlite3.Connection, ns: str, terms: Iterable[Term]) -> Found:
-        """The chunks of `ns` with any of the terms. Chunks of other namespaces may be among them."""
+    def forget(self) -> None:
+        """Everything may have changed."""
+        with self._lock:
+            self._age += 1
+            self._kept.clear()
+            self._kept_chunks = 0
+        self._counts.clear()
+        self._shares.clear()
+
+    def find(
+        self,
+        connection: sqlite3.Connection,
+        ns: str,
+        terms: Iterable[Term],
+        chosen: Chosen | None = None,
+    ) -> Found:
+        """The chunks of `ns` with any of the terms, of `chosen` where there are such. Chunks of other namespaces may be
+        among them.
+        """
         total = connection.execute("SELECT max(id) FROM chunks").fetchone()[0] or 0
         scope = f'scope:"{ns.encode().hex()}" AND '
         is_scoped = total <= SMALL_STORE_CHUNKS or self._share(connection, ns, total) < LARGE_SHARE
@@ -96,27 +170,59 @@ class TextIndex:
         content = [(count.text, term) for count, term in counted if term.label not in speakers]
         if not any(count for count, _ in content):
             content = [(count.text, term) for count, term in counted]
-        found = Found([], [], {}, {}, 0.0, speakers)
-        missing = 0.0
-        several: set[int] = set()
-        left = self._budget
+        found = Found(speakers)
+        left = self._budget if chosen is None else self._budget * CHOSEN_BUDGETS
         for count, term in sorted(content, key=lambda entry: entry[0]):
             weight = math.log(1 + (max(total, LEAST_CHUNKS) - count + 0.5) / (count + 0.5))
             if not count:
-                missing += weight * term.is_topic
+                found.missing += weight * term.is_topic
                 continue
             # In a scope the count is only an upper bound, and reading a few rows of a common word is cheap.
             if left <= 0 or (not is_scoped and count > left and found.terms):
                 break
-            chunks = _holding(connection, f"{scope if is_scoped else ''}text:{term.match}", left)
-            if not chunks and is_scoped:
-                missing += weight * term.is_topic
+            match = f"{scope if is_scoped else ''}text:{term.match}"
+            if chosen is not None:
+                holders = Holders(chosen.holding(connection, match))
+                left -= count
+            else:
+                holders = self._holders(connection, match, left, count, total)
+                left -= len(holders.newest)
+            if not holders.newest and (is_scoped or chosen is not None):
+                found.missing += weight * term.is_topic
                 continue
-            left -= len(chunks)
-            several |= found.add(term, weight, chunks)
-        for chunk in sorted(several, reverse=True):
-            found.groups.setdefault(found.masks[chunk], []).append(chunk)
-        return found._replace(missing=missing)
+            found.add(term, weight, holders)
+        return found
+
+    def _holders(self, connection: sqlite3.Connection, match: str, limit: int, count: int, total: int) -> Holders:
+        """The newest chunks that match. count: chunks that hold the word, at most. total: the highest id of a chunk."""
+        if count <= COMMON_WORD_CHUNKS:
+            return Holders(_holding(connection, match, limit))
+        now = self._monotonic()
+        with self._lock:
+            kept, age = self._kept.get(match), self._age
+            if kept is not None and now < kept.until and kept.upto >= total:
+                self._kept.move_to_end(match)
+                return kept.holders
+        if kept is not None and now < kept.until:
+            # An id is never given twice, so what came since has higher ones. What has gone since stays until it is old:
+            # whoever reads the chunks does not find it.
+            newer = _holding(connection, match, self._budget, after=kept.upto)
+            holders = Holders((newer + kept.holders.newest)[: self._budget]) if newer else kept.holders
+            until = kept.until
+        else:
+            holders, until = Holders(_holding(connection, match, self._budget)), now + KEEP_S
+        with self._lock:
+            if age == self._age:
+                self._keep(match, _Kept(holders, total, until))
+        return holders
+
+    def _keep(self, match: str, kept: _Kept) -> None:
+        before = self._kept.pop(match, None)
+        self._kept[match] = kept
+        self._kept_chunks += len(kept.holders.newest) - (len(before.holders.newest) if before is not None else 0)
+        while self._kept_chunks > KEPT_CHUNKS_MAX:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_chunks -= len(oldest.holders.newest)
 
     def _count(self, connection: sqlite3.Connection, term: Term) -> _Counted:
         """Chunks with the term in their text, and with it in their speaker's name."""
@@ -131,7 +237,7 @@ class TextIndex:
         if known is not None and now < known.until:
             return known
         by_column = dict(connection.execute("SELECT col, doc FROM chunks_words WHERE term = ?", (term.stem,)))
-        count = _Counted(by_column.get("text", 0), by_column.get("speaker", 0), now + KEEP_COUNTS_S)
+        count = _Counted(by_column.get("text", 0), by_column.get("speaker", 0), now + KEEP_S)
         if count.text + count.speaker > COMMON_WORD_CHUNKS:
             if len(self._counts) >= KEPT_COUNTS_MAX:
                 self._counts.clear()
@@ -149,18 +255,49 @@ class TextIndex:
         share = names.count(ns) / max(1, len(names))
         if len(self._shares) >= KEPT_COUNTS_MAX:
             self._shares.clear()
-        self._shares[ns] = (share, now + KEEP_COUNTS_S)
+        self._shares[ns] = (share, now + KEEP_S)
         return share
 
 
-def _holding(connection: sqlite3.Connection, match: str, limit: int) -> list[int]:
-    """The newest chunks that match, newest first."""
+class Chosen(Protocol):
+    """Chunks that alone may be hits."""
+
+    def holding(self, connection: sqlite3.Connection, match: str) -> list[int]:
+        """Those of them that match, newest first."""
+        ...
+
+
+class ChosenIds:
+    """Chunks that are known by id."""
+
+    def __init__(self, chunks: Iterable[int]) -> None:
+        self._chunks = msgspec.json.encode(list(chunks)).decode()
+
+    def holding(self, connection: sqlite3.Connection, match: str) -> list[int]:
+        """Those of them that match, newest first."""
+        # With the plus SQLite walks the entries of the word and looks each up in the set: 0.1 ms a thousand. Without, it
+        # asks the full-text index for each of the set: 30 microseconds each.
+        return ids_of(
+            connection,
+            "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
+            " ORDER BY rowid DESC",
+            (match, self._chunks),
+        )
+
+
+def _holding(connection: sqlite3.Connection, match: str, limit: int, *, after: int = 0) -> list[int]:
+    """The newest chunks that match, of those with ids above `after`, newest first."""
+    return ids_of(
+        connection,
+        "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND rowid > ? ORDER BY rowid DESC LIMIT ?",
+        (match, after, limit),
+    )
+
+
+def ids_of(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[int]:
+    """What the statement answers as `rowid`."""
     # As one value: half the time of thousands of rows.
-    (chunks,) = connection.execute(
-        "SELECT json_group_array(rowid) FROM"
-        " (SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? ORDER BY rowid DESC LIMIT ?)",
-        (match, limit),
-    ).fetchone()
+    (chunks,) = connection.execute(f"SELECT json_group_array(rowid) FROM ({statement})", values).fetchone()
     return _decode_ids(chunks)
 
 

@@ -102,15 +102,32 @@ _HINT: Final = re.compile(
     re.IGNORECASE,
 )
 
+# One of these words, a word ending in "day" or a year stands in whatever _HINT finds. To look for them takes a sixth of
+# the time, and most texts hold none.
+_HINT_WORDS: Final = (
+    frozenset(
+        "tonight tomorrow night morning afternoon evening ago back now earlier recently lately spring summer autumn fall winter"
+        " minute minutes hour hours week weeks weekend month months year years decade decades".split()
+    )
+    | _MONTHS.keys()
+)
+_HINT_PARTS: Final = re.compile("day|19|20")
+_LETTERS: Final = re.compile("[a-z]+")
+
 
 def has_time(text: str) -> bool:
     """True where `text` seems to speak of a time. Cheap, and right most of the time."""
-    return _HINT.search(text) is not None
+    return _may_have_time(text) and _HINT.search(text) is not None
+
+
+def _may_have_time(text: str) -> bool:
+    small = text.casefold()
+    return _HINT_PARTS.search(small) is not None or not _HINT_WORDS.isdisjoint(_LETTERS.findall(small))
 
 
 def find_times(text: str, reference: float) -> list[Span]:
     """The times that `text`, written at `reference` (epoch seconds), speaks of, in the order of the text."""
-    hints = {hint.lastgroup for hint in _HINT.finditer(text)}
+    hints = {hint.lastgroup for hint in _HINT.finditer(text)} if _may_have_time(text) else None
     if not hints:
         return []
     try:

@@ -6,26 +6,29 @@ Runs as one function in a reader's thread, on one snapshot of the database.
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
-from collections.abc import Collection, Container
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bus.settings import SearchSettings
 from schemas.bodies.search import Search, SearchHit, Signal
 from workers.memory.search import candidates
-from workers.memory.search.query import Query, Tokenizer
+from workers.memory.search.filters import Fulfilling, Own, condition, fulfilling, newest
+from workers.memory.search.query import GENERIC_WORDS, STOP_WORDS, Query, Tokenizer
 from workers.memory.search.ranking import (
-    Neighbours,
     Ranked,
     Relevance,
     above_floor,
     narrow,
     order,
     rank,
+    speaking_of,
     with_evidence,
     with_relation,
 )
-from workers.memory.search.text_index import Found, said_by
+from workers.memory.search.sight import Sight, read_metadata
+from workers.memory.search.text_index import Chosen, Found, said_by
 from workers.memory.values import unpack
 
 # Candidates are this many times as many where filters will leave some of them out.
@@ -35,45 +38,107 @@ FILTERED_TIMES: Final = 4
 LEADERS: Final = 10
 RELATIONS_MAX: Final = 50
 
+# Words with which a query that names no topic asks for whatever there is: "anything new?", "what did we talk about?".
+# Without one of them it is a remark, "I know", and all that is remembered would answer it.
+_WHATEVER: Final = frozenset("all anything everything latest new news something thing things what".split())
+
+_WORD: Final = re.compile(r"\w+")
+
 # A signal that gave less is not shown: with three digits it would read 0.
 SHOWN_SHARE_MIN: Final = 0.0005
 
 
-class Case(NamedTuple):
-    """One search and what is known of it so far.
+class Evidence(NamedTuple):
+    """What a query names besides words and meaning.
 
-    reference: the time at which the query is asked; now: the present, for what has expired; epoch seconds. only: the
-    chunks that fulfil the filters, None where there are no filters or too many such chunks. evidence: see `find_evidence`.
+    chunks: those that its times, tags and speakers bring in whatever their words and meaning. tags: the tags that it
+    names, each with the stems of the query's terms that the tag holds.
+    """
+
+    chunks: Sequence[int]
+    tags: Mapping[str, frozenset[str]]
+
+
+class Draft(NamedTuple):
+    """What is known of one search without its meaning.
+
+    only: the chunks that fulfil the filters, None where there are no filters or too many such chunks. sight: what was
+    read of chunks meanwhile. find_among: looks the words up in some chunks alone.
+    """
+
+    query: Query
+    found: Found
+    only: frozenset[int] | None
+    evidence: Evidence
+    sight: Sight
+    find_among: Callable[[sqlite3.Connection, Chosen], Found]
+
+
+class Case(NamedTuple):
+    """One search and all that is known of it. cosines: chunk -> cosine of the nearest.
+
+    reference: the time at which the query is asked; now: the present, for what has expired; epoch seconds.
     """
 
     request: Search
-    query: Query
-    found: Found
+    draft: Draft
     cosines: dict[int, float]
-    only: frozenset[int] | None
-    evidence: list[int]
     reference: float
     now: float
 
 
 def find_evidence(
-    connection: sqlite3.Connection, request: Search, query: Query, found: Found, only: frozenset[int] | None
-) -> list[int]:
-    """Chunks that the query's times, tags and speakers bring in whatever their words and meaning; of `only` unless None."""
-    if request.mode in ("dense", "text"):
-        return []
+    connection: sqlite3.Connection,
+    request: Search,
+    query: Query,
+    found: Found,
+    only: frozenset[int] | None,
+    tokenizer: Tokenizer,
+) -> Evidence:
+    """The evidence of a query; its chunks are of `only` unless that is None. Mode `text` knows tags but follows none."""
+    if request.mode == "dense":
+        return Evidence([], {})
+    tags = _named_tags(connection, request.ns, query, tokenizer)
+    if request.mode == "text":
+        return Evidence([], tags)
     has_topic = _has_topic(request, query, found)
     limit = candidates.EVIDENCE_CHUNKS if has_topic else candidates.EVIDENCE_CHUNKS_ALONE
     chunks: list[int] = []
     for span in query.times:
         if math.isfinite(span.since) and math.isfinite(span.until):
             chunks += candidates.in_time(connection, request.ns, span, limit)
-    words = {word for term in query.terms for word in (term.label, term.stem)}
-    if words:
-        chunks += candidates.tagged(connection, request.ns, words, limit)
+    if tags:
+        chunks += candidates.tagged(connection, request.ns, tags, limit)
     if found.speakers and not has_topic:
         chunks += said_by(connection, request.ns, found.speakers, limit)
-    return [chunk for chunk in dict.fromkeys(chunks) if only is None or chunk in only]
+    return Evidence([chunk for chunk in dict.fromkeys(chunks) if only is None or chunk in only], tags)
+
+
+def _named_tags(
+    connection: sqlite3.Connection, ns: str, query: Query, tokenizer: Tokenizer
+) -> dict[str, frozenset[str]]:
+    """The tags that the query names, each with the stems of the terms that it holds.
+
+    A tag is named where all its words are words of the query, in any form and order. Function words are left out, as in a
+    query: a tag that has no others is named by none.
+    """
+    asked = [term for term in query.terms if term.label not in STOP_WORDS]
+    words = [term for term in asked if " " not in term.match]
+    if not words:
+        return {}
+    stems = {term.stem for term in words}
+    phrases = [(term.stem, _row_of_stems(tokenizer, term.match)) for term in asked if " " in term.match]
+    named = {}
+    for tag in candidates.tags_with(connection, ns, [term.match for term in words]):
+        content = frozenset(word.stem for word in tokenizer.words(tag) if word.plain not in STOP_WORDS)
+        if content <= stems:
+            written = _row_of_stems(tokenizer, tag) if phrases else ""
+            named[tag] = content.union(stem for stem, phrase in phrases if phrase in written)
+    return named
+
+
+def _row_of_stems(tokenizer: Tokenizer, text: str) -> str:
+    return f" {' '.join(word.stem for word in tokenizer.words(text))} "
 
 
 def _has_topic(request: Search, query: Query, found: Found) -> bool:
@@ -82,72 +147,96 @@ def _has_topic(request: Search, query: Query, found: Found) -> bool:
     return any(term.is_topic and term.label not in found.speakers for term in query.terms)
 
 
+def _asks_for_anything(query: Query) -> bool:
+    """Whether a query that names no topic, time or speaker asks for whatever there is."""
+    words = set(_WORD.findall(query.text.lower()))
+    return bool(words & GENERIC_WORDS) and bool(words & _WHATEVER)
+
+
 class Weighing:
     """Makes the hits of one case. Knows no encoder and no index: what they said is in the case."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, case: Case, settings: SearchSettings, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, case: Case, settings: SearchSettings, page_bytes: int) -> None:
+        """page_bytes: where the hits end."""
         self._connection = connection
+        self._page_bytes = page_bytes
         self._case = case
+        self._draft = case.draft
         self._settings = settings
-        self._tokenizer = tokenizer
-        self._relevance = Relevance(settings, case.found, case.cosines)
-        self._links = Neighbours()
+        self._found = case.draft.found
+        self._relevance = Relevance(settings, self._found, case.cosines)
         self._has_others = False
-        self._asked = candidates.condition(case.request.ns, case.request.filters, case.now)
-        self._has_topic = _has_topic(case.request, case.query, case.found)
+        self._asked = condition(case.request.ns, case.request.filters, case.now)
+        self._has_topic = _has_topic(case.request, case.draft.query, case.draft.found)
 
     def hits(self) -> list[SearchHit]:
         """The best hits."""
         request, settings = self._case.request, self._settings
         count = max(settings.candidates, 2 * request.k) * (FILTERED_TIMES if self._asked.is_filter else 1)
-        ranked = self._best(count, self._case.only)
-        if self._asked.is_filter and self._case.only is None and len(ranked) < 2 * request.k:
-            fulfilling = candidates.fulfilling(self._connection, self._relevance.known(), self._asked)
-            ranked = self._best(count, fulfilling)
+        ranked = self._best(count, self._draft.only)
+        if self._asked.is_filter and self._draft.only is None and len(ranked) < 2 * request.k:
+            ranked = self._best(count, self._fulfilling())
         elif self._has_others:
-            ranked = self._best(count, candidates.Own(self._connection, request.ns))
-        if self._has_topic:
-            ranked = above_floor(ranked, self._relevance, settings)
-        elif request.mode in ("hybrid", "symbolic"):
-            ranked = with_evidence(ranked, self._case.query, self._case.found, settings)
+            ranked = self._best(count, Own(self._connection, request.ns))
+        ranked = self._answering(ranked)
         if request.mode in ("hybrid", "symbolic"):
             ranked = self._with_relations(ranked)
         return self._shown([hit for hit in ranked if hit.score >= request.min_score][: request.k])
 
+    def _answering(self, ranked: list[Ranked]) -> list[Ranked]:
+        """The hits that have enough to do with the query."""
+        request, query, settings = self._case.request, self._draft.query, self._settings
+        if self._has_topic:
+            return above_floor(ranked, self._relevance, settings)
+        if query.times or self._found.speakers:
+            is_evidence = request.mode in ("hybrid", "symbolic")
+            return with_evidence(ranked, query, self._found, settings) if is_evidence else ranked
+        if request.mode == "symbolic" or _asks_for_anything(query):
+            return ranked
+        if not query.terms:
+            # Not a single word: the filters alone choose.
+            return ranked if self._asked.is_filter else []
+        return speaking_of(ranked, query, settings)
+
+    def _fulfilling(self) -> Collection[int]:
+        """All that words and meaning say something of and that fulfils the filters."""
+        # The words were looked up in what is newest, and little of that fulfils them.
+        self._found = self._draft.find_among(self._connection, Fulfilling(self._asked, self._settings.postings))
+        self._relevance = Relevance(self._settings, self._found, self._case.cosines)
+        return self._found.chunks() | fulfilling(self._connection, self._case.cosines, self._asked)
+
     def _best(self, count: int, allowed: Container[int] | None) -> list[Ranked]:
         """The best of the chunks in `allowed`, of what stands beside them, and of the evidence."""
-        evidence = self._case.evidence
+        evidence = self._draft.evidence.chunks
         best = self._beside([*self._seeds(count, allowed), *evidence])
         if len(best) > count:
-            best = narrow(self._relevance, self._links, best, self._settings, count)
+            best = narrow(self._relevance, self._draft.sight.links, best, self._settings, count)
         return self._ranked({*best, *evidence})
 
     def _beside(self, seeds: Collection[int]) -> list[int]:
         """The seeds of this namespace and the chunks beside them."""
         distinct = list(dict.fromkeys(seeds))
-        beside, self._links = candidates.neighbours(self._connection, self._case.request.ns, distinct)
+        beside = self._draft.sight.beside(self._connection, distinct)
         # The words of a large namespace are looked up in the whole store, and the best may be others' chunks.
-        self._has_others = self._case.only is None and not set(distinct) <= set(beside)
+        self._has_others = self._draft.only is None and not set(distinct) <= set(beside)
         return beside
 
     def _seeds(self, count: int, allowed: Container[int] | None) -> Collection[int]:
         """The chunks that are best by themselves; all that may be hits where they are few."""
-        only = self._case.only
-        if self._case.request.mode == "symbolic" and self._asked.is_filter and not self._case.found.masks:
-            return candidates.newest(self._connection, self._asked, count)
+        only = self._draft.only
+        if self._case.request.mode == "symbolic" and self._asked.is_filter and not self._found.terms:
+            return newest(self._connection, self._asked, count)
         return only if only is not None and len(only) <= count else self._relevance.seeds(count, allowed)
 
     def _ranked(self, chunks: Collection[int]) -> list[Ranked]:
-        rows = candidates.read_rows(self._connection, chunks, self._asked, self._links, self._tokenizer.name_words)
         return rank(
-            rows,
-            query=self._case.query,
+            self._draft.sight.rows(self._connection, chunks),
+            query=self._draft.query,
             relevance=self._relevance,
-            neighbours=self._links,
+            neighbours=self._draft.sight.links,
             settings=self._settings,
             reference=self._case.reference,
+            tags=self._draft.evidence.tags,
         )
 
     def _with_relations(self, ranked: list[Ranked]) -> list[Ranked]:
@@ -173,9 +262,17 @@ class Weighing:
         return order(related)
 
     def _shown(self, best: list[Ranked]) -> list[SearchHit]:
-        hits = []
+        """The hits, fewer where their metadata would make them longer than a message may be."""
+        hits: list[SearchHit] = []
+        left = self._page_bytes
         for hit in best:
             row = hit.row
+            metadata = row.metadata
+            if metadata is None:
+                metadata = read_metadata(self._connection, row.id)
+            left -= len(metadata)
+            if left < 0 and hits:
+                break
             hits.append(
                 SearchHit(
                     id=row.source_id,
@@ -191,7 +288,7 @@ class Weighing:
                     title=row.title,
                     type=row.type,
                     tags=list(row.tags),
-                    metadata=unpack(row.metadata) if row.metadata else {},
+                    metadata=unpack(metadata) if metadata else {},
                     importance=row.importance,
                     signals=self._signals(hit) if self._case.request.explain else None,
                 )
@@ -200,8 +297,8 @@ class Weighing:
 
     def _signals(self, hit: Ranked) -> list[Signal]:
         """Which signal gave what, greatest share first."""
-        mask = self._case.found.masks.get(hit.row.id, 0)
-        own = [term.label for bit, term in enumerate(self._case.found.terms) if mask >> bit & 1]
+        mask = self._found.mask(hit.row.id)
+        own = [term.label for bit, term in enumerate(self._found.terms) if mask >> bit & 1]
         notes = {
             "text": ", ".join(own) if own else "words of its neighbours",
             "dense": f"its own cosine {hit.cosine:.3f}" if hit.cosine else "not itself among the nearest",
