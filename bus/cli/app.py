@@ -15,6 +15,7 @@ from bus.cli import exits
 from bus.cli.action import action_parsers
 from bus.cli.model_flags import add_model_flags
 from bus.near_names import nearest
+from bus.version import VERSION
 
 
 class Command(NamedTuple):
@@ -141,6 +142,7 @@ def root_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"olympus {VERSION}", help="show the version and exit")
     _add_global_options(parser)
     add_model_flags(parser)
     return parser

@@ -15,6 +15,7 @@ import pytest
 from bus.cli import app, exits, failures
 from bus.client import BrokerUnreachable
 from bus.settings import SettingsError
+from bus.version import VERSION
 from schemas import errors
 
 # Modules that only a command that needs them may load.
@@ -50,6 +51,15 @@ def test_every_help_ends_with_examples_that_call_the_command(command: app.Comman
     assert command.name in examples
     assert "--set KEY=VALUE" in text
     assert "--config FILE" in text
+
+
+def test_version_is_told_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, for scripts and for reports."""
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--version"])
+
+    assert ended.value.code == exits.OK
+    assert capsys.readouterr().out == f"olympus {VERSION}\n"
 
 
 def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
