@@ -199,11 +199,11 @@ def _run_bridge(args: argparse.Namespace) -> int:
         if args.json:
             print_json(bridge, indent=2)
             return exits.OK
-        if not bridge.turns:
+        if not bridge.text:
             say("earlier sessions hold nothing about that")
             return exits.OK
         write_line(printable(bridge.text))
-        left_out = f"; {plural(bridge.left_out, 'turn')} did not fit" if bridge.left_out else ""
+        left_out = f"; {plural(bridge.left_out, 'passage')} did not fit" if bridge.left_out else ""
         say(f"{plural(bridge.tokens, 'token')} from {plural(len(bridge.sessions), 'session')}{left_out}")
         return exits.OK
 

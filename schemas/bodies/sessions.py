@@ -161,7 +161,9 @@ class Sessions(Reply, frozen=True, kw_only=True):
 
 
 class BridgedTurn(Reply, frozen=True, kw_only=True):
-    """`is_cut`: `content` holds the first 2,400 characters of a longer turn; `memory.session.history` gives all of it."""
+    """`is_cut`: `content` is a part of a longer turn, 2,400 characters at most: its beginning, or between dots the part
+    that was found further on; `memory.session.history` gives all of it.
+    """
 
     session_id: str
     number: int

@@ -135,6 +135,21 @@ async def test_a_turn_cannot_pretend_to_be_several(tmp_path: Path) -> None:
         assert lines[2].endswith("...")
 
 
+async def test_what_stands_far_into_a_long_turn_is_shown(tmp_path: Path) -> None:
+    """And not the turn's beginning, which says nothing of it."""
+    async with bench(tmp_path) as at:
+        await at.session("old", user_id="ada")
+        await at.say("Minutes of the meeting. " * 200 + "The rhubarb is in the cellar.", "Thanks!", session_id="old")
+        await at.session(user_id="ada")
+        bridged = await bridge(at, query="rhubarb", max_tokens=5_000)
+
+    minutes, thanks = bridged.turns
+    assert "The rhubarb is in the cellar." in bridged.text
+    assert minutes.content.startswith("... ")
+    assert "The rhubarb is in the cellar." in minutes.content
+    assert (minutes.is_cut, thanks.content, thanks.is_cut) == (True, "Thanks!", False)
+
+
 async def test_a_very_long_turn_makes_no_long_answer(tmp_path: Path) -> None:
     """What was found of it is a page at most, whatever it holds; the answer says that there is more."""
     async with bench(tmp_path) as at:

@@ -379,7 +379,7 @@ async def session_resume(at: At, text: str) -> Outcome:
 async def session_bridge(at: At, text: str) -> Outcome:
     """Take what earlier sessions say about something into this one."""
     bridge = await at.conversation.bridge(text.strip() or None)
-    if not bridge.turns:
+    if not bridge.text:
         at.voice.say("earlier sessions hold nothing about that")
         return Outcome()
     at.voice.say(printable(bridge.text))

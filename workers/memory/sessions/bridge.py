@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from schemas.bodies.search import Filters, Search, SearchHit
 from schemas.bodies.sessions import Bridge, BridgedTurn, Session, SessionBridge, Turn
 from workers.memory.records import Records
@@ -38,12 +40,16 @@ _QUERY_BYTES: Final = 1_000_000
 
 
 class Passage(NamedTuple):
-    """A piece of an earlier session: its summary (no turns), or a stretch of its turns."""
+    """A piece of an earlier session: its summary (no turns), or a stretch of its turns.
+
+    excerpt: the number of a turn of which `turns` holds the part that was found, not the beginning; 0 for none.
+    """
 
     session: Session
     turns: list[Turn]
     score: float
     text: str
+    excerpt: int = 0
 
     @property
     def id(self) -> str:
@@ -177,8 +183,11 @@ def _passages(
         )
         fresh = [turn for turn in window if (session_id, turn.number) not in shown]
         shown.update((session_id, turn.number) for turn in fresh)
+        # What stands further on in a long turn would not be shown with its beginning.
+        excerpt = number if hit.end > SHOWN_CHARACTERS else 0
         if fresh:
-            passages.append(_passage(other, fresh, hit.score))
+            fresh = [replace(turn, content=f"... {hit.text} ...") if turn.number == excerpt else turn for turn in fresh]
+            passages.append(_passage(other, fresh, hit.score, excerpt))
     if or_latest and not any(others.values()):
         passages += [_passage(other, [], 0.0) for other in _recent(connection, session, now)]
     return passages
@@ -209,8 +218,8 @@ def _recent(connection: sqlite3.Connection, session: Session, now: float) -> lis
     return [sessions.read(connection, session.ns, session_id, now) for (session_id,) in rows]
 
 
-def _passage(session: Session, found: list[Turn], score: float) -> Passage:
-    passage = Passage(session, found, score, "")
+def _passage(session: Session, found: list[Turn], score: float, excerpt: int = 0) -> Passage:
+    passage = Passage(session, found, score, "", excerpt)
     # Its cost includes the line of its session, which passages of one session share in the end.
     return passage._replace(text="\n".join([_heading(session), *_lines(passage)]) + "\n")
 
@@ -242,7 +251,7 @@ def _bridged(passage: Passage, turn: Turn) -> BridgedTurn:
         at=turn.at,
         score=passage.score,
         speaker=turn.speaker,
-        is_cut=len(turn.content) > READ_CHARACTERS,
+        is_cut=len(turn.content) > READ_CHARACTERS or turn.number == passage.excerpt,
     )
 
 
