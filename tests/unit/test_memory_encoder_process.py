@@ -102,7 +102,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, model: LengthModel, *, dimension: i
     with os.fdopen(said_in, "wb", buffering=0) as answers, os.fdopen(words_out, "rb") as words:
         pipe = encoder_process.Pipe(answers)
         threads = [
-            threading.Thread(target=encoder_process.serve, args=(words, pipe), daemon=True),
+            threading.Thread(target=encoder_process.serve, args=(encoder_process.Words(words, -1), pipe), daemon=True),
             threading.Thread(target=listen, daemon=True),
         ]
         for thread in threads:
@@ -180,4 +180,4 @@ def test_words_that_are_none_end_the_process(monkeypatch: pytest.MonkeyPatch) ->
     """Nothing is guessed: what cannot be read raises, and the service starts a new process."""
     words = io.BytesIO((3).to_bytes(LENGTH_BYTES, "big") + b"\xc1\xc1\xc1")
     with pytest.raises(msgspec.DecodeError):
-        encoder_process.serve(words, encoder_process.Pipe(io.BytesIO()))
+        encoder_process.serve(encoder_process.Words(words, -1), encoder_process.Pipe(io.BytesIO()))
