@@ -291,12 +291,13 @@ async def test_bulk_that_is_not_answered_ends_the_process(tmp_path: Path, monkey
         os.kill(child_pid(encoder), signal.SIGSTOP)
         query = asyncio.create_task(encoder.encode(["a train"], is_query=True))
         first = asyncio.create_task(encoder.encode(["the key of"]))
-        second = asyncio.create_task(encoder.encode(["the key of"]))
+        # So long that no stall of this process reaches its limit too.
+        second = asyncio.create_task(encoder.encode(["the key of " * 200]))
         with pytest.raises(TextsNotEncoded, match=r"no answer within 0\.15 s"):
             await first
         monkeypatch.setattr(encoder_module, "BULK_ANSWER_S", 20.0)
         assert len(await query) == 1
-        # Asked behind the first it had longer; the new process does it.
+        # Longer, and asked behind the first, it had more time; the new process does it.
         assert len(await second) == 1
         assert encoder.problem == ""
 
@@ -323,8 +324,11 @@ async def test_process_that_dies_while_it_loads_is_unavailable(tmp_path: Path, m
             await encoder.load()
 
 
-async def test_query_of_several_callers_is_made_once_and_outlives_the_first(tmp_path: Path) -> None:
+async def test_query_of_several_callers_is_made_once_and_outlives_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A caller that leaves takes the vector from nobody else."""
+    monkeypatch.setattr(encoder_module, "QUERY_WAIT_S", 60.0)
     folder = tiny_model(tmp_path / "model")
     async with opened(folder, tmp_path / "cache") as encoder:
         first = asyncio.create_task(encoder.encode(["the key"], is_query=True))

@@ -18,7 +18,7 @@ from tests.vectors_bench import cosine, random_vectors, unit, until
 from workers.memory.vectors import edge
 from workers.memory.vectors.edge import EdgeIndex
 from workers.memory.vectors.index import Point
-from workers.memory.vectors.unavailable import IndexUnavailable
+from workers.memory.vectors.unavailable import IndexBusy, IndexUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -383,9 +383,8 @@ async def test_any_thread_may_search(tmp_path: Path) -> None:
         index.search_here(stored[0].vector, "n", None, 1)
 
 
-async def test_search_does_not_wait_for_ever_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something that holds the engine makes searches go on without it."""
-    monkeypatch.setattr(edge, "SEARCH_WAIT_S", 0.05)
+async def test_search_does_not_wait_for_ever_for_its_turn(tmp_path: Path) -> None:
+    """Whoever cannot wait is told so at once; others wait."""
     index = EdgeIndex(tmp_path, "m", 8)
     (only,) = points(1)
     await index.upsert([only])
@@ -398,11 +397,15 @@ async def test_search_does_not_wait_for_ever_for_its_turn(tmp_path: Path, monkey
     holding = asyncio.ensure_future(index._run(hold))
     await asyncio.to_thread(begun.wait, 20)
     try:
-        with pytest.raises(IndexUnavailable, match=r"busy for 0\.05 s"):
+        with pytest.raises(IndexBusy, match=r"busy for 0\.05 s"):
             index.search_here(only.vector, "n", None, 1)
+        waiting = asyncio.ensure_future(index.search(only.vector, ns="n", kinds=None, limit=1))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
     finally:
         done.set()
         await holding
+    assert len(await waiting) == 1
     assert len(index.search_here(only.vector, "n", None, 1)) == 1
     await index.close()
 

@@ -183,6 +183,21 @@ async def test_tagged_memory_is_no_stray_beside_texts_with_the_word(tmp_path: Pa
         assert await hub.ids("watering") == [told, tagged]
 
 
+async def test_tag_is_found_beside_many_newer_ones_with_its_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is spelled in the query, of several words too; a namespace may have a tag for each of its customers."""
+    monkeypatch.setattr(candidates, "TAGS_MAX", 5)
+    async with opened(tmp_path) as hub:
+        one = await hub.add("asked for a refund", tags=["Customer"])
+        two = await hub.add("pays late", tags=["customer-north-west"])
+        for number in range(20):
+            await hub.add(f"a call {number}", tags=[f"customer {number} south"])
+
+        assert [hit.id for hit in await hub.hits("customer")] == [one]
+        assert two in [hit.id for hit in await hub.hits("which customer north west?")]
+
+
 async def test_tags_of_documents_are_looked_up_too(tmp_path: Path) -> None:
     """Those that the document has now, with its first chunk."""
     filler = " ".join(f"Paragraph {number} speaks of nothing in particular." for number in range(400))
@@ -253,8 +268,8 @@ def test_tags_stored_before_they_were_indexed_are_found(tmp_path: Path) -> None:
 
         prepare(connection, path, steps)
 
-        assert sorted(candidates.tags_with(connection, "a", ['"recipes"', '"plans"'])) == ["Recipes", "cake recipe"]
-        assert candidates.tags_with(connection, "b", ['"plans"']) == ["planning"]
+        assert sorted(candidates.tags_with(connection, "a", ['"recipes"', '"plans"'], [])) == ["Recipes", "cake recipe"]
+        assert candidates.tags_with(connection, "b", ['"plans"'], []) == ["planning"]
         assert connection.execute("SELECT * FROM document_tags ORDER BY tag").fetchall() == [
             ("a", "Recipes", "d"),
             ("a", "cake recipe", "d"),

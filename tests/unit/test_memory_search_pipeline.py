@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bus.settings import SearchSettings
-from schemas.bodies.items import DocPut, MemoryAdd, MemoryGet, MemoryLink
+from schemas.bodies.items import DocPut, MemoryAdd, MemoryDelete, MemoryGet, MemoryLink
 from schemas.bodies.memory import Remember
 from schemas.bodies.search import Filters, Search, SearchReply
 from schemas.bodies.sessions import NewTurn, SessionAppend, SessionCreate
@@ -28,12 +28,12 @@ from tests.sessions_bench import WordCounter
 from workers.memory.items.documents import Documents
 from workers.memory.items.memories import Memories
 from workers.memory.records import Records
-from workers.memory.search import filters, text_index
+from workers.memory.search import filters, meaning, text_index
 from workers.memory.search.pipeline import Searcher
 from workers.memory.search.sight import Sight
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.store import MemoryStore
-from workers.memory.vectors.unavailable import EncoderUnavailable
+from workers.memory.vectors.unavailable import EncoderUnavailable, IndexBusy
 
 NOW = 1_700_000_000.0
 DAY_S = 86_400.0
@@ -62,7 +62,7 @@ class Meaning:
 
     name = "meanings"
     dimension = 4 + OTHERS
-    search_here = None
+    search_here: Any = None
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -533,6 +533,69 @@ async def test_what_is_read_ahead_changes_no_hit(tmp_path: Path, monkeypatch: py
 
         assert all(len(reply.hits) > 5 for reply in ahead)
         assert [reply.hits for reply in ahead] == [reply.hits for reply in afterwards]
+
+
+async def test_what_is_deleted_while_the_query_is_encoded_is_not_shown(tmp_path: Path) -> None:
+    """Who deleted it was told that it is gone."""
+    async with opened(tmp_path) as hub:
+        secret = await hub.add("the hound bit the postman")
+        kept = await hub.add("the hound slept")
+        encode = hub.meaning.encode
+
+        async def late(*args: Any, **options: Any) -> list[bytes]:
+            await asyncio.sleep(0.1)
+            await hub.memories.delete(MemoryDelete(id=secret), uuid.uuid4().bytes)
+            return await encode(*args, **options)
+
+        hub.meaning.encode = late  # type: ignore[method-assign]
+
+        assert await hub.ids("hound") == [kept]
+
+
+async def test_an_index_that_is_busy_is_waited_for_without_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after a while the search goes on without it."""
+
+    def busy(*_: object) -> list[tuple[int, float]]:
+        raise IndexBusy("it is busy")
+
+    monkeypatch.setattr(Meaning, "search_here", busy)
+    async with opened(tmp_path) as hub:
+        dog = await hub.add("the hound slept")
+
+        reply = await hub.search("puppy")
+        assert ([hit.id for hit in reply.hits], reply.degraded) == ([dog], "")
+
+        async def never(*args: object, **options: object) -> list[tuple[int, float]]:
+            await asyncio.sleep(60)
+            return []
+
+        monkeypatch.setattr(meaning, "BUSY_WAIT_S", 0.05)
+        hub.meaning.search = never  # type: ignore[method-assign]
+        reply = await hub.search("puppy")
+        assert (reply.hits, reply.degraded) == ([], "no search by meaning: the vector index has been busy for 0.05 s")
+
+
+async def test_chance_makes_no_narrow_filter_a_broad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the part of the store is that counts as many."""
+    monkeypatch.setattr(filters, "ALLOWED_MAX", 10)
+    monkeypatch.setattr(filters, "BREADTH_SAMPLE", 5)
+    async with opened(tmp_path, has_meaning=False) as hub:
+        for number in range(300):
+            await hub.add("the hound", type="note" if number < 8 else "log")
+        breadth = filters.Breadth()
+
+        for asked, count in ((Filters(type="note"), 8), (Filters(type="log"), None)):
+            condition = filters.condition("memory", asked, NOW)
+            for _ in range(30):
+                breadth.forget()
+                found = await hub.records.read(
+                    lambda connection, asked=asked, condition=condition: breadth.allowed(  # type: ignore[misc]
+                        connection, "memory", asked, condition
+                    )
+                )
+                assert (None if found is None else len(found)) == count
 
 
 async def test_long_metadata_is_read_for_hits_alone_and_ends_them_in_time(tmp_path: Path) -> None:

@@ -171,3 +171,13 @@ def test_masks_and_groups_are_those_of_the_chunks() -> None:
                 groups.setdefault(mask, []).append(chunk)
         assert {mask: list(chunks) for mask, chunks in found.groups().items() if mask in groups} == groups
         assert found.chunks() == {chunk for chunk, mask in masks.items() if mask}
+
+
+def test_what_is_committed_between_two_looks_counts_once(connection: sqlite3.Connection) -> None:
+    """The highest id is read first, and the chunks that hold a word a moment later."""
+    ids = add(connection, *(f"hound {number}" for number in range(5)))
+    index = TextIndex(100)
+    holders = index._holders(connection, 'text:"hound"', 100, 5, ids[2])
+
+    assert holders.newest == ids[::-1]
+    assert index._holders(connection, 'text:"hound"', 100, 5, ids[-1]).newest == ids[::-1]

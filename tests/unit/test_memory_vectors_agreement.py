@@ -13,7 +13,7 @@ from schemas.bodies.upkeep import Verified
 from tests.vectors_bench import FakeEncoder, FakeIndex, Store, opened_store, until
 from workers.memory.vectors import agreement
 from workers.memory.vectors.index import Point
-from workers.memory.vectors.unavailable import IndexTaken
+from workers.memory.vectors.unavailable import IndexTaken, IndexUnavailable
 
 
 async def compare(store: Store, index: FakeIndex, *, is_repaired: bool = False) -> Verified:
@@ -217,6 +217,57 @@ async def test_copy_of_the_database_put_back_by_hand_is_noticed(tmp_path: Path) 
         await store.put("last", "last")
         await store.settled()
         await check_vectors(store, encoder, index)
+
+
+class ForgetfulIndex(FakeIndex):
+    """Fails with the next mark when told to, before or after it is written."""
+
+    fails_when = ""
+
+    async def write_mark(self, mark: str) -> None:
+        fails_when, self.fails_when = self.fails_when, ""
+        if fails_when == "before":
+            raise IndexUnavailable("the server is away")
+        await super().write_mark(mark)
+        if fails_when == "after":
+            raise IndexUnavailable("the answer is lost")
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("fails_when", ["before", "after"])
+async def test_copy_whose_new_mark_does_not_reach_the_index_keeps_its_vectors(
+    tmp_path: Path, fails_when: str, is_shared: bool
+) -> None:
+    """It says who it was until the index bears who it is, and then no longer: the newer database may come back."""
+    encoder, index = FakeEncoder(), ForgetfulIndex(is_shared=is_shared)
+    present, copy = tmp_path / "present", tmp_path / "copy"
+    await filled(present, encoder, index, *(f"text {number}" for number in range(20)))
+    shutil.copytree(present, copy)
+    async with opened_store(present) as store, store.pumping(encoder, index):
+        await store.remove("text 3")
+        await store.put("newer", "newer")
+        await store.settled()
+    index.upserted.clear()
+
+    async with opened_store(copy) as store:
+        index.fails_when = fails_when
+        with pytest.raises(IndexUnavailable):
+            await agreement.settle(store.records, index, encoder.name)
+        assert not await agreement.is_of_another(store.records, index)
+        assert set(index.points) == {*range(1, 22)} - {4}
+
+        await agreement.settle(store.records, index, encoder.name)
+        async with store.pumping(encoder, index):
+            await store.settled()
+
+        assert index.upserted == [4]
+        await check_vectors(store, encoder, index)
+        mark = await store.mark()
+        assert mark is not None
+        assert mark.previous is None
+
+    async with opened_store(present) as store:
+        assert await agreement.is_of_another(store.records, index)
 
 
 async def test_index_that_was_out_of_use_is_brought_up_to_date(tmp_path: Path) -> None:

@@ -322,6 +322,23 @@ async def test_text_that_could_not_be_encoded_has_another_chance(tmp_path: Path)
         assert (await agreement.counts(store.records)).unencodable == 0
 
 
+async def test_text_that_could_not_be_encoded_is_not_counted_once_it_is_deleted(tmp_path: Path) -> None:
+    """While its removal waits for the index too: the vectors were one fewer than none."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    encoder.bad = {"one"}
+    async with opened_store(tmp_path) as store:
+        async with store.pumping(encoder, index):
+            await store.put("a", "one")
+            await store.settled()
+        await store.remove("a")
+        counted = await agreement.counts(store.records)
+        assert (counted, counted.vectors) == ((0, 0, 0), 0)
+
+        async with store.pumping(encoder, index):
+            await store.settled()
+        assert await store.rows("SELECT key FROM service_state WHERE key GLOB 'vectors.unencodable/*'") == []
+
+
 async def test_encoder_that_fails_with_everything_blames_no_text(tmp_path: Path) -> None:
     """It waits as it does while the encoder is away."""
     encoder, index = FakeEncoder(), FakeIndex()

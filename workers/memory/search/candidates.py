@@ -38,12 +38,16 @@ def in_time(connection: sqlite3.Connection, ns: str, span: Span, limit: int) -> 
     return [chunk for (chunk,) in rows]
 
 
-def tags_with(connection: sqlite3.Connection, ns: str, words: Iterable[str]) -> list[str]:
-    """The tags of the namespace in which one of the words stands, in any form. words: quoted FTS5 strings."""
+def tags_with(connection: sqlite3.Connection, ns: str, words: Iterable[str], spelled: Iterable[str]) -> list[str]:
+    """The tags of the namespace that are spelled so, and those in which one of the words stands, in any form.
+
+    words: quoted FTS5 strings. Of more than TAGS_MAX tags in which they stand, the newest.
+    """
     rows = connection.execute(
-        "SELECT t.tag FROM tags_text x CROSS JOIN tags t ON t.id = x.rowid WHERE x.tags_text MATCH ?"
-        " ORDER BY x.rowid DESC LIMIT ?",
-        (f'scope:"{ns.encode().hex()}" AND tag:({" OR ".join(words)})', TAGS_MAX),
+        "SELECT tag FROM tags WHERE ns = ? AND tag IN (SELECT value FROM json_each(?)) UNION SELECT tag FROM"
+        " (SELECT t.tag FROM tags_text x CROSS JOIN tags t ON t.id = x.rowid WHERE x.tags_text MATCH ?"
+        " ORDER BY x.rowid DESC LIMIT ?)",
+        (ns, json.dumps(list(spelled)), f'scope:"{ns.encode().hex()}" AND tag:({" OR ".join(words)})', TAGS_MAX),
     )
     return [tag for (tag,) in rows]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sqlite3
 import time
@@ -13,16 +14,20 @@ import msgspec
 
 from schemas.bodies.search import Filters
 from workers.memory import metadata_filter
-from workers.memory.search.text_index import ids_of
 
 # Chunks that fulfil the filters, at most, that are put in a set and ranked exactly. With more of them the best
 # candidates without the filters mostly hold enough that fulfil them; where they do not, all candidates are asked.
 ALLOWED_MAX: Final = 5_000
 
-# Chunks looked at, at random, to see how many fulfil the filters, and how many times ALLOWED_MAX that must be for them
-# not to be counted exactly: to find 5,000 of many takes 50 ms at 100,000 chunks. It is remembered for so many seconds.
+# Chunks that fulfil them, at most, the newest, in which words are looked up where too few of those candidates do.
+FULFILLING_MAX: Final = 50_000
+
+# Chunks looked at, at random, to see how many fulfil the filters, at least; how many times ALLOWED_MAX that must be for
+# them not to be counted exactly; and how many of those looked at must fulfil them, so that chance makes no narrow filter
+# a broad one. To find 5,000 of many takes 50 ms at 100,000 chunks. What was seen is remembered for so many seconds.
 BREADTH_SAMPLE: Final = 256
 BROAD: Final = 1.5
+BROAD_MATCHES: Final = 30
 KEEP_S: Final = 60.0
 KEPT_MAX: Final = 1_024
 
@@ -140,7 +145,7 @@ class Breadth:
         is_broad, until = self._known.get(key, (False, 0.0))
         now = self._monotonic()
         if now >= until:
-            is_broad = _estimate(connection, asked) > BROAD * ALLOWED_MAX
+            is_broad = _is_broad(connection, asked)
             if len(self._known) >= KEPT_MAX:
                 self._known.clear()
             self._known[key] = (is_broad, now + KEEP_S)
@@ -154,34 +159,19 @@ class Breadth:
         self._known.clear()
 
 
-def _estimate(connection: sqlite3.Connection, asked: Condition) -> float:
-    """About how many chunks fulfil the condition."""
+def _is_broad(connection: sqlite3.Connection, asked: Condition) -> bool:
+    """Whether more chunks than BROAD times ALLOWED_MAX seem to fulfil the condition."""
     total = connection.execute("SELECT max(id) FROM chunks").fetchone()[0] or 0
+    broad = BROAD * ALLOWED_MAX
     if total <= ALLOWED_MAX:
-        return 0.0
-    sample = random.sample(range(1, total + 1), min(total, BREADTH_SAMPLE))
+        return False
+    # So many that of a filter that just is broad BROAD_MATCHES are among them.
+    size = min(total, max(BREADTH_SAMPLE, math.ceil(BROAD_MATCHES * total / broad)))
     (count,) = connection.execute(
-        f"SELECT count(*) FROM {KNOWN}{SOURCES} WHERE {asked.where}", (json.dumps(sample), *asked.values)
+        f"SELECT count(*) FROM {KNOWN}{SOURCES} WHERE {asked.where}",
+        (json.dumps(random.sample(range(1, total + 1), size)), *asked.values),
     ).fetchone()
-    return float(total * count / len(sample))
-
-
-class Fulfilling:
-    """The chunks that fulfil a condition, where they are too many to be known by id."""
-
-    def __init__(self, asked: Condition, limit: int) -> None:
-        """limit: chunks answered for one match, at most."""
-        self._asked = asked
-        self._limit = limit
-
-    def holding(self, connection: sqlite3.Connection, match: str) -> list[int]:
-        """Those of them that match, newest first."""
-        return ids_of(
-            connection,
-            f"SELECT c.id AS rowid FROM chunks_text t_ CROSS JOIN chunks c ON c.id = t_.rowid{SOURCES}"
-            f" WHERE t_.chunks_text MATCH ? AND {self._asked.where} ORDER BY t_.rowid DESC LIMIT ?",
-            (match, *self._asked.values, self._limit),
-        )
+    return bool(count >= BROAD_MATCHES and total * count / size > broad)
 
 
 class Own(Container[int]):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from schemas.bodies.search import Search
 from schemas.errors import BusError
 from workers.memory.vectors.encoder import Encoder, Start
 from workers.memory.vectors.index import VectorIndex
+from workers.memory.vectors.unavailable import IndexBusy, IndexUnavailable
 
 # Chunks asked of the vector index where those that fulfil the filters are not among the nearest. It takes 30 ms.
 FAR_NEAREST: Final = 10_000
 
+# Seconds a search waits for an index in this process that is busy: what keeps it longer must not make every search hang.
+# One that is elsewhere has a limit of its own.
+BUSY_WAIT_S: Final = 2.0
+
 
 class Meaning:
-    """What one query means. First `encode`, then `ask_server`, then `cosines`.
+    """What one query means. First `encode`, then `ask` unless `is_index_here`, then `cosines`.
 
     degraded: why nothing is known by meaning, "" where it is. start: to be called, from any thread, when the encoder may
     begin. is_encoded: `encode` is over. limit: chunks asked of the index at first.
@@ -44,7 +50,7 @@ class Meaning:
             self.degraded = (
                 "no search by meaning: there is no encoder"
                 if encoder is None
-                else "no search by meaning: there are no vectors"
+                else "no search by meaning: there are no vectors; memory.stats says why"
             )
             return
         try:
@@ -54,26 +60,37 @@ class Meaning:
         else:
             self._index = index
 
-    async def ask_server(self, only: frozenset[int] | None) -> None:
-        """Ask an index that is elsewhere; one in this process is asked by `cosines`. only: see there."""
+    @property
+    def is_index_here(self) -> bool:
+        """`cosines` asks the index; else `ask` has to. True also where there is nothing to ask."""
+        return self._index is None or self._index.search_here is not None
+
+    async def ask(self, only: frozenset[int] | None) -> None:
+        """Ask an index that is elsewhere, or busy: BUSY_WAIT_S at most. only: see `cosines`."""
         index = self._index
-        if index is None or index.search_here is not None:
+        if index is None:
             return
         try:
-            for limit in (self._limit, FAR_NEAREST):
-                found = await index.search(
-                    self._vector, ns=self._request.ns, kinds=self._request.filters.kinds, limit=limit
-                )
-                self._cosines = dict(found)
-                if self._is_enough(self._cosines, only):
-                    break
+            async with asyncio.timeout(BUSY_WAIT_S if self.is_index_here else None):
+                for limit in (self._limit, FAR_NEAREST):
+                    found = await index.search(
+                        self._vector, ns=self._request.ns, kinds=self._request.filters.kinds, limit=limit
+                    )
+                    self._cosines = dict(found)
+                    if self._is_enough(self._cosines, only):
+                        break
+        except TimeoutError:
+            self._give_up(IndexUnavailable(f"the vector index has been busy for {BUSY_WAIT_S:g} s"))
         except BusError as error:
             self._give_up(error)
 
     def cosines(self, only: frozenset[int] | None) -> dict[int, float]:
-        """Chunk -> cosine of the nearest, in any thread. only: the chunks that may be hits, None for all."""
+        """Chunk -> cosine of the nearest, in any thread. only: the chunks that may be hits, None for all.
+
+        Raises IndexBusy where the index is here and not free; `ask` waits for it.
+        """
         search = self._index.search_here if self._index is not None else None
-        if search is None:
+        if self._cosines is not None or search is None:
             return self._cosines or {}
         cosines: dict[int, float] = {}
         try:
@@ -81,6 +98,8 @@ class Meaning:
                 cosines = dict(search(self._vector, self._request.ns, self._request.filters.kinds, limit))
                 if self._is_enough(cosines, only):
                     break
+        except IndexBusy:
+            raise
         except BusError as error:
             self._give_up(error)
         return cosines
@@ -91,5 +110,5 @@ class Meaning:
         return len(only & cosines.keys()) >= min(self._request.k, len(only))
 
     def _give_up(self, error: BusError) -> None:
-        self._index = None
+        self._index = self._cosines = None
         self.degraded = f"no search by meaning: {error.message}"

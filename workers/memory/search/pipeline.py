@@ -33,12 +33,13 @@ from workers.memory.search.meaning import Meaning
 from workers.memory.search.query import Query, Tokenizer, understand
 from workers.memory.search.ranking import Relevance
 from workers.memory.search.sight import Sight
-from workers.memory.search.text_index import Chosen, ChosenIds, Found, TextIndex
+from workers.memory.search.text_index import ChosenIds, Found, TextIndex
 from workers.memory.search.weighing import FILTERED_TIMES, Case, Draft, Weighing, find_evidence
 from workers.memory.text import check_texts
 from workers.memory.uses import noting_use
 from workers.memory.vectors.encoder import Encoder
 from workers.memory.vectors.index import VectorIndex
+from workers.memory.vectors.unavailable import IndexBusy
 
 log = logging.getLogger("olympus.memory")
 
@@ -108,14 +109,20 @@ class Searcher:
         finally:
             late.cancel()
             encoding.cancel()
-        await meaning.ask_server(draft.only)
-        # One state of the database, so that what was found is still there when it is shown. An index in this process is
-        # asked in the same thread: to wake another and come back takes a quarter of the time of asking.
-        hits, waiting = await self._records.read_whole(
-            lambda connection: self._weigh(
-                connection, Case(request, draft, meaning.cosines(draft.only), reference, now)
-            )
-        )
+        if not meaning.is_index_here:
+            await meaning.ask(draft.only)
+
+        def weigh(connection: sqlite3.Connection) -> tuple[list[SearchHit], int]:
+            # An index in this process is asked in the same thread: to wake another takes a quarter of the time of asking.
+            return self._weigh(connection, Case(request, draft, meaning.cosines(draft.only), reference, now))
+
+        # One state of the database, so that what was found is still there when it is shown.
+        try:
+            hits, waiting = await self._records.read_whole(weigh)
+        except IndexBusy:
+            # A reader must not wait for it: others need the reader.
+            await meaning.ask(draft.only)
+            hits, waiting = await self._records.read_whole(weigh)
         self._tell(meaning.degraded)
         if request.touch and hits:
             await self._touch(request.ns, hits)
@@ -146,7 +153,7 @@ class Searcher:
         prepare(connection, request.filters)
         only = self._breadth.allowed(connection, request.ns, request.filters, asked) if asked.is_filter else None
 
-        def find_among(connection: sqlite3.Connection, chosen: Chosen | None) -> Found:
+        def find_among(connection: sqlite3.Connection, chosen: ChosenIds | None) -> Found:
             match request.mode:
                 case "dense":
                     return Found()
@@ -160,14 +167,18 @@ class Searcher:
         found = find_among(connection, None if only is None else ChosenIds(only))
         evidence = find_evidence(connection, request, query, found, only, self._tokenizer)
         sight = Sight(request.ns, asked, self._tokenizer.name_words)
+        commits = self._records.database.commits
         if not meaning.is_encoded:
             by_words = Relevance(self._settings, found, {}).seeds(self._settings.candidates, only)
             sight.look(connection, [*by_words, *evidence.chunks])
-        return Draft(query, found, only, evidence, sight, find_among)
+        return Draft(query, found, only, evidence, sight, commits, find_among)
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""
         prepare(connection, case.request.filters)
+        if self._records.database.commits != case.draft.commits:
+            # What was read ahead may be gone, and whoever removed it may have been answered.
+            case.draft.sight.forget()
         hits = Weighing(connection, case, self._settings, self._records.page_bytes).hits()
         return hits, candidates.waiting(connection, WAITING_MAX)
 

@@ -32,6 +32,12 @@ class Sight:
         self._chains: dict[int, list[int] | None] = {}
         self._rows: dict[int, Row | None] = {}
 
+    def forget(self) -> None:
+        """Read everything anew."""
+        self.links = Neighbours()
+        self._chains.clear()
+        self._rows.clear()
+
     def look(self, connection: sqlite3.Connection, seeds: Collection[int]) -> None:
         """Read these chunks, before it is known whether they will be asked for."""
         self._own(connection, seeds)

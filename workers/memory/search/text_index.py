@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -153,7 +153,7 @@ class TextIndex:
         connection: sqlite3.Connection,
         ns: str,
         terms: Iterable[Term],
-        chosen: Chosen | None = None,
+        chosen: ChosenIds | None = None,
     ) -> Found:
         """The chunks of `ns` with any of the terms, of `chosen` where there are such. Chunks of other namespaces may be
         among them.
@@ -211,9 +211,11 @@ class TextIndex:
             until = kept.until
         else:
             holders, until = Holders(_holding(connection, match, self._budget)), now + KEEP_S
+        # What was committed since `total` was read may be among them.
+        upto = max(total, holders.newest[0]) if holders.newest else total
         with self._lock:
             if age == self._age:
-                self._keep(match, _Kept(holders, total, until))
+                self._keep(match, _Kept(holders, upto, until))
         return holders
 
     def _keep(self, match: str, kept: _Kept) -> None:
@@ -259,16 +261,8 @@ class TextIndex:
         return share
 
 
-class Chosen(Protocol):
-    """Chunks that alone may be hits."""
-
-    def holding(self, connection: sqlite3.Connection, match: str) -> list[int]:
-        """Those of them that match, newest first."""
-        ...
-
-
 class ChosenIds:
-    """Chunks that are known by id."""
+    """Chunks that alone may be hits, by id."""
 
     def __init__(self, chunks: Iterable[int]) -> None:
         self._chunks = msgspec.json.encode(list(chunks)).decode()
@@ -277,7 +271,7 @@ class ChosenIds:
         """Those of them that match, newest first."""
         # With the plus SQLite walks the entries of the word and looks each up in the set: 0.1 ms a thousand. Without, it
         # asks the full-text index for each of the set: 30 microseconds each.
-        return ids_of(
+        return _ids(
             connection,
             "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
             " ORDER BY rowid DESC",
@@ -287,14 +281,14 @@ class ChosenIds:
 
 def _holding(connection: sqlite3.Connection, match: str, limit: int, *, after: int = 0) -> list[int]:
     """The newest chunks that match, of those with ids above `after`, newest first."""
-    return ids_of(
+    return _ids(
         connection,
         "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND rowid > ? ORDER BY rowid DESC LIMIT ?",
         (match, after, limit),
     )
 
 
-def ids_of(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[int]:
+def _ids(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[int]:
     """What the statement answers as `rowid`."""
     # As one value: half the time of thousands of rows.
     (chunks,) = connection.execute(f"SELECT json_group_array(rowid) FROM ({statement})", values).fetchone()

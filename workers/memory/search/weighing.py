@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 from bus.settings import SearchSettings
 from schemas.bodies.search import Search, SearchHit, Signal
 from workers.memory.search import candidates
-from workers.memory.search.filters import Fulfilling, Own, condition, fulfilling, newest
-from workers.memory.search.query import GENERIC_WORDS, STOP_WORDS, Query, Tokenizer
+from workers.memory.search.filters import FULFILLING_MAX, Own, condition, fulfilling, newest
+from workers.memory.search.query import GENERIC_WORDS, STOP_WORDS, TERMS_MAX, Query, Tokenizer
 from workers.memory.search.ranking import (
     Ranked,
     Relevance,
@@ -28,7 +28,7 @@ from workers.memory.search.ranking import (
     with_relation,
 )
 from workers.memory.search.sight import Sight, read_metadata
-from workers.memory.search.text_index import Chosen, Found, said_by
+from workers.memory.search.text_index import ChosenIds, Found, said_by
 from workers.memory.values import unpack
 
 # Candidates are this many times as many where filters will leave some of them out.
@@ -41,6 +41,9 @@ RELATIONS_MAX: Final = 50
 # Words with which a query that names no topic asks for whatever there is: "anything new?", "what did we talk about?".
 # Without one of them it is a remark, "I know", and all that is remembered would answer it.
 _WHATEVER: Final = frozenset("all anything everything latest new news something thing things what".split())
+
+# Words in a row of a query, at most, that are looked up as a tag spelled so.
+TAG_WORDS: Final = 3
 
 _WORD: Final = re.compile(r"\w+")
 
@@ -63,7 +66,7 @@ class Draft(NamedTuple):
     """What is known of one search without its meaning.
 
     only: the chunks that fulfil the filters, None where there are no filters or too many such chunks. sight: what was
-    read of chunks meanwhile. find_among: looks the words up in some chunks alone.
+    read of chunks meanwhile, once `commits` batches were committed. find_among: looks the words up in some chunks alone.
     """
 
     query: Query
@@ -71,7 +74,8 @@ class Draft(NamedTuple):
     only: frozenset[int] | None
     evidence: Evidence
     sight: Sight
-    find_among: Callable[[sqlite3.Connection, Chosen], Found]
+    commits: int
+    find_among: Callable[[sqlite3.Connection, ChosenIds], Found]
 
 
 class Case(NamedTuple):
@@ -129,12 +133,20 @@ def _named_tags(
     stems = {term.stem for term in words}
     phrases = [(term.stem, _row_of_stems(tokenizer, term.match)) for term in asked if " " in term.match]
     named = {}
-    for tag in candidates.tags_with(connection, ns, [term.match for term in words]):
+    for tag in candidates.tags_with(connection, ns, [term.match for term in words], _spelled(query.text)):
         content = frozenset(word.stem for word in tokenizer.words(tag) if word.plain not in STOP_WORDS)
         if content <= stems:
             written = _row_of_stems(tokenizer, tag) if phrases else ""
             named[tag] = content.union(stem for stem, phrase in phrases if phrase in written)
     return named
+
+
+def _spelled(text: str) -> set[str]:
+    """The words of a query and what stands in a row of them, as somebody may have written a tag."""
+    words = _WORD.findall(text)[:TERMS_MAX]
+    rows = [words[at : at + length] for length in range(1, TAG_WORDS + 1) for at in range(len(words) - length + 1)]
+    joined = {joint.join(row) for row in rows for joint in " -_"}
+    return joined | {each.lower() for each in joined} | {word.capitalize() for word in words}
 
 
 def _row_of_stems(tokenizer: Tokenizer, text: str) -> str:
@@ -201,7 +213,8 @@ class Weighing:
     def _fulfilling(self) -> Collection[int]:
         """All that words and meaning say something of and that fulfils the filters."""
         # The words were looked up in what is newest, and little of that fulfils them.
-        self._found = self._draft.find_among(self._connection, Fulfilling(self._asked, self._settings.postings))
+        chosen = newest(self._connection, self._asked, FULFILLING_MAX)
+        self._found = self._draft.find_among(self._connection, ChosenIds(chosen))
         self._relevance = Relevance(self._settings, self._found, self._case.cosines)
         return self._found.chunks() | fulfilling(self._connection, self._case.cosines, self._asked)
 
@@ -262,7 +275,7 @@ class Weighing:
         return order(related)
 
     def _shown(self, best: list[Ranked]) -> list[SearchHit]:
-        """The hits, fewer where their metadata would make them longer than a message may be."""
+        """The hits, fewer where they would be longer than a message may be."""
         hits: list[SearchHit] = []
         left = self._page_bytes
         for hit in best:
@@ -270,7 +283,7 @@ class Weighing:
             metadata = row.metadata
             if metadata is None:
                 metadata = read_metadata(self._connection, row.id)
-            left -= len(metadata)
+            left -= len(metadata) + len(row.text.encode()) + len(row.title or "") + sum(map(len, row.tags))
             if left < 0 and hits:
                 break
             hits.append(

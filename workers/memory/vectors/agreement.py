@@ -12,6 +12,7 @@ Ids alone do not tell that an index is this database's: another one gives the sa
     D, n pages      D, n pages      as it should be
     D, n pages      D, fewer        the index lost its last writes, or was out of use: every id is compared
     D, n pages      D, more         the database is an older copy: every id is compared, and it becomes another database
+    E, once D       D               it has become another one, and the index was not told: every id is compared
     -, or others    D               vectors of other texts: all of them go
 """
 
@@ -45,7 +46,7 @@ REPORTED_IDS: Final = 100
 # Key in `service_state`: the model that the orders in the outbox were written for.
 MODEL_KEY: Final = "vectors.model"
 
-# Key in `service_state`: the database's mark, as a pair.
+# Key in `service_state`: the database's mark, as an array.
 MARK_KEY: Final = "vectors.mark"
 
 # What `vector_model` holds of a chunk whose text the model cannot encode; no model is called so. With it goes a key in
@@ -53,6 +54,14 @@ MARK_KEY: Final = "vectors.mark"
 UNENCODABLE: Final = "none"
 _UNENCODABLE_KEY: Final = "vectors.unencodable/"
 _UNENCODABLE_KEYS_END: Final = "vectors.unencodable0"
+
+# Which keys those are, and whether a key's chunk still bears UNENCODABLE: one that is deleted or restored keeps its key
+# until its order is carried out.
+_IS_UNENCODABLE_KEY: Final = f"key >= '{_UNENCODABLE_KEY}' AND key < '{_UNENCODABLE_KEYS_END}'"
+_IS_UNENCODABLE: Final = (
+    f"EXISTS (SELECT 1 FROM main.chunks WHERE id = CAST(substr(key, {len(_UNENCODABLE_KEY) + 1}) AS INTEGER)"
+    f" AND vector_model = '{UNENCODABLE}')"
+)
 
 # Bytes of a database's random id.
 _DATABASE_ID_BYTES: Final = 16
@@ -75,10 +84,14 @@ class Counts(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What a database and its index both bear. database: random. pages: of orders, carried out and ticked off."""
+    """What a database and its index both bear. database: random. pages: of orders, carried out and ticked off.
+
+    previous: what the database was called before, until its index bears the new name; the index never bears it.
+    """
 
     database: str
     pages: int
+    previous: str | None = None
 
     @classmethod
     def of(cls, words: str) -> Self | None:
@@ -167,14 +180,21 @@ async def settle(records: Records, index: VectorIndex, model: str) -> None:
                     "repaired": verified.repaired,
                 },
             )
-        is_copy = mine is not None and theirs is not None and theirs.pages > mine.pages
+        is_copy = (
+            mine is not None and theirs is not None and theirs.database == mine.database and theirs.pages > mine.pages
+        )
     else:
         return
     # The newer state of which this database is an older copy may come back, and ids mean other texts by then.
     if mine is None or is_copy:
-        mine = new = Mark(secrets.token_hex(_DATABASE_ID_BYTES), mine.pages if mine is not None else 0)
+        name = secrets.token_hex(_DATABASE_ID_BYTES)
+        mine = new = Mark(name, mine.pages, mine.database) if mine is not None else Mark(name, 0)
         await records.write(lambda connection, now: _write_mark(connection, new))
     await index.write_mark(str(mine))
+    if mine.previous is not None:
+        # Only now: had the process ended in between, the index would be another database's for ever.
+        settled = mine._replace(previous=None)
+        await records.write(lambda connection, now: _write_mark(connection, settled))
 
 
 async def is_of_another(records: Records, index: VectorIndex) -> bool:
@@ -183,7 +203,7 @@ async def is_of_another(records: Records, index: VectorIndex) -> bool:
 
 
 def _is_of_another(mine: Mark | None, theirs: Mark | None) -> bool:
-    return theirs is not None and (mine is None or mine.database != theirs.database)
+    return theirs is not None and (mine is None or theirs.database not in (mine.database, mine.previous))
 
 
 def _taken() -> IndexTaken:
@@ -296,7 +316,7 @@ def read_counts(connection: sqlite3.Connection) -> Counts:
 def count_unencodable(connection: sqlite3.Connection) -> int:
     """How many chunks the model cannot encode."""
     (count,) = connection.execute(
-        "SELECT count(*) FROM service_state WHERE key >= ? AND key < ?", (_UNENCODABLE_KEY, _UNENCODABLE_KEYS_END)
+        f"SELECT count(*) FROM main.service_state WHERE {_IS_UNENCODABLE_KEY} AND {_IS_UNENCODABLE}"
     ).fetchone()
     return int(count)
 
@@ -308,8 +328,13 @@ def note_unencodable(connection: sqlite3.Connection, id: int, model: str) -> Non
 
 def forget_unencodable(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
     """Chunks that are gone or get another chance."""
-    if count_unencodable(connection):
+    if connection.execute(f"SELECT 1 FROM service_state WHERE {_IS_UNENCODABLE_KEY} LIMIT 1").fetchone():
         connection.executemany("DELETE FROM service_state WHERE key = ?", [(f"{_UNENCODABLE_KEY}{id}",) for id in ids])
+
+
+def forget_stray_unencodable(connection: sqlite3.Connection) -> None:
+    """Chunks that are not there, or not as UNENCODABLE: after a database took the place of another."""
+    connection.execute(f"DELETE FROM main.service_state WHERE {_IS_UNENCODABLE_KEY} AND NOT {_IS_UNENCODABLE}")
 
 
 def count_page(connection: sqlite3.Connection) -> Mark | None:
@@ -317,7 +342,7 @@ def count_page(connection: sqlite3.Connection) -> Mark | None:
     mark = read_mark(connection)
     if mark is None:
         return None
-    mark = Mark(mark.database, mark.pages + 1)
+    mark = mark._replace(pages=mark.pages + 1)
     _write_state(connection, MARK_KEY, mark)
     return mark
 

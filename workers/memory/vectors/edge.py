@@ -34,7 +34,7 @@ from workers.memory.vectors.index import (
     place,
     slug,
 )
-from workers.memory.vectors.unavailable import IndexUnavailable
+from workers.memory.vectors.unavailable import IndexBusy, IndexUnavailable
 
 if TYPE_CHECKING:
     from qdrant_edge import EdgeConfig, EdgeShard, Filter
@@ -75,8 +75,8 @@ _FULL_SCAN_KIB: Final = 3_000
 # Bytes of a stored component.
 _HALF_BYTES: Final = 2
 
-# Seconds a search waits for the engine: what holds it longer must not make every search hang.
-SEARCH_WAIT_S: Final = 2.0
+# Seconds a thread that others need waits for its turn: longer than a page of points takes to be stored.
+TURN_WAIT_S: Final = 0.05
 
 # Bytes copied between two looks whether the copy is still wanted.
 _COPIED_BYTES: Final = 4 * 1024 * 1024
@@ -155,18 +155,18 @@ class EdgeIndex:
         self, vector: bytes, *, ns: str, kinds: Sequence[str] | None, limit: int
     ) -> list[tuple[int, float]]:
         """The nearest points of a namespace, and of `kinds` unless None: id and cosine, best first."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self.search_here, vector, ns, kinds, limit
-        )
+        if kinds is not None and not kinds:
+            return []
+        return await self._run(lambda shard: _search(shard, vector, _filter(ns, kinds), limit))
 
     def search_here(
         self, vector: bytes, ns: str, kinds: Sequence[str] | None, limit: int, /
     ) -> list[tuple[int, float]]:
-        """`search` in the thread that calls it, which waits SEARCH_WAIT_S for its turn at most."""
+        """`search` in the thread that calls it, which waits TURN_WAIT_S for its turn at most. Raises IndexBusy."""
         if kinds is not None and not kinds:
             return []
-        if not self._turn.acquire(timeout=SEARCH_WAIT_S):
-            raise IndexUnavailable(f"the vector index has been busy for {SEARCH_WAIT_S:g} s")
+        if not self._turn.acquire(timeout=TURN_WAIT_S):
+            raise IndexBusy(f"the vector index has been busy for {TURN_WAIT_S:g} s")
         try:
             return _guarded(lambda: _search(self._opened(), vector, _filter(ns, kinds), limit))
         finally:

@@ -23,3 +23,7 @@ class IndexUnavailable(VectorsUnavailable):
 
 class IndexTaken(IndexUnavailable):
     """The index on the server holds the vectors of another database."""
+
+
+class IndexBusy(IndexUnavailable):
+    """The index does something else just now and may not be waited for here."""
