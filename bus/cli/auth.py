@@ -74,7 +74,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ns", action="append", metavar="PATTERN", help="add-user: where, e.g. 'user.ada.*' or '*'; repeatable"
     )
     parser.add_argument(
-        "--take-over", action="store_true", help="add-user: give it the name of a deleted user and what that one stored"
+        "--take-over",
+        action="store_true",
+        help="add-user: give it the name of a deleted user, and what is stored by it",
     )
     parser.add_argument("--password-stdin", action="store_true", help="read the password from the first line of stdin")
     parser.add_argument("--for", dest="for_s", type=duration, metavar="TIME", help="issue: how long it is good (30d)")

@@ -69,7 +69,7 @@ class PasswordChange(SecretRequest, frozen=True, kw_only=True):
 class UserAdd(SecretRequest, frozen=True, kw_only=True):
     """Without `scopes` and `namespaces` as who registers; `admin` gives all; `take_over` allows a deleted user's name.
 
-    What the deleted user stored then belongs to the new one.
+    Also one in whose namespaces anything is kept. What is stored by the name then belongs to the new user.
     """
 
     user_id: UserName

@@ -567,7 +567,7 @@ async def test_what_a_deleted_user_stored_is_nobodys_by_the_name_alone(serve_bro
 async def test_nobody_signs_up_under_a_name_that_something_is_stored_by(
     serve_broker: Serve, ns: str, is_free: bool
 ) -> None:
-    """Also where no user ever had it; an admin adds that user without more."""
+    """Also where no user is known to have had it; an admin who adds that user says that it is to have what is there."""
     async with serve_broker() as settings, house(settings, allow_register=True) as here:
         admin = here.admin["token"]
         await here.ask("memory.kv.set", KvSet(key="k", value=1, ns=ns), admin)
@@ -577,7 +577,10 @@ async def test_nobody_signs_up_under_a_name_that_something_is_stored_by(
         else:
             with pytest.raises(Conflict, match="what somebody stored goes by it"):
                 await asked
-            await here.add("ada")
+            with pytest.raises(Conflict, match="something is stored in the namespaces of 'ada'") as refused:
+                await here.add("ada")
+            assert refused.value.details == {"field": "take_over", "user_id": "ada"}
+            await here.add("ada", take_over=True)
 
 
 async def test_rights_taken_away_are_gone_from_tokens_already_given(serve_broker: Serve) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from schemas.bodies.accounts import TrustOutcome
 from schemas.bodies.items import Experience
+from schemas.errors import QuotaExceeded
 from workers.gateway.legacy.agent import Agent, Refused
 from workers.gateway.legacy.agents import (
     authentication,
@@ -24,6 +26,7 @@ from workers.gateway.legacy.agents import (
 )
 from workers.gateway.legacy.agents.pattern_search import TEXT_CHARACTERS, PatternSearch
 from workers.gateway.legacy.agents.sealed import record_key, seal, unseal
+from workers.gateway.legacy.house import House
 
 NOW = 1_800_000_000.0
 DAY = reasoning_commands.IDLE_S
@@ -399,6 +402,30 @@ def test_a_short_password_is_lengthened_only_where_no_rights_hang_on_it() -> Non
     assert authentication.password_of("pw", is_strict=False) == "legacy-short:pw"
     assert authentication.password_of("pw", is_strict=True) == "pw"
     assert authentication.password_of("long enough", is_strict=False) == "long enough"
+
+
+async def test_who_signs_up_too_often_is_told_when_to_try_again() -> None:
+    """In the words of the agent, not in those of the bus about a source that the client never heard of."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise QuotaExceeded("too many sign-ups from 'legacy'; the next one in 4 s", retry_after_s=4.0)
+
+    house = SimpleNamespace(
+        settings=SimpleNamespace(auth=SimpleNamespace(required=True)),
+        client=SimpleNamespace(request=refuse),
+        note=print,
+    )
+    fields = {"action": "register", "user_id": "ada", "password": "long enough"}
+
+    reply = await authentication.AGENT.answer(fields, cast("House", house))
+
+    assert reply == {
+        "status": "error",
+        "message": "Too many registrations, try again in 4 s",
+        "error": "Too many registrations, try again in 4 s",
+        "code": "quota_exceeded",
+        "retry_after_s": 4.0,
+    }
 
 
 async def test_what_is_sealed_opens_with_its_token_alone() -> None:

@@ -154,10 +154,25 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("argon2.PasswordHasher", partial(PasswordHasher, time_cost=1, memory_cost=8, parallelism=1))
 
 
+def open_to_strangers(settings: Settings) -> Settings:
+    """Everybody has to sign in, and may sign up."""
+    return msgspec.structs.replace(
+        settings, auth=msgspec.structs.replace(settings.auth, required=True, allow_register=True)
+    )
+
+
+@pytest.mark.usefixtures("cheap_passwords")
+async def test_where_nobody_has_to_sign_in_no_sign_up_waits(settings: Settings) -> None:
+    """Anybody may do anything, and the many clients of an edge are one source."""
+    async with bench(settings, now=lambda: START_S) as at:
+        for number in range(FREE_SIGN_UPS + 5):
+            assert (await at.sign_up(f"user{number}", "legacy")).user_id == f"user{number}"
+
+
 @pytest.mark.usefixtures("cheap_passwords")
 async def test_sign_ups_of_one_source_are_slowed_down(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that fail, and many at once; those of another source and the same request again are not."""
-    async with bench(settings, now=lambda: START_S) as at:
+    async with bench(open_to_strangers(settings), now=lambda: START_S) as at:
         monkeypatch.setattr(at.accounts._slowdown, "_now", lambda: START_S)
         request_id = new_id()
         first = await at.sign_up("first", "attic", request_id)

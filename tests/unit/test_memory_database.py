@@ -16,6 +16,8 @@ import pytest
 
 from bus.metrics import Figures
 from schemas.bodies.memory import KvGet
+from schemas.bodies.upkeep import MemoryBackup, MemoryRestore
+from schemas.envelope import new_id
 from schemas.errors import Conflict, Internal
 from schemas.metrics import MEMORY_COMMIT_SECONDS, MEMORY_COMMITS, MEMORY_WRITES, MEMORY_WRITES_WAITING
 from workers.memory import database as database_module
@@ -24,7 +26,10 @@ from workers.memory.connection import Connection
 from workers.memory.database import HERE_MAX_BYTES, MAX_BATCH, Database
 from workers.memory.migrations import Migration, load_migrations
 from workers.memory.outcome import Event, Outcome, changed
+from workers.memory.records import Records
 from workers.memory.sqlite_errors import UnusableDatabase
+from workers.memory.upkeep.backup import Backups
+from workers.memory.upkeep.restore import Restores
 from workers.memory.values import pack, unpack
 
 # Half a minute at the least, and no more than some, so that a thread which nobody ends does end.
@@ -436,7 +441,7 @@ async def test_closing_does_not_wait_for_the_check(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("way", ["read", "read_here"])
-async def test_damage_that_a_reading_meets_is_told_until_the_service_ends(
+async def test_damage_that_a_reading_meets_is_stays_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Not to its caller alone: the state of the service names it, whatever is written elsewhere."""
@@ -453,6 +458,57 @@ async def test_damage_that_a_reading_meets_is_told_until_the_service_ends(
 
         await database.write(insert("a"))
         assert "is damaged" in database.problem
+
+
+async def unheard(*_: Any) -> None:
+    """Nobody listens to the progress."""
+
+
+async def test_after_a_restore_no_damage_is_told_and_what_was_restored_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The damage is gone with the pages that had it; a check of them that was still going on says nothing either."""
+    path = tmp_path / "memory.db"
+    monkeypatch.setattr(migrations, "QUICK_CHECK_MAX_BYTES", 0)
+    records = await Records.open(path, readers=2, on_committed=lambda _: None)
+    await records.write(insert("a"))
+    made = await Backups(records).backup(MemoryBackup(name="sound"), new_id(), unheard)
+    await records.close()
+    damage(path, "suggestions")
+
+    records = await Records.open(path, readers=2, on_committed=lambda _: None)
+    try:
+        database = records.database
+        with pytest.raises(Internal, match="is damaged"):
+            await records.read(lambda connection: connection.execute("SELECT * FROM suggestions").fetchall())
+        assert "is damaged" in database.problem
+        before = database._checking
+        monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0.0)
+
+        await Restores(records, []).restore(MemoryRestore(path=made.path), new_id(), unheard)
+
+        assert database.problem == ""
+        assert before is not None
+        assert before.cancelled()
+        assert database._checking is not None
+        await asyncio.wait_for(asyncio.shield(database._checking), 10)
+        assert database.problem == ""
+        assert await records.read(lambda connection: connection.execute("SELECT key FROM facts").fetchall()) == [("a",)]
+    finally:
+        await records.close()
+
+
+async def test_damage_in_what_was_restored_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a small file, which is checked at the start only otherwise."""
+    monkeypatch.setattr(database_module, "CHECK_AFTER_S", 0.0)
+    monkeypatch.setattr(database_module, "find_damage", lambda _: "page 7 is torn")
+    async with opened(tmp_path / "memory.db") as database:
+        assert database.problem == ""
+        await database.replaced()
+
+        assert database._checking is not None
+        await asyncio.wait_for(asyncio.shield(database._checking), 10)
+        assert "page 7 is torn" in database.problem
 
 
 async def test_another_programs_database_is_refused(tmp_path: Path) -> None:

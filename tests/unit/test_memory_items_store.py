@@ -346,8 +346,8 @@ async def test_a_large_cascade_is_gone_at_once_and_removed_page_by_page(
     pages: list[int] = []
     expire = removal.expire
 
-    def note(*arguments: Any) -> Outcome:
-        outcome = expire(*arguments)
+    def note(*arguments: Any, **named: Any) -> Outcome:
+        outcome = expire(*arguments, **named)
         pages.append(len(outcome.events))
         return outcome
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from schemas.bodies.sessions import Bridge, SessionBridge, SessionUpdate
 from schemas.errors import NotFound
@@ -148,6 +149,46 @@ async def test_what_stands_far_into_a_long_turn_is_shown(tmp_path: Path) -> None
     assert minutes.content.startswith("... ")
     assert "The rhubarb is in the cellar." in minutes.content
     assert (minutes.is_cut, thanks.content, thanks.is_cut) == (True, "Thanks!", False)
+
+
+@pytest.mark.parametrize("is_question_first", [True, False])
+async def test_what_was_found_far_into_a_turn_is_shown_beside_its_better_neighbour(
+    tmp_path: Path, is_question_first: bool
+) -> None:
+    """The window of the question, which ranks first, holds the part of the answer that was found, not its beginning."""
+    question, answer = "Where is the rhubarb cellar?", "Minutes. " * 500 + "The rhubarb is in the northern cellar."
+    said = [question, answer] if is_question_first else [answer, question]
+    number = 2 if is_question_first else 1
+    start = len("Minutes. ") * 500
+    found = hit(f"old/{number}", "The rhubarb is in the northern cellar.", "turn")
+    finder = GivenFinder(
+        hit(f"old/{3 - number}", question, "turn", 2.0), replace(found, start=start, end=len(answer), score=1.0)
+    )
+    async with bench(tmp_path, finder=finder) as at:
+        await at.session("old", user_id="ada")
+        await at.say(*said, session_id="old")
+        await at.session(user_id="ada")
+        bridged = await bridge(at, query="rhubarb", max_tokens=5_000)
+
+    by_number = {turn.number: turn for turn in bridged.turns}
+    assert by_number[number].content == "... The rhubarb is in the northern cellar. ..."
+    assert by_number[number].is_cut
+    assert (by_number[3 - number].content, by_number[3 - number].is_cut) == (question, False)
+    assert "northern cellar" in bridged.text
+
+
+async def test_the_best_part_of_a_turn_decides_what_is_shown_of_it(tmp_path: Path) -> None:
+    """A worse hit further on does not take the place of the beginning."""
+    said = "The rhubarb is here. " + "Minutes. " * 500 + "Rhubarb, again."
+    further = replace(hit("old/1", "Rhubarb, again.", "turn", 1.0), start=4_521, end=len(said))
+    finder = GivenFinder(hit("old/1", "The rhubarb is here.", "turn", 2.0), further)
+    async with bench(tmp_path, finder=finder) as at:
+        await at.session("old", user_id="ada")
+        await at.say(said, session_id="old")
+        await at.session(user_id="ada")
+        bridged = await bridge(at, query="rhubarb", max_tokens=5_000)
+
+    assert [turn.content[:20] for turn in bridged.turns] == ["The rhubarb is here."]
 
 
 async def test_a_very_long_turn_makes_no_long_answer(tmp_path: Path) -> None:

@@ -634,8 +634,7 @@ async def test_a_forgetting_that_was_cut_off_is_finished_later(tmp_path: Path, m
             patch.setattr(MemoryStore, "_forget_rest", cut_off)
             with pytest.raises(RuntimeError, match="killed"):
                 await at.store.forget(Forget(everything=True), request_id)
-        assert len((await at.store.all(AllFacts())).facts) == 33
-        at.wait(1)
+        assert (await at.store.all(AllFacts())).facts == []
         await at.remember("k030", "said again")
         await at.remember("new")
 
@@ -646,6 +645,47 @@ async def test_a_forgetting_that_was_cut_off_is_finished_later(tmp_path: Path, m
         assert left == [("k030", "said again"), ("new", "v")]
         assert (await at.store.forget(Forget(everything=True), request_id)).forgotten == 40
         assert len((await at.store.all(AllFacts())).facts) == 2
+
+
+async def test_what_is_being_forgotten_is_found_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start on, though the rows are still there; who asks to forget them again forgets nothing."""
+    monkeypatch.setattr(facts, "FORGET_ROWS", 7)
+    request_id = os.urandom(16)
+    request = Forget(category="preference")
+    async with bench(tmp_path) as at:
+        await at.records.write(fill(40))
+        await at.records.write(lambda connection, _: facts.forget(connection, request, request_id))
+
+        with pytest.raises(NotFound):
+            await at.store.recall(Recall(key="k001"), os.urandom(16))
+        found = await at.store.find(Find(query="value", limit=100))
+        assert len(found.facts) == len((await at.store.all(AllFacts())).facts) == 20
+        assert {fact.category for fact in found.facts} == {"fact"}
+        assert "k001" not in (await at.store.prompt(Prompt(max_tokens=4_000))).text
+        assert (await at.store.forget(Forget(key="k001"), os.urandom(16))).forgotten == 0
+        assert (await at.store.forget(request, os.urandom(16))).forgotten == 0
+        assert (await at.store.forget(Forget(everything=True), os.urandom(16))).forgotten == 20
+
+
+async def test_what_is_remembered_along_with_a_forgetting_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one batch, so at the same instant; a key that was forgotten begins anew."""
+    monkeypatch.setattr(facts, "FORGET_ROWS", 7)
+    async with bench(tmp_path) as at:
+        await at.records.write(fill(40))
+        await at.store.recall(Recall(key="k030"), os.urandom(16))
+        at.wait(5)
+
+        forgetting, *_ = await asyncio.gather(
+            at.store.forget(Forget(everything=True), os.urandom(16)), at.remember("k030", "again"), at.remember("zzz")
+        )
+
+        assert forgetting.forgotten == 40
+        left = (await at.store.all(AllFacts())).facts
+        assert [(fact.key, fact.value, fact.access_count) for fact in left] == [("k030", "again", 0), ("zzz", "v", 0)]
+        assert left[0].created_at == left[0].updated_at
+        await at.records.write(check_index)
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,28 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schemas.bodies.memory import KvDelete, KvGet, KvSet, Remember
+from schemas.bodies.memory import AllFacts, Forget, KvDelete, KvGet, KvSet, Remember
 from schemas.bodies.upkeep import BackedUp, MemoryBackup, MemoryRestore, Restored, UpkeepProgress
 from schemas.envelope import new_id
 from schemas.errors import BadRequest, BusError, Conflict, Internal, NotFound, Unprocessable
+from workers.memory import facts
+from workers.memory.accounts import users
 from workers.memory.migrations import load_migrations
 from workers.memory.outcome import Event, Outcome
 from workers.memory.records import Records
 from workers.memory.sqlite_errors import UnusableDatabase
 from workers.memory.store import MemoryStore
+from workers.memory.upkeep import staging
 from workers.memory.upkeep.offline import restore_offline
 from workers.memory.upkeep.stats import Around
 from workers.memory.upkeep.upkeep import Upkeep
+from workers.memory.vectors.agreement import read_counts
 
 NOW = 1_800_000_000.0
 
@@ -459,21 +464,30 @@ async def test_what_is_known_of_the_index_is_not_the_backups(tmp_path: Path) -> 
         assert await memory.ask("SELECT value FROM service_state") == [(b"new",)]
 
 
-async def test_a_forgetting_under_way_takes_nothing_of_what_is_brought_back(tmp_path: Path) -> None:
+async def test_a_forgetting_under_way_takes_nothing_of_what_is_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither one of the present memory nor one that the backup was made in the middle of."""
     state = "INSERT INTO service_state VALUES ('forgetting/{}', CAST('{{}}' AS BLOB))"
     async with opened(tmp_path) as memory:
-        await memory.tell(state.format("00"))
+        await memory.store.remember(Remember(key="pet", value="a tortoise"), new_id())
+        kept = await memory.store.all(AllFacts())
+        request = Forget(everything=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(facts, "FORGET_ROWS", 0)
+            await memory.records.write(lambda connection, _: facts.forget(connection, request, b"\x00"))
+        assert (await memory.store.all(AllFacts())).facts == []
         await memory.backup("monday")
         await memory.tell(state.format("01"))
 
         await memory.restore("monday")
 
         assert await memory.ask("SELECT key FROM service_state") == []
+        assert await memory.store.all(AllFacts()) == kept
 
 
 async def test_who_may_sign_in_does_not_go_back(tmp_path: Path) -> None:
-    """A password or a token revoked since the backup must not work again; into a memory without users they come."""
+    """A password or a token revoked since the backup must not work again; where there never was a user they come."""
     user = "INSERT INTO users VALUES ('{}', '{}', '[]', '[]', 0, 0, 0)"
     async with opened(tmp_path / "one") as one:
         await one.tell(user.format("ada", "old hash"), user.format("eve", "hash"))
@@ -487,6 +501,46 @@ async def test_who_may_sign_in_does_not_go_back(tmp_path: Path) -> None:
         await two.restore(backup)
 
         assert await two.ask("SELECT name FROM users ORDER BY name") == [("ada",), ("eve",)]
+
+
+def deleted(name: str, connection: sqlite3.Connection, now: float) -> Outcome:
+    """A write that deletes a user."""
+    return users.delete(connection, name, now)
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["others stay", "none stays"])
+async def test_a_deleted_user_does_not_come_back(tmp_path: Path, stays: bool) -> None:
+    """Neither the user nor the trust; the name is nobody's, also once the last user is gone. An agent's trust comes."""
+    names = ["ada", "bob", *(["eve"] if stays else [])]
+    async with opened(tmp_path) as memory:
+        await memory.tell(
+            *(f"INSERT INTO users VALUES ('{name}', 'hash', '[]', '[]', 0, 1, 1)" for name in names),
+            *(f"INSERT INTO trust_scores VALUES ('{name}', 1, 1, 2, 1, 1)" for name in [*names, "agent"]),
+            *(
+                "INSERT INTO trust_outcomes (user_id, success, weight, note, reported_by, at)"
+                f" VALUES ('{name}', 1, 1, '', '', 1)"
+                for name in [*names, "agent"]
+            ),
+        )
+        backup = (await memory.backup("one")).path
+        for name in ("ada", "bob"):
+            await memory.records.write(partial(deleted, name))
+        # Somebody else has the name by now.
+        other = users.Account("bob", "other hash", (), (), False)
+        if stays:
+            await memory.records.write(lambda connection, now: users.add(connection, other, now))
+
+        await memory.restore(backup)
+
+        left = [("agent",), ("eve",)] if stays else [("agent",)]
+        assert await memory.ask("SELECT name, password_hash FROM users ORDER BY name") == (
+            [("bob", "other hash"), ("eve", "hash")] if stays else []
+        )
+        assert await memory.ask("SELECT name FROM deleted_users ORDER BY name") == (
+            [("ada",)] if stays else [("ada",), ("bob",)]
+        )
+        assert await memory.ask("SELECT user_id FROM trust_scores ORDER BY user_id") == left
+        assert await memory.ask("SELECT user_id FROM trust_outcomes ORDER BY user_id") == left
 
 
 async def test_a_restore_is_announced_in_every_namespace(tmp_path: Path) -> None:
@@ -627,6 +681,28 @@ async def test_a_disk_that_is_full_leaves_the_memory_as_it_was(tmp_path: Path) -
         assert await memory.ask("PRAGMA integrity_check") == [("ok",)]
         await memory.set(b=2)
         assert not any("partial" in name for name in files(memory.folder))
+
+
+@pytest.mark.parametrize("is_compared", [True, False])
+async def test_restore_counts_only_what_is_there_as_unencodable(tmp_path: Path, is_compared: bool) -> None:
+    """Not what waits for another chance, nor what was gone while its order to be removed still waited."""
+    async with opened(tmp_path) as memory:
+        await memory.tell(
+            *(chunk(id, f"text {id}") for id in (1, 2)),
+            "UPDATE chunks SET vector_model = 'none'",
+            "INSERT INTO service_state VALUES ('vectors.unencodable/1', x'a0'), ('vectors.unencodable/2', x'a0')",
+            "DELETE FROM chunks WHERE id = 2",
+            "DELETE FROM outbox",
+            "INSERT INTO outbox (chunk_id, action) VALUES (2, 'remove')",
+        )
+        backup = Path((await memory.backup("monday")).path)
+
+        await asyncio.to_thread(staging.reconcile, backup, memory.path if is_compared else None)
+
+    with closing(sqlite3.connect(backup)) as connection:
+        assert read_counts(connection) == ((1, 0, 1) if is_compared else (1, 1, 0))
+        keys = connection.execute("SELECT key FROM service_state WHERE key GLOB 'vectors.unencodable/*'").fetchall()
+    assert keys == ([("vectors.unencodable/1",)] if is_compared else [])
 
 
 # Without a service ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from schemas.bodies.items import DocPut, ExperienceRecord, MemoryAdd, MemoryDelete
-from schemas.bodies.memory import KvDelete, KvGet, KvSet, Remember
+from schemas.bodies.memory import Forget, KvDelete, KvGet, KvSet, Remember
 from schemas.bodies.sessions import (
     ContextDelete,
     ContextGet,
@@ -29,6 +29,7 @@ from schemas.bodies.sessions import (
 from schemas.bodies.upkeep import ExportPart, ExportRecord, Imported, MemoryExport, MemoryImport, NewRecord
 from schemas.envelope import new_id
 from schemas.errors import BadRequest, BusError, Conflict, TooLarge, Unprocessable
+from workers.memory import facts
 from workers.memory.items.documents import Documents
 from workers.memory.items.experiences import Experiences
 from workers.memory.items.memories import Memories
@@ -39,6 +40,7 @@ from workers.memory.sessions.proactive import Monitor
 from workers.memory.sessions.sessions import Sessions
 from workers.memory.sessions.tokens import Estimator
 from workers.memory.store import MemoryStore
+from workers.memory.upkeep import importing
 from workers.memory.upkeep.export import PART_ROWS, export
 from workers.memory.upkeep.importing import import_records
 from workers.memory.upkeep.kinds import KINDS
@@ -520,6 +522,50 @@ async def test_replacing_closes_no_circle_and_a_parent_may_come_later(tmp_path: 
         assert (await taken_in(records, [under("child", None), under("top", "child")], "replace")).imported == 2
 
 
+@pytest.mark.parametrize("is_top_first", [True, False])
+async def test_an_import_that_only_exchanges_parents_is_taken_in_any_order(tmp_path: Path, is_top_first: bool) -> None:
+    """What is stored in the end decides, not what is between two records; nor a record that a later one replaces."""
+    memory = next(record for record in samples() if record.kind == "memory")
+
+    def under(name: str, parent: str | None) -> NewRecord:
+        return NewRecord(kind="memory", ns="memory", data={**memory.data, "id": name, "parent_id": parent})
+
+    async with opened(tmp_path / "one") as records:
+        await taken_in(records, [under("top", None), under("child", "top"), under("grandchild", "child")])
+        exchanged = [under("top", "child"), under("child", None)]
+        batch = exchanged if is_top_first else exchanged[::-1]
+        assert (await taken_in(records, batch, "replace")).imported == 2
+
+        again = [under("child", "grandchild"), under("top", None), under("child", None)]
+        assert (await taken_in(records, again, "replace")).imported == 3
+        with pytest.raises(Unprocessable, match="record 1") as caught:
+            await taken_in(records, [under("other", "top"), under("child", "grandchild")], "replace")
+        assert caught.value.details["parent_id"] == "grandchild"
+
+
+async def test_the_way_up_is_read_once_however_many_lie_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is one chain costs no more than its records."""
+    memory = next(record for record in samples() if record.kind == "memory")
+    chain = [
+        NewRecord(
+            kind="memory", ns="memory", data={**memory.data, "id": str(n), "parent_id": str(n - 1) if n else None}
+        )
+        for n in range(50)
+    ]
+    asked: list[str] = []
+    parent_of = importing._parent_of
+
+    def note(connection: sqlite3.Connection, ns: str, memory_id: str, now: float) -> str | None:
+        asked.append(memory_id)
+        return parent_of(connection, ns, memory_id, now)
+
+    monkeypatch.setattr(importing, "_parent_of", note)
+    async with opened(tmp_path / "one") as records:
+        await taken_in(records, chain)
+
+    assert sorted(asked) == sorted(str(number) for number in range(50))
+
+
 async def test_an_imported_version_starts_above_those_that_are_gone(tmp_path: Path) -> None:
     """Whoever saw a version of a deleted entry must not find it on another content."""
     async with opened(tmp_path / "one") as records:
@@ -531,6 +577,30 @@ async def test_an_imported_version_starts_above_those_that_are_gone(tmp_path: Pa
         await taken_in(records, [NewRecord(kind="kv", ns="kv", data=head(key="k", value="new", version=2))])
 
         assert (await store.kv_get(KvGet(key="k"))).version == 6
+
+
+@pytest.mark.parametrize("mode", ["fail", "skip", "replace"])
+async def test_a_fact_that_is_being_forgotten_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """For an export, and for an import: what that brings stays, however old it says it is."""
+    async with opened(tmp_path) as records:
+        store = MemoryStore(records)
+        await store.remember(Remember(key="city", value="Porto"), new_id())
+        await store.remember(Remember(key="pet", value="a tortoise"), new_id())
+        first = await everything(records)
+        id = new_id()
+        with monkeypatch.context() as patch:
+            patch.setattr(facts, "FORGET_ROWS", 1)
+            forget = Forget(everything=True)
+            await records.write(lambda connection, _: facts.forget(connection, forget, id))
+            assert await everything(records) == []
+
+            assert (await taken_in(records, as_new(first[1:]), mode)).imported == 1
+            await store.sweep(records.now())
+
+        assert packed(await everything(records)) == packed(first[1:])
+        assert await records.read(lambda raw: row(raw, "SELECT count(*) FROM facts")) == (1,)
 
 
 async def test_an_entry_that_has_expired_is_no_conflict(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from workers.memory.records import Records
 from workers.memory.store import MemoryStore
 from workers.memory.upkeep import stats
 from workers.memory.upkeep.stats import Around, Figures
-from workers.memory.vectors.agreement import note_unencodable
+from workers.memory.vectors.agreement import UNENCODABLE, note_unencodable
 
 
 async def around() -> Around:
@@ -25,6 +26,15 @@ async def around() -> Around:
     return Around(
         vectors=7, encoder="mini", encoder_state="ready", vector_engine="edge", hot_tier="sqlite", degraded=["slow"]
     )
+
+
+def _with_unencodable(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        'INSERT INTO chunks (id, ns, kind, source_id, position, start, "end", text, at, vector_model)'
+        " VALUES (7, 'user', 'memory', 'm', 0, 0, 1, 'x', 0, ?)",
+        (UNENCODABLE,),
+    )
+    note_unencodable(connection, 7, "mini")
 
 
 async def test_figures_tell_counts_sizes_and_states(tmp_path: Path) -> None:
@@ -35,7 +45,7 @@ async def test_figures_tell_counts_sizes_and_states(tmp_path: Path) -> None:
         for ns, key in (("a", "1"), ("a", "2"), ("b", "1")):
             await store.kv_set(KvSet(ns=ns, key=key, value=1), new_id())
         await store.remember(Remember(key="city", value="Porto"), new_id())
-        await records.write(lambda connection, now: Outcome(note_unencodable(connection, 7, "mini"), []))
+        await records.write(lambda connection, now: Outcome(_with_unencodable(connection), []))
 
         told = await Figures(records, around).stats()
 

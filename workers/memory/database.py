@@ -73,6 +73,8 @@ class Database:
         self._refused = ""
         self._damage = ""
         self._checking: asyncio.Task[None] | None = None
+        # How often anything was committed; counted before anybody is answered.
+        self.commits = 0
         self._max_batch = max_batch
         self._writer = writer
         self._now = now
@@ -152,7 +154,7 @@ class Database:
 
     @property
     def problem(self) -> str:
-        """Why the disk did not take what was last written, "" when it did; damage once met is told until the end."""
+        """Why the disk did not take what was last written, "" when it did; damage once met is told until `replaced`."""
         return self._damage or self._refused
 
     @property
@@ -230,8 +232,18 @@ class Database:
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
         # Whoever looks from here on must see what was done.
+        self.commits += 1
         self._end_snapshot()
         return result
+
+    async def replaced(self) -> None:
+        """The content is another now: nothing is told of the old one any more, and the new one is checked."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
+        self._damage = self._refused = ""
+        if not self._is_closed:
+            self._checking = asyncio.create_task(self._check(), name="memory check")
 
     async def _commit_forever(self) -> None:
         is_open = True
@@ -254,6 +266,7 @@ class Database:
             for entry in batch:
                 _fail(entry, error, self.path)
             return
+        self.commits += 1
         self._commits.add()
         self._writes.add(by=len(batch))
         self._commit_s.observe(time.perf_counter() - began)

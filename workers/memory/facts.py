@@ -59,17 +59,21 @@ FACT_OVERHEAD_BYTES: Final = 512
 
 
 class _Forgetting(msgspec.Struct, frozen=True):
-    """What is left of a `forget` that is too much for one transaction.
+    """What is left of a `forget` that is too much for one transaction: the facts that are marked, by _MARK.
 
-    category: None for everything. asked_at: epoch seconds; what is remembered later stays. after: the key up to which
-    it is done.
+    category: None for everything. after: the key up to which it is done.
     """
 
     ns: str
     category: str | None
-    asked_at: float
     after: str = ""
 
+
+# A fact that is being forgotten is there no more for whoever asks; only its row waits to be deleted. No time is below
+# zero, so one that is says so, and what it was can be told again: marking twice takes the mark away.
+_MARK: Final = "updated_at = -1 - updated_at"
+_IS_MARKED: Final = "updated_at < 0"
+IS_KEPT: Final = "updated_at >= 0"
 
 _COLUMNS: Final = "key, value, category, source, ns, created_at, updated_at, access_count, last_accessed_at"
 
@@ -82,6 +86,7 @@ _WORD: Final = re.compile(r"[^\s\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]+")
 
 def remember(connection: sqlite3.Connection, request: Remember, now: float) -> Outcome:
     """Keep the fact; one with the same key is replaced and keeps its age and its access count."""
+    finish_forgetting(connection, request.ns, request.key)
     connection.execute(
         "INSERT INTO facts (ns, key, value, category, source, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (ns, key) DO UPDATE SET value = excluded.value, category = excluded.category,"
@@ -104,7 +109,9 @@ def count_access(connection: sqlite3.Connection, request: Recall, now: float) ->
 
 def read_fact(connection: sqlite3.Connection, ns: str, key: str) -> Fact:
     """The fact as it stands. Raises NotFound."""
-    row = connection.execute(f"SELECT {_COLUMNS} FROM facts WHERE ns = ? AND key = ?", (ns, key)).fetchone()
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM facts WHERE ns = ? AND key = ? AND {IS_KEPT}", (ns, key)
+    ).fetchone()
     if row is None:
         raise NotFound(f"nothing is known as {key!r} in namespace {ns!r}", ns=ns, key=key)
     return _fact(row)
@@ -116,6 +123,7 @@ def find(connection: sqlite3.Connection, request: Find, page_bytes: int) -> Fact
         rows = connection.execute(
             f"SELECT {_prefixed('facts')} FROM facts_text JOIN facts ON facts.id = facts_text.rowid"
             " WHERE facts_text MATCH ? AND facts.ns = ? AND (? IS NULL OR facts.category = ?)"
+            f" AND facts.{IS_KEPT}"
             f" ORDER BY {_RANK}, facts.key LIMIT ?",
             (match, request.ns, request.category, request.category, request.limit),
         )
@@ -125,22 +133,21 @@ def find(connection: sqlite3.Connection, request: Find, page_bytes: int) -> Fact
     return FactPage(facts=[])
 
 
-def forget(connection: sqlite3.Connection, request: Forget, request_id: bytes, now: float) -> Outcome:
+def forget(connection: sqlite3.Connection, request: Forget, request_id: bytes) -> Outcome:
     """Delete one fact, a category or everything in the namespace. Raises BadRequest unless one of them is asked for.
 
-    More than FORGET_ROWS are only noted down here; `forget_some` deletes them.
+    More than FORGET_ROWS are only marked here, and gone for whoever asks; `forget_some` deletes them.
     """
     where, values = _chosen(request)
     (count,) = connection.execute(f"SELECT count(*) FROM facts WHERE {where}", values).fetchone()
     if count <= FORGET_ROWS:
         keys = _delete(connection, request.ns, where, values)
         return Outcome(Forgotten(forgotten=count, keys=keys), [changed(request.ns, key, "forget") for key in keys])
-    # An import may have dated facts ahead: they are asked for like the others.
-    connection.execute(f"UPDATE facts SET updated_at = ? WHERE {where} AND updated_at > ?", (now, *values, now))
-    _note(connection, request_id, _Forgetting(request.ns, request.category, now))
     named = connection.execute(
         f"SELECT key FROM facts WHERE {where} ORDER BY key LIMIT ?", (*values, FORGOTTEN_KEYS_MAX)
-    )
+    ).fetchall()
+    connection.execute(f"UPDATE facts SET {_MARK} WHERE {where}", values)
+    _note(connection, request_id, _Forgetting(request.ns, request.category))
     return Outcome(Forgotten(forgotten=count, keys=[key for (key,) in named]), [])
 
 
@@ -150,8 +157,8 @@ def forget_some(connection: sqlite3.Connection, request_id: bytes) -> Outcome:
     if row is None:
         return Outcome(False, [])
     left = msgspec.msgpack.decode(row[0], type=_Forgetting)
-    where = "ns = ? AND key > ? AND updated_at <= ?"
-    values: tuple[str | float, ...] = (left.ns, left.after, left.asked_at)
+    where = f"ns = ? AND key > ? AND {_IS_MARKED}"
+    values: tuple[str, ...] = (left.ns, left.after)
     if left.category is not None:
         where, values = f"{where} AND category = ?", (*values, left.category)
     keys = _delete(connection, left.ns, where, values)
@@ -161,6 +168,17 @@ def forget_some(connection: sqlite3.Connection, request_id: bytes) -> Outcome:
     else:
         _note(connection, request_id, msgspec.structs.replace(left, after=keys[-1]))
     return Outcome(not is_over, [changed(left.ns, key, "forget", request_id=request_id) for key in keys])
+
+
+def finish_forgetting(connection: sqlite3.Connection, ns: str, key: str) -> None:
+    """Delete one fact now that is being forgotten, before another is written under its key."""
+    _delete(connection, ns, f"ns = ? AND key = ? AND {_IS_MARKED}", (ns, key))
+
+
+def call_off_forgettings(connection: sqlite3.Connection) -> None:
+    """Keep every fact that was being forgotten."""
+    connection.execute(f"UPDATE main.facts SET {_MARK} WHERE {_IS_MARKED}")
+    connection.execute("DELETE FROM main.service_state WHERE key GLOB ?", (f"{FORGETTING}*",))
 
 
 def find_forgettings(connection: sqlite3.Connection) -> list[bytes]:
@@ -180,7 +198,7 @@ def _place(request_id: bytes) -> str:
     return f"{FORGETTING}{request_id.hex()}"
 
 
-def _delete(connection: sqlite3.Connection, ns: str, where: str, values: tuple[str | float, ...]) -> list[str]:
+def _delete(connection: sqlite3.Connection, ns: str, where: str, values: tuple[str, ...]) -> list[str]:
     """Delete the first FORGET_ROWS facts that fit, in the order of their keys, with what rests on them; their keys."""
     rows = connection.execute(f"SELECT key FROM facts WHERE {where} ORDER BY key LIMIT ?", (*values, FORGET_ROWS))
     keys = [key for (key,) in rows]
@@ -197,7 +215,8 @@ def _delete(connection: sqlite3.Connection, ns: str, where: str, values: tuple[s
 def all_facts(connection: sqlite3.Connection, request: AllFacts, page_bytes: int) -> FactPage:
     """A page in key order: at most `limit` facts and, past its first fact, at most `page_bytes` of them."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM facts WHERE ns = ? AND key > ? AND (? IS NULL OR category = ?) ORDER BY key LIMIT ?",
+        f"SELECT {_COLUMNS} FROM facts WHERE ns = ? AND key > ? AND (? IS NULL OR category = ?) AND {IS_KEPT}"
+        " ORDER BY key LIMIT ?",
         (request.ns, request.after or "", request.category, request.category, request.limit + 1),
     )
     facts, is_cut = _page(rows, request.limit, page_bytes)
@@ -248,7 +267,7 @@ class _Ranked(NamedTuple):
 def _ranked(connection: sqlite3.Connection, request: Prompt, now: float, room_bytes: int) -> _Ranked:
     """As many of the wanted facts as a text of `room_bytes` can hold, pass over and name."""
     provide_functions(connection)
-    where, values = "ns = ?", [request.ns]
+    where, values = f"ns = ? AND {IS_KEPT}", [request.ns]
     if request.categories is not None:
         where += " AND category IN (SELECT value FROM json_each(?))"
         values.append(json.dumps(request.categories))
@@ -298,10 +317,10 @@ def _chosen(request: Forget) -> tuple[str, tuple[str, ...]]:
             field=choices[-1] if choices else "key",
         )
     if request.key is not None:
-        return "ns = ? AND key = ?", (request.ns, request.key)
+        return f"ns = ? AND key = ? AND {IS_KEPT}", (request.ns, request.key)
     if request.category is not None:
-        return "ns = ? AND category = ?", (request.ns, request.category)
-    return "ns = ?", (request.ns,)
+        return f"ns = ? AND category = ? AND {IS_KEPT}", (request.ns, request.category)
+    return f"ns = ? AND {IS_KEPT}", (request.ns,)
 
 
 _Row = tuple[str, str, str, str, str, float, float, int, float | None]

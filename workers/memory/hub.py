@@ -103,8 +103,16 @@ class Hub:
     async def open(self) -> None:
         """What has to be done before the first request."""
         await self._accounts.open()
-        # With the wall clock set back since, what had expired at the last write must not come back.
-        await self._sweep(await self._records.newest_time())
+        # With the wall clock set back since, what had expired at the last write must not come back. What was deleted
+        # is hidden whatever the clock says, and a large removal must not hold up the start.
+        await self._sweep(
+            await self._records.newest_time(),
+            self._store.expire,
+            self._memories.expire,
+            self._experiences.sweep,
+            self._talk.expire,
+            self._sweep_accounts,
+        )
         await self._records.write(lambda connection, now: Outcome(applied.date_back(connection, now), []))
 
     async def close(self) -> None:
@@ -154,16 +162,16 @@ class Hub:
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            await self._sweep(self._records.now())
+            await self._sweep(
+                self._records.now(),
+                self._store.sweep,
+                self._memories.sweep,
+                self._experiences.sweep,
+                self._talk.sweep,
+                self._sweep_accounts,
+            )
 
-    async def _sweep(self, now: float) -> None:
-        sweeps: tuple[Sweep, ...] = (
-            self._store.sweep,
-            self._memories.sweep,
-            self._experiences.sweep,
-            self._talk.sweep,
-            self._sweep_accounts,
-        )
+    async def _sweep(self, now: float, *sweeps: Sweep) -> None:
         for sweep in sweeps:
             try:
                 await sweep(now)

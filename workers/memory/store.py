@@ -113,7 +113,7 @@ class MemoryStore:
             "memory.forget",
             request_id,
             bodies.Forgotten,
-            lambda connection, now: facts.forget(connection, request, request_id, now),
+            lambda connection, _: facts.forget(connection, request, request_id),
         )
         if reply.forgotten > facts.FORGET_ROWS:
             await self._forget_rest(request_id)
@@ -149,15 +149,16 @@ class MemoryStore:
 
     # Upkeep -----------------------------------------------------------------------------------------------------
 
-    async def sweep(self, now: float) -> None:
-        """Remove entries expired at `now` and outdated request ids, finish what was not forgotten to the end.
-
-        Costs three reads when there are none.
-        """
+    async def expire(self, now: float) -> None:
+        """Remove entries expired at `now` and outdated request ids. Costs two reads when there are none."""
         while await self._records.read(lambda connection: kv.has_expired(connection, now)):
             await self._records.write(lambda connection, _: kv.expire_entries(connection, now, SWEEP_ENTRIES))
         while await self._records.read(lambda connection: applied.has_outdated(connection, now)):
             await self._records.write(lambda connection, _: Outcome(applied.prune(connection, now), []))
+
+    async def sweep(self, now: float) -> None:
+        """`expire`, and finish what was not forgotten to the end. Costs three reads when there is nothing."""
+        await self.expire(now)
         for request_id in await self._records.read(facts.find_forgettings):
             await self._forget_rest(request_id)
 

@@ -142,12 +142,15 @@ class Accounts:
         answered = await self._answered(call, bodies.User)
         if answered is not None:
             return answered
-        source = _source_of(call)
-        await self._slowdown.check_sign_up(source)
-        async with self._sign_ups.turn(call.deadline_at):
-            # Those before it in the queue have counted meanwhile.
+        # Where nobody has to sign in there is nothing to win by a name, and all clients of an edge are one source.
+        source = _source_of(call) if auth.required else None
+        if source is not None:
             await self._slowdown.check_sign_up(source)
-            await self._slowdown.begin_sign_up(source)
+        async with self._sign_ups.turn(call.deadline_at):
+            if source is not None:
+                # Those before it in the queue have counted meanwhile.
+                await self._slowdown.check_sign_up(source)
+                await self._slowdown.begin_sign_up(source)
             return await self._add(
                 call, request, users.USER_SCOPES, users.own_namespaces(request.user_id), users.check_sign_up
             )

@@ -64,19 +64,29 @@ def check_sign_up(connection: sqlite3.Connection, name: str) -> None:
 
 
 def check_added(connection: sqlite3.Connection, name: str, *, takes_over: bool) -> None:
-    """Refuse the name of a deleted user unless it is taken over knowingly.
+    """Refuse the name of a deleted user, and one by which something is kept, unless it is taken over knowingly.
 
     Raises Conflict where the name is not free, Forbidden where it is reserved.
     """
     _check_free(connection, name)
+    if takes_over:
+        return
     deleted_at = _deleted_at(connection, name)
-    if deleted_at is not None and not takes_over:
+    if deleted_at is not None:
         raise Conflict(
             f"a user {name!r} was deleted, and what they stored goes by that name still: take_over has to be true to"
             " hand it to the new user",
             field="take_over",
             user_id=name,
             deleted_at=deleted_at,
+        )
+    # Users deleted before their names were noted down left nothing else to tell them by.
+    if _is_stored(connection, name):
+        raise Conflict(
+            f"something is stored in the namespaces of {name!r} already: take_over has to be true to hand it to the new"
+            " user",
+            field="take_over",
+            user_id=name,
         )
 
 

@@ -264,8 +264,12 @@ class Memories:
                 log.warning("ageing failed", extra={"action": "memory.aged.failed", "reason": error.message})
             await asyncio.sleep(interval_s)
 
+    async def expire(self, now: float) -> None:
+        """Remove what has expired at `now`, not what was deleted and is only hidden. Costs one read when nothing has."""
+        await self._sweep(now, None, but_deleted=True)
+
     async def sweep(self, now: float) -> None:
-        """Remove what has expired at `now`. Costs one read when nothing has."""
+        """Remove what has expired at `now`, and what was deleted. Costs one read when there is nothing."""
         await self._sweep(now, None)
 
     async def _age(self, ns: str | None, *, dry_run: bool) -> bodies.CycleReport:
@@ -298,11 +302,13 @@ class Memories:
                 reports.append(await self._records.write(partial(_apply, batch=batch, at=now, max_bytes=max_bytes)))
         return cycle.total(reports, expired=0, dry_run=dry_run)
 
-    async def _sweep(self, now: float, ns: str | None) -> int:
+    async def _sweep(self, now: float, ns: str | None, *, but_deleted: bool = False) -> int:
         expired = 0
-        while await self._records.read(lambda connection: removal.has_expired(connection, ns, now)):
+        while await self._records.read(
+            lambda connection: removal.has_expired(connection, ns, now, but_deleted=but_deleted)
+        ):
             expired += await self._records.write(
-                lambda connection, _: removal.expire(connection, ns, now, SWEEP_MEMORIES)
+                lambda connection, _: removal.expire(connection, ns, now, SWEEP_MEMORIES, but_deleted=but_deleted)
             )
         return expired
 

@@ -6,6 +6,7 @@ removed page by page by the sweep that removes what has expired.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -85,10 +86,11 @@ def expire_if_due(connection: sqlite3.Connection, ns: str, ids: Iterable[str], n
     return _remove(connection, ns, due) if due else []
 
 
-def has_expired(connection: sqlite3.Connection, ns: str | None, now: float) -> bool:
+def has_expired(connection: sqlite3.Connection, ns: str | None, now: float, *, but_deleted: bool = False) -> bool:
     """True when `expire` would find something."""
     found = connection.execute(
-        "SELECT 1 FROM memories WHERE expires_at <= ? AND (? IS NULL OR ns = ?) LIMIT 1", (now, ns, ns)
+        "SELECT 1 FROM memories WHERE expires_at >= ? AND expires_at <= ? AND (? IS NULL OR ns = ?) LIMIT 1",
+        (_earliest(but_deleted), now, ns, ns),
     )
     return found.fetchone() is not None
 
@@ -102,15 +104,17 @@ def count_expired(connection: sqlite3.Connection, ns: str | None, now: float) ->
     return int(count)
 
 
-def expire(connection: sqlite3.Connection, ns: str | None, now: float, limit: int) -> Outcome:
+def expire(
+    connection: sqlite3.Connection, ns: str | None, now: float, limit: int, *, but_deleted: bool = False
+) -> Outcome:
     """Remove memories that were deleted, then those whose time is over, the longest first: a page of them.
 
-    A page is at most `limit` memories and REMOVED_AT_ONCE. The reply is the number of those whose time was over.
+    but_deleted: leave those that were deleted, which are hidden anyway. A page is at most `limit` memories and REMOVED_AT_ONCE. The reply is the number of those whose time was over.
     """
     found = connection.execute(
-        "SELECT ns, id, expires_at FROM memories WHERE expires_at <= ? AND (? IS NULL OR ns = ?)"
+        "SELECT ns, id, expires_at FROM memories WHERE expires_at >= ? AND expires_at <= ? AND (? IS NULL OR ns = ?)"
         " ORDER BY expires_at LIMIT ?",
-        (now, ns, ns, limit),
+        (_earliest(but_deleted), now, ns, ns, limit),
     )
     due = [_Due(due_ns, memory_id, _action(expires_at)) for due_ns, memory_id, expires_at in found.fetchall()]
     page = due[: _fitting(connection, [(one.ns, one.id) for one in due])]
@@ -173,6 +177,11 @@ def _quoted(connection: sqlite3.Connection, ns: str) -> list[str]:
         (ns, suggestions.SHARED_NS),
     )
     return [source.removeprefix(before_id) for (source,) in found.fetchall() if source.startswith(before_id)]
+
+
+def _earliest(but_deleted: bool) -> float:
+    # Times before that of the deleted, which only an import brings, are past by any clock.
+    return math.nextafter(_DELETED, math.inf) if but_deleted else -math.inf
 
 
 def _action(expires_at: float) -> str:

@@ -42,14 +42,14 @@ _QUERY_BYTES: Final = 1_000_000
 class Passage(NamedTuple):
     """A piece of an earlier session: its summary (no turns), or a stretch of its turns.
 
-    excerpt: the number of a turn of which `turns` holds the part that was found, not the beginning; 0 for none.
+    excerpts: the numbers of the turns of which `turns` holds the part that was found, not the beginning.
     """
 
     session: Session
     turns: list[Turn]
     score: float
     text: str
-    excerpt: int = 0
+    excerpts: frozenset[int] = frozenset()
 
     @property
     def id(self) -> str:
@@ -160,10 +160,12 @@ def _passages(
     passages: list[Passage] = []
     others: dict[str, Session | None] = {}
     shown: set[tuple[str, int]] = set()
+    # Of each turn the best hit, also where the window of another turn shows it first.
+    found: dict[tuple[str, int], SearchHit] = {}
     for hit in hits:
-        place = _place(hit)
-        if place is None:
-            continue
+        if (place := _place(hit)) is not None:
+            found.setdefault(place, hit)
+    for place, hit in found.items():
         session_id, number = place
         if session_id not in others:
             other = others[session_id] = _earlier(connection, session, session_id, now)
@@ -183,14 +185,19 @@ def _passages(
         )
         fresh = [turn for turn in window if (session_id, turn.number) not in shown]
         shown.update((session_id, turn.number) for turn in fresh)
-        # What stands further on in a long turn would not be shown with its beginning.
-        excerpt = number if hit.end > SHOWN_CHARACTERS else 0
         if fresh:
-            fresh = [replace(turn, content=f"... {hit.text} ...") if turn.number == excerpt else turn for turn in fresh]
-            passages.append(_passage(other, fresh, hit.score, excerpt))
+            excerpts = {turn.number: _excerpt(found.get((session_id, turn.number))) for turn in fresh}
+            fresh = [replace(turn, content=excerpts[turn.number] or turn.content) for turn in fresh]
+            cut = frozenset(turn.number for turn in fresh if excerpts[turn.number])
+            passages.append(_passage(other, fresh, hit.score, cut))
     if or_latest and not any(others.values()):
         passages += [_passage(other, [], 0.0) for other in _recent(connection, session, now)]
     return passages
+
+
+def _excerpt(hit: SearchHit | None) -> str:
+    """What was found further on in a long turn, which would not be shown with its beginning; "" for the beginning."""
+    return f"... {hit.text} ..." if hit is not None and hit.end > SHOWN_CHARACTERS else ""
 
 
 def _place(hit: SearchHit) -> tuple[str, int] | None:
@@ -218,8 +225,8 @@ def _recent(connection: sqlite3.Connection, session: Session, now: float) -> lis
     return [sessions.read(connection, session.ns, session_id, now) for (session_id,) in rows]
 
 
-def _passage(session: Session, found: list[Turn], score: float, excerpt: int = 0) -> Passage:
-    passage = Passage(session, found, score, "", excerpt)
+def _passage(session: Session, found: list[Turn], score: float, excerpts: frozenset[int] = frozenset()) -> Passage:
+    passage = Passage(session, found, score, "", excerpts)
     # Its cost includes the line of its session, which passages of one session share in the end.
     return passage._replace(text="\n".join([_heading(session), *_lines(passage)]) + "\n")
 
@@ -251,7 +258,7 @@ def _bridged(passage: Passage, turn: Turn) -> BridgedTurn:
         at=turn.at,
         score=passage.score,
         speaker=turn.speaker,
-        is_cut=len(turn.content) > READ_CHARACTERS or turn.number == passage.excerpt,
+        is_cut=len(turn.content) > READ_CHARACTERS or turn.number in passage.excerpts,
     )
 
 

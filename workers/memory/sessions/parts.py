@@ -47,7 +47,12 @@ class SessionParts:
         self.builder = ContextBuilder(records, self.contexts, facts, self.bridger, finder, counter, shares)
         self.tool = MemoryTool(facts, finder)
 
-    async def sweep(self, now: float) -> None:
+    async def expire(self, now: float) -> None:
         """End sessions and contexts whose time is over at `now`. Costs a few reads when there are none."""
+        await self.sessions.expire(now)
+        await self.contexts.sweep(now)
+
+    async def sweep(self, now: float) -> None:
+        """`expire`, and finish deletions of sessions that were cut off."""
         await self.sessions.sweep(now)
         await self.contexts.sweep(now)

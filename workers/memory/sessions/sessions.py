@@ -148,10 +148,14 @@ class Sessions:
         now = self._records.now()
         return await self._records.read(lambda connection: _list(connection, request, now, self._records.page_bytes))
 
-    async def sweep(self, now: float) -> None:
-        """End the sessions whose time is over and finish deletions that were cut off. Costs one read when idle."""
+    async def expire(self, now: float) -> None:
+        """End the sessions whose time is over. Costs one read when there are none."""
         while await self._records.read(lambda connection: _has_expired(connection, now)):
             await self._records.write(lambda connection, _: _expire(connection, now))
+
+    async def sweep(self, now: float) -> None:
+        """`expire`, and finish deletions that were cut off. Costs two reads when there is nothing."""
+        await self.expire(now)
         for ns, session_id in await self._records.read(_deleting):
             await self._remove(ns, session_id)
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from schemas.bodies.upkeep import Exported, ExportPart, ExportRecord, MemoryExport
 from workers.memory.connection import Connection
+from workers.memory.facts import IS_KEPT
 from workers.memory.records import Records
 from workers.memory.sqlite_errors import explain
 from workers.memory.upkeep.kinds import FLAGS, KINDS, LISTED, Kind, Parts, is_packed
@@ -144,6 +145,8 @@ def _where(kind: Kind, ns: str | None, now: float) -> tuple[str, list[Any]]:
         values.append(now)
     if kind.name == "session":
         conditions.append("state <> 'deleting'")
+    if kind.name == "fact":
+        conditions.append(IS_KEPT)
     return " AND ".join(conditions), values
 
 

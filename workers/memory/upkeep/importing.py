@@ -12,14 +12,25 @@ import msgspec
 
 from schemas.bodies.upkeep import Imported, MemoryImport, NewRecord
 from schemas.errors import BadRequest, BusError, Conflict, Unprocessable
-from workers.memory import kv
+from workers.memory import facts, kv
 from workers.memory.items import floors, writing
-from workers.memory.items.rows import encode_tags
+from workers.memory.items.rows import IS_LIVE, encode_tags
 from workers.memory.outcome import Event, Outcome, changed
 from workers.memory.records import Records
 from workers.memory.text import check_texts
 from workers.memory.upkeep import searchable
-from workers.memory.upkeep.kinds import FLAGS, KINDS, LISTED, Data, Kind, MemoryData, Parts, TurnData, is_packed
+from workers.memory.upkeep.kinds import (
+    FLAGS,
+    KINDS,
+    LISTED,
+    Data,
+    FactData,
+    Kind,
+    MemoryData,
+    Parts,
+    TurnData,
+    is_packed,
+)
 from workers.memory.values import pack
 
 _OPERATION: Final = "memory.import"
@@ -61,7 +72,14 @@ async def import_records(records: Records, request: MemoryImport, request_id: by
     prepared = [prepare(number, record, records.max_body_bytes) for number, record in enumerate(request.records)]
 
     def write(connection: sqlite3.Connection, now: float) -> Outcome:
-        events = [event for record in prepared for event in _write(connection, record, request.on_conflict, now)]
+        events: list[Event] = []
+        memories: list[_Prepared] = []
+        for record in prepared:
+            told = _write(connection, record, request.on_conflict, now)
+            events += told
+            if told and isinstance(record.head, MemoryData):
+                memories.append(record)
+        _refuse_circles(connection, memories, now)
         return Outcome(Imported(imported=len(events), skipped=len(prepared) - len(events)), events)
 
     return await records.write_once(_OPERATION, request_id, Imported, write)
@@ -163,6 +181,8 @@ def _write(connection: sqlite3.Connection, record: _Prepared, mode: Mode, now: f
 
 def _write_whole(connection: sqlite3.Connection, record: _Prepared, head: Data, mode: Mode, now: float) -> bool:
     kind = record.kind
+    if isinstance(head, FactData):
+        facts.finish_forgetting(connection, record.ns, head.key)
     existing = _find(connection, kind, record.ns, record.key)
     if existing is None:
         _check_free(connection, record)
@@ -177,21 +197,47 @@ def _write_whole(connection: sqlite3.Connection, record: _Prepared, head: Data, 
         return False
     else:
         raise _conflict(record, "is there already, and is not the same")
-    if isinstance(head, MemoryData):
-        _refuse_cycle(connection, record, head, now)
     searchable.put(connection, record.ns, head)
     _write_parts(connection, record, mode)
     return True
 
 
-def _refuse_cycle(connection: sqlite3.Connection, record: _Prepared, memory: MemoryData, now: float) -> None:
-    """Raise Unprocessable where the memory, by what is stored by now, has come to lie below itself."""
-    if memory.parent_id is None:
-        return
+def _refuse_circles(connection: sqlite3.Connection, written: Sequence[_Prepared], now: float) -> None:
+    """Raise Unprocessable where one of these memories, by what is stored in the end, lies below itself.
+
+    Of the records of a circle the last one is named, which closes it. Every memory on the ways up is read once.
+    """
+    reaching_a_top: set[tuple[str, str]] = set()
+    for record in reversed(written):
+        (start,) = record.key
+        # From each memory on the way up to its parent.
+        way: dict[str, str | None] = {}
+        lower: str | None = start
+        while lower is not None and lower not in way and (record.ns, lower) not in reaching_a_top:
+            upper = _parent_of(connection, record.ns, lower, now)
+            way[lower] = upper
+            lower = upper
+        if lower is None or lower not in way:
+            reaching_a_top.update((record.ns, memory_id) for memory_id in way)
+        elif lower == start:
+            _refuse_circle(connection, record, start, way[start] or start, now)
+        # Else there is a circle further up, which is that of another record.
+
+
+def _refuse_circle(
+    connection: sqlite3.Connection, record: _Prepared, memory_id: str, parent_id: str, now: float
+) -> None:
     try:
-        writing.refuse_cycle(connection, record.ns, memory.id, memory.parent_id, now)
+        writing.refuse_cycle(connection, record.ns, memory_id, parent_id, now)
     except Unprocessable as error:
         raise _located(error, record.number, record.kind.name, record.ns) from error
+
+
+def _parent_of(connection: sqlite3.Connection, ns: str, memory_id: str, now: float) -> str | None:
+    row = connection.execute(
+        f"SELECT parent_id FROM memories WHERE ns = ? AND id = ? AND {IS_LIVE}", (ns, memory_id, now)
+    ).fetchone()
+    return row[0] if row is not None else None
 
 
 def _continue(connection: sqlite3.Connection, record: _Prepared, mode: Mode) -> bool:

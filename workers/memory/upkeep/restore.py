@@ -66,6 +66,7 @@ class Restores:
             )
         finally:
             await asyncio.to_thread(sqlite_copy.discard, staged)
+        await self._records.database.replaced()
         for drop in self._on_replaced:
             await drop()
         events = [changed(ns, "", "restore") for ns in swapped.namespaces]

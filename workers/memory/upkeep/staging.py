@@ -16,12 +16,12 @@ import msgspec
 
 from bus import sqlite_copy
 from schemas.errors import NotFound, Unprocessable
-from workers.memory.facts import FORGETTING
+from workers.memory.facts import call_off_forgettings
 from workers.memory.migrations import Migration, migrate, version_of
 from workers.memory.sqlite_errors import UnusableDatabase
 from workers.memory.upkeep.backup import first_damage
 from workers.memory.upkeep.reporting import Report
-from workers.memory.vectors.agreement import MODEL_KEY
+from workers.memory.vectors.agreement import MODEL_KEY, forget_stray_unencodable
 
 # First bytes of every SQLite database (https://sqlite.org/fileformat2.html, section 1.3).
 _MAGIC: Final = b"SQLite format 3\x00"
@@ -29,8 +29,15 @@ _MAGIC: Final = b"SQLite format 3\x00"
 # Tables whose rows callers change by compare-and-set, with the columns of their key.
 _VERSIONED: Final = {"kv": "key", "memories": "id", "knowledge_base": "doc_id", "contexts": "context_id"}
 
-# Who may sign in, and what they hold. Going back in these would revive passwords and tokens that were revoked since.
-_SIGN_IN: Final = ("users", "token_families", "tokens", "sign_ins")
+# Who may sign in, what they hold, and whose names are nobody's. Going back in these would revive passwords and tokens
+# that were revoked since, and free the names of users deleted since.
+_SIGN_IN: Final = ("users", "token_families", "tokens", "sign_ins", "deleted_users")
+
+# Who was a user when the backup was made and is none now, or another one under the same name.
+_GONE: Final = (
+    "SELECT name FROM present.deleted_users UNION SELECT name FROM main.users AS mine WHERE NOT EXISTS"
+    " (SELECT 1 FROM present.users AS other WHERE other.name = mine.name AND other.created_at = mine.created_at)"
+)
 
 # The same chunk in both databases, in all that its vector is made of: that can stay.
 _IS_SAME_CHUNK: Final = (
@@ -82,8 +89,10 @@ def reconcile(staged: Path, present: Path | None) -> list[str]:
             _keep_sign_in(connection)
         else:
             _distrust_vectors(connection)
+        # The orders that would have these keys forgotten may be forgotten themselves.
+        forget_stray_unencodable(connection)
         # What the backup brings back is to stay, also where somebody was just having it forgotten.
-        connection.execute("DELETE FROM main.service_state WHERE key GLOB ?", (f"{FORGETTING}*",))
+        call_off_forgettings(connection)
         connection.execute(
             "INSERT INTO outbox (chunk_id, action)"
             " SELECT id, 'embed' FROM chunks WHERE vector_model IS NULL ORDER BY id"
@@ -231,9 +240,12 @@ def _distrust_vectors(connection: sqlite3.Connection) -> None:
 
 
 def _keep_sign_in(connection: sqlite3.Connection) -> None:
-    """Users and tokens stay as they are; only where there is nobody do those of the backup come."""
-    if connection.execute("SELECT 1 FROM present.users LIMIT 1").fetchone() is None:
+    """Users and tokens stay as they are; only where there never was anybody do those of the backup come."""
+    known = connection.execute("SELECT 1 FROM present.users UNION ALL SELECT 1 FROM present.deleted_users LIMIT 1")
+    if known.fetchone() is None:
         return
+    for table in ("trust_scores", "trust_outcomes"):
+        connection.execute(f"DELETE FROM main.{table} WHERE user_id IN ({_GONE})")
     for table in _SIGN_IN:
         connection.execute(f"DELETE FROM main.{table}")
         connection.execute(f"INSERT INTO main.{table} SELECT * FROM present.{table}")

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from schemas.bodies.accounts import Login, Logout, Refresh, Register, Tokens, Verify
 from schemas.envelope import Headers
-from schemas.errors import BadRequest, BusError, Conflict, Unauthenticated
+from schemas.errors import BadRequest, BusError, Conflict, QuotaExceeded, Unauthenticated
 from workers.gateway.legacy.agent import Action, Agent, Fields, Refused, Reply
 from workers.gateway.legacy.agents.sealed import record_key, seal, unseal
 from workers.gateway.legacy.agents.turns import Turns
@@ -63,6 +63,11 @@ async def register(ask: Fields, house: House) -> Reply:
         await _ask(house, "auth.register", Register(user_id=name, password=_password(password, house)))
     except Conflict as error:
         raise Refused("User already exists") from error
+    except QuotaExceeded as error:
+        wait_s = error.details.get("retry_after_s", 0)
+        raise Refused(
+            f"Too many registrations, try again in {max(wait_s, 1):.0f} s", code=error.code, retry_after_s=wait_s
+        ) from error
     await _note(house, name, user_id)
     return {"status": "success", "message": "User registered"}
 
