@@ -192,10 +192,6 @@ class Relevance:
         ]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
 
-    def known(self) -> set[int]:
-        """Every chunk that words or meaning say something of."""
-        return self.found.chunks() | self.dense.keys()
-
     def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:
         """Coverage over the chunk's window; cosine averaged over it, never below 0; and the terms it holds."""
         # Runs some hundred times in a query, so its look-ups are spelled out: half the time of a loop over a list.
