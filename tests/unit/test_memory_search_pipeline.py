@@ -20,11 +20,12 @@ from msgspec.structs import replace
 
 from bus.settings import SearchSettings
 from schemas.bodies.items import DocPut, MemoryAdd, MemoryDelete, MemoryGet, MemoryLink
-from schemas.bodies.memory import Remember
+from schemas.bodies.memory import Forget, Remember
 from schemas.bodies.search import Filters, Search, SearchReply
 from schemas.bodies.sessions import NewTurn, SessionAppend, SessionCreate
 from schemas.errors import BadRequest
 from tests.sessions_bench import WordCounter
+from workers.memory import facts
 from workers.memory.items.documents import Documents
 from workers.memory.items.memories import Memories
 from workers.memory.records import Records
@@ -550,6 +551,25 @@ async def test_what_is_deleted_while_the_query_is_encoded_is_not_shown(tmp_path:
         hub.meaning.encode = late  # type: ignore[method-assign]
 
         assert await hub.ids("hound") == [kept]
+
+
+async def test_facts_that_are_being_forgotten_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked was told that they are gone, although the last of their rows go later."""
+    monkeypatch.setattr(facts, "FORGET_ROWS", 2)
+    async with opened(tmp_path) as hub:
+        for number in range(5):
+            await hub.facts.remember(
+                Remember(key=f"hound-{number}", value="the hound", ns="memory"), uuid.uuid4().bytes
+            )
+        assert len(await hub.ids("hound")) == 5
+
+        await hub.records.write(
+            lambda connection, now: facts.forget(connection, Forget(everything=True, ns="memory"), uuid.uuid4().bytes)
+        )
+
+        assert await hub.records.read(lambda connection: len(facts.find_forgettings(connection))) == 1
+        assert await hub.ids("hound") == []
+        assert await hub.ids("hound", filters=Filters(kinds=["fact"])) == []
 
 
 async def test_an_index_that_is_busy_is_waited_for_without_a_reader(

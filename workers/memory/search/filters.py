@@ -16,7 +16,7 @@ from schemas.bodies.search import Filters
 from workers.memory import metadata_filter
 
 # Chunks that fulfil the filters, at most, that are put in a set and ranked exactly. With more of them the best
-# candidates without the filters mostly hold enough that fulfil them; where they do not, all candidates are asked.
+# candidates without the filters mostly hold enough that fulfil them; where they do not, the words are looked up again.
 ALLOWED_MAX: Final = 5_000
 
 # Chunks that fulfil them, at most, the newest, in which words are looked up where too few of those candidates do.
@@ -60,7 +60,9 @@ class Condition(NamedTuple):
 
 def condition(ns: str, filters: Filters, now: float) -> Condition:
     """What the namespace, the filters and the present (epoch seconds: what has expired is gone) ask of a chunk."""
-    parts = ["c.ns = ?", "(m.expires_at IS NULL OR m.expires_at > ?)"]
+    # A fact of a time below zero is being forgotten: see workers.memory.facts.
+    parts = ["c.ns = ?", "(m.expires_at IS NULL OR m.expires_at > ?)", "(f.updated_at IS NULL OR f.updated_at >= 0)"]
+    of_all = len(parts)
     values: list[Any] = [ns, now]
 
     def add(part: str, *more: Any) -> None:
@@ -100,7 +102,7 @@ def condition(ns: str, filters: Filters, now: float) -> Condition:
         add("m.importance >= ?", filters.min_importance)
     if filters.metadata:
         add("has_metadata(coalesce(m.metadata, d.metadata, t.metadata))")
-    return Condition(" AND ".join(parts), values, len(parts) > 2, *_among(ns, filters))
+    return Condition(" AND ".join(parts), values, len(parts) > of_all, *_among(ns, filters))
 
 
 def _among(ns: str, filters: Filters) -> tuple[str, Sequence[Any]]:
