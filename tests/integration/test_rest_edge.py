@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -457,13 +458,14 @@ async def wire(house: House, sent: bytes) -> Wire:
     return reader, writer
 
 
-async def said(wired: Wire) -> bytes:
-    """Everything until the server closes."""
+async def said(wired: Wire, close: bool = True) -> bytes:
+    """Everything until the server says no more."""
     reader, writer = wired
     try:
         return await asyncio.wait_for(reader.read(), WITHIN_S)
     finally:
-        writer.close()
+        if close:
+            writer.close()
 
 
 HEAD = b"Host: localhost\r\nContent-Type: application/json\r\n"
@@ -548,6 +550,35 @@ async def test_a_body_that_trickles_is_given_up(serve_broker: Serve) -> None:
                 writer.write(b" ")
                 await asyncio.wait({reading}, timeout=0.02)
         assert (await reading).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_who_sends_the_whole_body_before_listening_still_hears_that_it_is_too_large(serve_broker: Serve) -> None:
+    """Closed at once, the connection would be reset under the answer."""
+    async with serve_broker() as settings, rest_house(settings, max_body_bytes=1024) as house:
+        length = 16_000_000
+
+        def upload() -> bytes:
+            with socket.create_connection(("127.0.0.1", house.port()), timeout=WITHIN_S) as caller:
+                caller.sendall(b"POST /kv/k HTTP/1.1\r\n" + HEAD + f"Content-Length: {length}\r\n\r\n".encode())
+                for _ in range(16):
+                    caller.sendall(b" " * (length // 16))
+                    time.sleep(0.01)
+                return caller.makefile("rb").read()
+
+        assert (await asyncio.to_thread(upload)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_nobody_holds_a_connection_that_was_told_its_last(serve_broker: Serve) -> None:
+    async with serve_broker() as settings, rest_house(settings, max_body_bytes=1024, read_timeout_s=0.4) as house:
+        reader, writer = await wire(house, b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: 60000000\r\n\r\n")
+        assert (await said((reader, writer), close=False)).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(WITHIN_S):
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
         writer.close()
 
 

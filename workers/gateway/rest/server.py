@@ -43,6 +43,9 @@ _CHUNKING: Final = 16
 # Bytes of a body a second, at least, once `rest.read_timeout_s` have gone by: a modem is faster.
 _SLOWEST: Final = 1024
 
+# Seconds without a byte after which a connection that was told its last is closed though its caller has not hung up.
+_LINGER_S: Final = 2.0
+
 # Seconds between two rounds over the connections, and so how late a limit may be kept.
 _ROUND_S: Final = 1.0
 
@@ -90,8 +93,6 @@ class Cycle(RequestResponseCycle):
         if not has_more:
             self.response_complete = True
             self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
             self.on_response()
 
     def _written_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> list[bytes]:
@@ -141,6 +142,7 @@ class Connection(HttpToolsProtocol):
         self._idle_since = 0.0
         self._stalled_since = 0.0
         self._closing_since = 0.0
+        self._told_last_at = 0.0
 
     @property
     def running(self) -> asyncio.Task[None] | None:
@@ -181,9 +183,9 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser."""
-        if self._refusal is not None:
-            return
         self._heard_at = time.monotonic()
+        if self._told_last_at or self._refusal is not None:
+            return
         self._came_bytes = len(data)
         if self._head_since:
             # What came together with the first byte of the head is not counted, for it may be of the request before.
@@ -301,6 +303,9 @@ class Connection(HttpToolsProtocol):
         self._state.total_requests += 1
         if self.transport.is_closing():
             return
+        if self._answering is not None and not self._answering.keep_alive:
+            self._part()
+            return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -321,6 +326,12 @@ class Connection(HttpToolsProtocol):
             if now - self._closing_since > limits.read_timeout_s:
                 # It does not take what was written last.
                 self.transport.abort()
+        elif self._told_last_at:
+            patience_s = min(_LINGER_S, limits.read_timeout_s)
+            if now - max(self._told_last_at, self._heard_at) > patience_s or (
+                now - self._told_last_at > limits.read_timeout_s
+            ):
+                self.transport.close()
         elif self._stalled_since and now - self._stalled_since > limits.idle_s:
             self.transport.abort()
         elif self._is_answering:
@@ -338,11 +349,36 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: BusError) -> None:
         """Say what is wrong, where nothing else is being said, and close."""
+        if self._told_last_at:
+            return
         self._refusal = error
-        is_of_cycle = self._is_answering and self.cycle.more_body and not self.cycle.response_started
+        cycle = self.cycle
+        is_of_cycle = self._answering is cycle and self._is_answering and cycle.more_body and not cycle.response_started
         if is_of_cycle or not self._is_answering:
             self.transport.write(_problem(error))
-        self.transport.close()
+            self.abandon()
+            self._part()
+        else:
+            self.transport.close()
+
+    def _part(self) -> None:
+        """Say no more, and close once the caller has hung up or been silent.
+
+        Closed at once, bytes of it that are still under way would be met with a reset, and a reset may reach it before it
+        has read the answer: RFC 9112, section 9.6. Where connections are short, there is no time for that.
+        """
+        is_whole = self._answering is not None and self._refusal is None and not self._answering.more_body
+        if (is_whole and not self.pipeline) or len(self.connections) > self._limits.max_connections:
+            self.transport.close()
+            return
+        self._told_last_at = time.monotonic()
+        self.pipeline.clear()
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # The caller has reset it.
+            self.transport.abort()
+        self.flow.resume_reading()
 
 
 def _reason(error: Exception) -> str:
