@@ -430,3 +430,37 @@ async def test_missing_engine_says_what_to_install(tmp_path: Path, monkeypatch: 
     with pytest.raises(IndexUnavailable, match=r"qdrant-edge-py.*extra 'memory'"):
         await index.search(unit(1, 0), ns="n", kinds=None, limit=1)
     await index.close()
+
+
+@pytest.mark.parametrize("is_opened_again", [False, True])
+async def test_the_only_namespace_is_found_whole_and_a_second_one_stays_apart(
+    tmp_path: Path, is_opened_again: bool
+) -> None:
+    """Where all points are of one namespace nothing is filtered: the mark is no hit then, and takes the place of none."""
+
+    async def again(index: EdgeIndex) -> EdgeIndex:
+        if not is_opened_again:
+            return index
+        await index.close()
+        return EdgeIndex(tmp_path, "m", 2)
+
+    async def found(index: EdgeIndex, ns: str, limit: int = 9) -> list[int]:
+        return [id for id, _ in await index.search(unit(1, 0), ns=ns, kinds=None, limit=limit)]
+
+    index = EdgeIndex(tmp_path, "m", 2)
+    await index.write_mark("a")
+    index = await again(index)
+    assert await found(index, "n") == [] and await found(index, "a") == []
+    await index.upsert([Point(1, unit(1, 0.1), "n", "memory"), Point(2, unit(0, 1), "n", "memory")])
+    index = await again(index)
+    assert await found(index, "n") == [1, 2] and await found(index, "n", limit=1) == [1]
+    assert await found(index, "other") == [] and await found(index, "a") == []
+    await index.upsert([Point(3, unit(1, 0), "other", "memory")])
+    index = await again(index)
+    assert await found(index, "n") == [1, 2] and await found(index, "other") == [3]
+    await index.clear()
+    assert await found(index, "n") == []
+    await index.upsert([Point(4, unit(1, 0), "third", "memory")])
+    index = await again(index)
+    assert await found(index, "third") == [4] and await found(index, "n") == []
+    await index.close()

@@ -78,6 +78,9 @@ _HALF_BYTES: Final = 2
 # Seconds a thread that others need waits for its turn: longer than a page of points takes to be stored.
 TURN_WAIT_S: Final = 0.05
 
+# Namespaces that are worth knowing by name, and one more.
+_SEVERAL: Final = 2
+
 # Bytes copied between two looks whether the copy is still wanted.
 _COPIED_BYTES: Final = 4 * 1024 * 1024
 
@@ -118,6 +121,8 @@ class EdgeIndex:
         self._turn = threading.Lock()
         self._is_closed = False
         self._shard: EdgeShard | None = None
+        # Those that points are in; two stand for any number. One that lost its last point stays until the next opening.
+        self._namespaces: set[str] = set()
         self._state = ""
         self._written_since_look = 0
         self._optimising: asyncio.Task[None] | None = None
@@ -157,7 +162,7 @@ class EdgeIndex:
         """The nearest points of a namespace, and of `kinds` unless None: id and cosine, best first."""
         if kinds is not None and not kinds:
             return []
-        return await self._run(lambda shard: _search(shard, vector, _filter(ns, kinds), limit))
+        return await self._run(lambda shard: _search(shard, vector, self._filter(ns, kinds), limit))
 
     def search_here(
         self, vector: bytes, ns: str, kinds: Sequence[str] | None, limit: int, /
@@ -168,7 +173,7 @@ class EdgeIndex:
         if not self._turn.acquire(timeout=TURN_WAIT_S):
             raise IndexBusy(f"the vector index has been busy for {TURN_WAIT_S:g} s")
         try:
-            return _guarded(lambda: _search(self._opened(), vector, _filter(ns, kinds), limit))
+            return _guarded(lambda: _search(self._opened(), vector, self._filter(ns, kinds), limit))
         finally:
             self._turn.release()
 
@@ -233,7 +238,12 @@ class EdgeIndex:
             self._state = _read_current(self._folder)
             self._remove_other_states()
             self._shard = self._load() or self._create()
+            self._namespaces = _namespaces(self._shard)
         return self._shard
+
+    def _filter(self, ns: str, kinds: Sequence[str] | None) -> Filter | None:
+        # Each point on the way through the graph is held against a filter, which takes a quarter of the search.
+        return None if kinds is None and self._namespaces == {ns} else _filter(ns, kinds)
 
     def _load(self) -> EdgeShard | None:
         from qdrant_edge import EdgeShard
@@ -277,6 +287,7 @@ class EdgeIndex:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._state = _read_current(self._folder)
         self._shard = self._create()
+        self._namespaces.clear()
 
     def _close(self) -> None:
         self._is_closed = True
@@ -295,6 +306,8 @@ class EdgeIndex:
     def _upsert(self, shard: EdgeShard, points: Sequence[Point]) -> None:
         if self._written_meanwhile is not None:
             self._written_meanwhile.update((point.id, point) for point in points)
+        if len(self._namespaces) < _SEVERAL:
+            self._namespaces.update(islice({point.ns for point in points if point.id != MARK_ID}, _SEVERAL))
         _upsert(shard, points)
 
     def _remove(self, shard: EdgeShard, ids: list[int]) -> None:
@@ -470,19 +483,29 @@ def _filter(ns: str, kinds: Sequence[str] | None) -> Filter:
     return Filter(must=[FieldCondition("place", MatchAny([place(ns, kind) for kind in kinds]))])
 
 
-def _search(shard: EdgeShard, vector: bytes, wanted: Filter, limit: int) -> list[tuple[int, float]]:
+def _search(shard: EdgeShard, vector: bytes, wanted: Filter | None, limit: int) -> list[tuple[int, float]]:
     from qdrant_edge import QuantizationSearchParams, Query, SearchParams, SearchRequest
 
     found = shard.search(
         SearchRequest(
             query=Query.Nearest(components(vector)),
-            limit=limit,
+            # One more, because without a filter the mark is found as well.
+            limit=limit + (wanted is None),
             filter=wanted,
             params=SearchParams(hnsw_ef=_SEARCH_EF, quantization=QuantizationSearchParams(rescore=True)),
             with_payload=False,
         )
     )
-    return [(_int_id(point.id), point.score) for point in found]
+    return [(_int_id(point.id), point.score) for point in found if point.id != MARK_ID][:limit]
+
+
+def _namespaces(shard: EdgeShard) -> set[str]:
+    """Those that points are in, of which two are named at most."""
+    from qdrant_edge import FacetRequest
+
+    # The mark stands in one that is none.
+    found = {str(hit.value) for hit in shard.facet(FacetRequest("ns", limit=_SEVERAL + 1, exact=True)).hits}
+    return set(islice(found - {_mark(shard)}, _SEVERAL))
 
 
 def _upsert(shard: EdgeShard, points: Sequence[Point]) -> None:
