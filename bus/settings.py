@@ -406,7 +406,7 @@ class SearchSettings(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0, le=1, description="part of the best hit's score that the others must have, or they are left out"),
     ] = 0.4
-    nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 64
+    nearest: Annotated[int, Meta(ge=1, le=10_000, description="chunks asked of the vector index for one query")] = 48
     candidates: Annotated[int, Meta(ge=10, le=10_000, description="chunks looked at closely for one query")] = 32
     postings: Annotated[
         int,

@@ -135,7 +135,7 @@ class Searcher:
             took_ms=took_s * 1000,
             degraded=meaning.degraded,
             waiting=waiting,
-            understood=_understood(draft.query, draft.found) if request.explain else None,
+            understood=_understood(draft.query, draft.by_words.found) if request.explain else None,
         )
 
     def _find(
@@ -168,10 +168,10 @@ class Searcher:
         evidence = find_evidence(connection, request, query, found, only, self._tokenizer)
         sight = Sight(request.ns, asked, self._tokenizer.name_words)
         commits = self._records.database.commits
+        by_words = Relevance(self._settings, found, {})
         if not meaning.is_encoded:
-            by_words = Relevance(self._settings, found, {}).seeds(self._settings.candidates, only)
-            sight.look(connection, [*by_words, *evidence.chunks])
-        return Draft(query, found, only, evidence, sight, commits, find_among)
+            sight.look(connection, [*by_words.seeds(self._settings.candidates, only), *evidence.chunks])
+        return Draft(query, by_words, only, evidence, sight, commits, find_among)
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""

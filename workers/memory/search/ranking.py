@@ -25,6 +25,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from copy import copy
 from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
@@ -121,12 +122,23 @@ class Relevance:
     def __init__(self, settings: SearchSettings, found: Found, dense: Mapping[int, float]) -> None:
         """dense: chunk id -> cosine of the nearest."""
         self.found = found
-        self.dense = dense
         self._settings = settings
         self._total = sum(found.weights) or 1.0
         self._coverages: dict[int, float] = {0: 0.0}
         self._topics = sum(1 << bit for bit, term in enumerate(found.terms) if term.is_topic)
         self._all_topics = self.coverage_of(self._topics) * self._total + found.missing or 1.0
+        # How many of all chunks -> those that are best by words.
+        self._by_words: dict[int, list[int]] = {}
+        self._know(dense)
+
+    def knowing(self, dense: Mapping[int, float]) -> Relevance:
+        """The same words with another meaning; what was worked out of the words is not worked out again."""
+        other = copy(self)
+        other._know(dense)
+        return other
+
+    def _know(self, dense: Mapping[int, float]) -> None:
+        self.dense = dense
         self._unknown = min(dense.values()) - UNKNOWN_BELOW_LAST if dense else 0.0
 
     def topics_in(self, mask: int) -> float:
@@ -172,16 +184,7 @@ class Relevance:
     def seeds(self, count: int, allowed: Container[int] | None = None) -> list[int]:
         """The chunks that are best by themselves."""
         settings = self._settings
-        groups = self.found.groups()
-        # Chunks with the same words and no vector among the nearest are equal: the newest of them will do. So only
-        # the few different sets of words are scored, not each of many thousand chunks.
-        chosen: list[int] = []
-        for mask in sorted(groups, key=self.coverage_of, reverse=True):
-            group = groups[mask] if allowed is None else (chunk for chunk in groups[mask] if chunk in allowed)
-            chosen += islice(group, count - len(chosen))
-            if len(chosen) >= count:
-                break
-        candidates = set(chosen)
+        candidates = set(self._best_by_words(count, allowed))
         candidates.update(self.dense if allowed is None else (chunk for chunk in self.dense if chunk in allowed))
 
         text_weight, dense_weight = settings.text_weight, settings.dense_weight
@@ -191,6 +194,22 @@ class Relevance:
             for chunk in candidates
         ]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
+
+    def _best_by_words(self, count: int, allowed: Container[int] | None) -> list[int]:
+        if allowed is None and (known := self._by_words.get(count)) is not None:
+            return known
+        groups = self.found.groups()
+        # Chunks with the same words and no vector among the nearest are equal: the newest of them will do. So only
+        # the few different sets of words are scored, not each of many thousand chunks.
+        chosen: list[int] = []
+        for mask in sorted(groups, key=self.coverage_of, reverse=True):
+            group = groups[mask] if allowed is None else (chunk for chunk in groups[mask] if chunk in allowed)
+            chosen += islice(group, count - len(chosen))
+            if len(chosen) >= count:
+                break
+        if allowed is None:
+            self._by_words[count] = chosen
+        return chosen
 
     def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:
         """Coverage over the chunk's window; cosine averaged over it, never below 0; and the terms it holds."""

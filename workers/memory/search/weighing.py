@@ -65,12 +65,13 @@ class Evidence(NamedTuple):
 class Draft(NamedTuple):
     """What is known of one search without its meaning.
 
-    only: the chunks that fulfil the filters, None where there are no filters or too many such chunks. sight: what was
-    read of chunks meanwhile, once `commits` batches were committed. find_among: looks the words up in some chunks alone.
+    by_words: what the words say. only: the chunks that fulfil the filters, None where there are no filters or too many
+    such chunks. sight: what was read of chunks meanwhile, once `commits` batches were committed. find_among: looks the
+    words up in some chunks alone.
     """
 
     query: Query
-    found: Found
+    by_words: Relevance
     only: frozenset[int] | None
     evidence: Evidence
     sight: Sight
@@ -175,11 +176,14 @@ class Weighing:
         self._case = case
         self._draft = case.draft
         self._settings = settings
-        self._found = case.draft.found
-        self._relevance = Relevance(settings, self._found, case.cosines)
+        self._relevance = case.draft.by_words.knowing(case.cosines)
         self._has_others = False
         self._asked = condition(case.request.ns, case.request.filters, case.now)
-        self._has_topic = _has_topic(case.request, case.draft.query, case.draft.found)
+        self._has_topic = _has_topic(case.request, case.draft.query, self._found)
+
+    @property
+    def _found(self) -> Found:
+        return self._relevance.found
 
     def hits(self) -> list[SearchHit]:
         """The best hits."""
@@ -214,9 +218,9 @@ class Weighing:
         """All that words and meaning say something of and that fulfils the filters."""
         # The words were looked up in what is newest, and little of that fulfils them.
         chosen = newest(self._connection, self._asked, FULFILLING_MAX)
-        self._found = self._draft.find_among(self._connection, ChosenIds(chosen))
-        self._relevance = Relevance(self._settings, self._found, self._case.cosines)
-        return self._found.chunks() | fulfilling(self._connection, self._case.cosines, self._asked)
+        found = self._draft.find_among(self._connection, ChosenIds(chosen))
+        self._relevance = Relevance(self._settings, found, self._case.cosines)
+        return found.chunks() | fulfilling(self._connection, self._case.cosines, self._asked)
 
     def _best(self, count: int, allowed: Container[int] | None) -> list[Ranked]:
         """The best of the chunks in `allowed`, of what stands beside them, and of the evidence."""
