@@ -196,7 +196,7 @@ class TextIndex:
     def _holders(self, connection: sqlite3.Connection, match: str, limit: int, count: int, total: int) -> Holders:
         """The newest chunks that match. count: chunks that hold the word, at most. total: the highest id of a chunk."""
         if count <= COMMON_WORD_CHUNKS:
-            return Holders(_holding(connection, match, limit))
+            return Holders(_newest(connection, match, limit, count))
         now = self._monotonic()
         with self._lock:
             kept, age = self._kept.get(match), self._age
@@ -206,11 +206,11 @@ class TextIndex:
         if kept is not None and now < kept.until:
             # An id is never given twice, so what came since has higher ones. What has gone since stays until it is old:
             # whoever reads the chunks does not find it.
-            newer = _holding(connection, match, self._budget, after=kept.upto)
+            newer = _newer(connection, match, kept.upto, self._budget)
             holders = Holders((newer + kept.holders.newest)[: self._budget]) if newer else kept.holders
             until = kept.until
         else:
-            holders, until = Holders(_holding(connection, match, self._budget)), now + KEEP_S
+            holders, until = Holders(_newest(connection, match, self._budget, count)), now + KEEP_S
         # What was committed since `total` was read may be among them.
         upto = max(total, holders.newest[0]) if holders.newest else total
         with self._lock:
@@ -273,25 +273,35 @@ class ChosenIds:
         # asks the full-text index for each of the set: 30 microseconds each.
         return _ids(
             connection,
-            "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
-            " ORDER BY rowid DESC",
+            "(SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
+            " ORDER BY rowid DESC)",
             (match, self._chunks),
         )
 
 
-def _holding(connection: sqlite3.Connection, match: str, limit: int, *, after: int = 0) -> list[int]:
+def _newest(connection: sqlite3.Connection, match: str, limit: int, count: int) -> list[int]:
+    """The newest chunks that match, newest first. count: how many that are, about."""
+    if count > limit:
+        return _newer(connection, match, 0, limit)
+    # The index is kept in ascending order: to read it backwards takes half as long again.
+    chunks = _ids(connection, "chunks_text WHERE chunks_text MATCH ?", (match,))
+    chunks.sort(reverse=True)
+    return chunks[:limit]
+
+
+def _newer(connection: sqlite3.Connection, match: str, after: int, limit: int) -> list[int]:
     """The newest chunks that match, of those with ids above `after`, newest first."""
     return _ids(
         connection,
-        "SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND rowid > ? ORDER BY rowid DESC LIMIT ?",
+        "(SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND rowid > ? ORDER BY rowid DESC LIMIT ?)",
         (match, after, limit),
     )
 
 
-def _ids(connection: sqlite3.Connection, statement: str, values: Sequence[object]) -> list[int]:
-    """What the statement answers as `rowid`."""
+def _ids(connection: sqlite3.Connection, source: str, values: Sequence[object]) -> list[int]:
+    """Each `rowid` of what stands after FROM."""
     # As one value: half the time of thousands of rows.
-    (chunks,) = connection.execute(f"SELECT json_group_array(rowid) FROM ({statement})", values).fetchone()
+    (chunks,) = connection.execute(f"SELECT json_group_array(rowid) FROM {source}", values).fetchone()
     return _decode_ids(chunks)
 
 
