@@ -10,6 +10,7 @@ from typing import Final
 
 from broker.server import Broker
 from bus import transport
+from bus.collector import spare_what_stays
 from bus.keys import UnusableKey
 from bus.logs import configure_logging
 from bus.settings import Settings, leave_misconfigured, settings_of_process
@@ -26,6 +27,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     broker = Broker(settings)
     await broker.start()
+    spare_what_stays()
     await stop.wait()
     await broker.drain(settings.supervisor.stop_s - _LEAVE_S)
     await broker.stop()

@@ -7,6 +7,7 @@ import logging
 import signal
 from typing import Protocol
 
+from bus.collector import spare_what_stays
 from bus.worker import Worker
 
 
@@ -41,6 +42,7 @@ async def _serve_until_told(service: Service, log: logging.Logger) -> None:
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         await starting
+        spare_what_stays()
         worker = service.worker
         log.info("ready", extra={"action": "worker.ready", "service": worker.service, "instance": worker.instance})
         await waiting

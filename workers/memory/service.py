@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from bus.collector import spare_what_stays
 from bus.settings import Settings
 from bus.worker import Worker
 from workers.memory.hub import open_hub
@@ -14,6 +15,7 @@ from workers.memory.hub import open_hub
 async def serve(settings: Settings) -> None:
     """Open the memory, serve until told to stop, close it. Raises UnusableDatabase, SettingsError."""
     async with service(settings) as worker:
+        spare_what_stays()
         await worker.run()
 
 
