@@ -29,7 +29,8 @@ class Source(NamedTuple):
     """What chunks are cut from, and where it stands.
 
     Chunks of one `stream` are neighbours, in the order of `position`; several pieces of one source share its place and
-    follow each other. `at`: epoch seconds.
+    follow each other. A memory stands at its sequence and a turn at its number, by which search finds them again
+    (filters.SOURCES). `at`: epoch seconds.
     """
 
     ns: str
