@@ -187,12 +187,10 @@ class Relevance:
         candidates = set(self._best_by_words(count, allowed))
         candidates.update(self.dense if allowed is None else (chunk for chunk in self.dense if chunk in allowed))
 
-        text_weight, dense_weight = settings.text_weight, settings.dense_weight
-        cosine, unknown, mask_of, coverage_of = self.dense.get, self._unknown, self.found.mask, self.coverage_of
-        alone = [
-            (text_weight * coverage_of(mask_of(chunk)) + dense_weight * cosine(chunk, unknown), chunk)
-            for chunk in candidates
-        ]
+        masks = self.found.masks(candidates)
+        by_words = {mask: settings.text_weight * self.coverage_of(mask) for mask in {0, *masks.values()}}
+        cosine, unknown, weight = self.dense.get, self._unknown, settings.dense_weight
+        alone = [(by_words[masks.get(chunk, 0)] + weight * cosine(chunk, unknown), chunk) for chunk in candidates]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
 
     def _best_by_words(self, count: int, allowed: Container[int] | None) -> list[int]:

@@ -94,6 +94,14 @@ class Found:
                     break
         return mask
 
+    def masks(self, chunks: frozenset[int] | set[int]) -> dict[int, int]:
+        """`mask` of each of `chunks` that holds a term."""
+        masks: dict[int, int] = {}
+        for bit, holders in enumerate(self.holders):
+            for chunk in chunks & holders.ids:
+                masks[chunk] = masks.get(chunk, 0) | 1 << bit
+        return masks
+
     def groups(self) -> dict[int, Iterable[int]]:
         """Mask -> the chunks that hold just these terms, newest first."""
         several = self.several
