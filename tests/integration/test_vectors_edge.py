@@ -464,3 +464,25 @@ async def test_the_only_namespace_is_found_whole_and_a_second_one_stays_apart(
     index = await again(index)
     assert await found(index, "third") == [4] and await found(index, "n") == []
     await index.close()
+
+
+async def test_namespaces_that_could_not_be_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that took itself for empty then would find what is of other namespaces."""
+    index = EdgeIndex(tmp_path, "m", 2)
+    await index.upsert([Point(1, unit(1, 0), "a", "memory"), Point(2, unit(1, 0), "b", "memory")])
+    await index.write_mark("b")
+    await index.close()
+
+    def broken(shard: Any) -> set[str]:
+        raise RuntimeError("the disk is gone")
+
+    index = EdgeIndex(tmp_path, "m", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(edge, "_namespaces", broken)
+        with pytest.raises(IndexUnavailable, match="the disk is gone"):
+            await index.count()
+    await index.upsert([Point(3, unit(1, 0), "a", "memory")])
+    assert {id for id, _ in await index.search(unit(1, 0), ns="a", kinds=None, limit=9)} == {1, 3}
+    await index.close()

@@ -289,7 +289,7 @@ class ChosenIds:
 
 def _newest(connection: sqlite3.Connection, match: str, limit: int, count: int) -> list[int]:
     """The newest chunks that match, newest first. count: how many that are, about."""
-    if count > limit:
+    if count >= limit:
         return _newer(connection, match, 0, limit)
     # The index is kept in ascending order: to read it backwards takes half as long again.
     chunks = _ids(connection, "chunks_text WHERE chunks_text MATCH ?", (match,))

@@ -237,8 +237,14 @@ class EdgeIndex:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._state = _read_current(self._folder)
             self._remove_other_states()
-            self._shard = self._load() or self._create()
-            self._namespaces = _namespaces(self._shard)
+            shard = self._load() or self._create()
+            try:
+                self._namespaces = _namespaces(shard)
+            except BaseException:
+                # Whoever comes next opens it again, rather than search it with a wrong set.
+                shard.close()
+                raise
+            self._shard = shard
         return self._shard
 
     def _filter(self, ns: str, kinds: Sequence[str] | None) -> Filter | None:
@@ -501,11 +507,11 @@ def _search(shard: EdgeShard, vector: bytes, wanted: Filter | None, limit: int) 
 
 def _namespaces(shard: EdgeShard) -> set[str]:
     """Those that points are in, of which two are named at most."""
-    from qdrant_edge import FacetRequest
+    from qdrant_edge import FacetRequest, Filter, HasIdCondition
 
-    # The mark stands in one that is none.
-    found = {str(hit.value) for hit in shard.facet(FacetRequest("ns", limit=_SEVERAL + 1, exact=True)).hits}
-    return set(islice(found - {_mark(shard)}, _SEVERAL))
+    no_mark = Filter(must_not=[HasIdCondition({MARK_ID})])
+    found = shard.facet(FacetRequest("ns", limit=_SEVERAL, exact=True, filter=no_mark))
+    return {str(hit.value) for hit in found.hits}
 
 
 def _upsert(shard: EdgeShard, points: Sequence[Point]) -> None:
