@@ -191,9 +191,8 @@ async def test_marks_are_adopted_without_encoding_anything(tmp_path: Path) -> No
         await check_vectors(store, encoder, index)
 
 
-async def test_copy_of_the_database_put_back_by_hand_is_noticed(tmp_path: Path) -> None:
-    """What was removed since is encoded again, what was added goes; and the newer database is noticed when it returns."""
-    encoder, index = FakeEncoder(), FakeIndex()
+async def present_and_older_copy(tmp_path: Path, encoder: FakeEncoder, index: FakeIndex) -> tuple[Path, Path]:
+    """Two folders of a store; the index is that of the first, which has lost one of 20 texts and got another since."""
     present, copy = tmp_path / "present", tmp_path / "copy"
     await filled(present, encoder, index, *(f"text {number}" for number in range(20)))
     shutil.copytree(present, copy)
@@ -201,7 +200,14 @@ async def test_copy_of_the_database_put_back_by_hand_is_noticed(tmp_path: Path) 
         await store.remove("text 3")
         await store.put("newer", "newer")
         await store.settled()
-        database = index.mark.partition(" ")[0]
+    return present, copy
+
+
+async def test_copy_of_the_database_put_back_by_hand_is_noticed(tmp_path: Path) -> None:
+    """What was removed since is encoded again, what was added goes; and the newer database is noticed when it returns."""
+    encoder, index = FakeEncoder(), FakeIndex()
+    present, copy = await present_and_older_copy(tmp_path, encoder, index)
+    database = index.mark.partition(" ")[0]
 
     async with opened_store(copy) as store, store.pumping(encoder, index) as pump:
         pump.index_is_used()
@@ -240,13 +246,7 @@ async def test_copy_whose_new_mark_does_not_reach_the_index_keeps_its_vectors(
 ) -> None:
     """It says who it was until the index bears who it is, and then no longer: the newer database may come back."""
     encoder, index = FakeEncoder(), ForgetfulIndex(is_shared=is_shared)
-    present, copy = tmp_path / "present", tmp_path / "copy"
-    await filled(present, encoder, index, *(f"text {number}" for number in range(20)))
-    shutil.copytree(present, copy)
-    async with opened_store(present) as store, store.pumping(encoder, index):
-        await store.remove("text 3")
-        await store.put("newer", "newer")
-        await store.settled()
+    present, copy = await present_and_older_copy(tmp_path, encoder, index)
     index.upserted.clear()
 
     async with opened_store(copy) as store:

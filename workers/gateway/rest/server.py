@@ -327,10 +327,8 @@ class Connection(HttpToolsProtocol):
                 # It does not take what was written last.
                 self.transport.abort()
         elif self._told_last_at:
-            patience_s = min(_LINGER_S, limits.read_timeout_s)
-            if now - max(self._told_last_at, self._heard_at) > patience_s or (
-                now - self._told_last_at > limits.read_timeout_s
-            ):
+            is_silent = now - max(self._told_last_at, self._heard_at) > min(_LINGER_S, limits.read_timeout_s)
+            if is_silent or now - self._told_last_at > limits.read_timeout_s:
                 self.transport.close()
         elif self._stalled_since and now - self._stalled_since > limits.idle_s:
             self.transport.abort()

@@ -127,8 +127,8 @@ class Relevance:
         self._coverages: dict[int, float] = {0: 0.0}
         self._topics = sum(1 << bit for bit, term in enumerate(found.terms) if term.is_topic)
         self._all_topics = self.coverage_of(self._topics) * self._total + found.missing or 1.0
-        # How many of all chunks -> those that are best by words.
-        self._by_words: dict[int, list[int]] = {}
+        # How many -> so many of all chunks, the best by words. Shared, like the coverages, by those that know more.
+        self._best: dict[int, list[int]] = {}
         self._know(dense)
 
     def knowing(self, dense: Mapping[int, float]) -> Relevance:
@@ -188,13 +188,13 @@ class Relevance:
         candidates.update(self.dense if allowed is None else (chunk for chunk in self.dense if chunk in allowed))
 
         masks = self.found.masks(candidates)
-        by_words = {mask: settings.text_weight * self.coverage_of(mask) for mask in {0, *masks.values()}}
+        text_shares = {mask: settings.text_weight * self.coverage_of(mask) for mask in {0, *masks.values()}}
         cosine, unknown, weight = self.dense.get, self._unknown, settings.dense_weight
-        alone = [(by_words[masks.get(chunk, 0)] + weight * cosine(chunk, unknown), chunk) for chunk in candidates]
+        alone = [(text_shares[masks.get(chunk, 0)] + weight * cosine(chunk, unknown), chunk) for chunk in candidates]
         return [chunk for _, chunk in heapq.nlargest(count, alone)]
 
     def _best_by_words(self, count: int, allowed: Container[int] | None) -> list[int]:
-        if allowed is None and (known := self._by_words.get(count)) is not None:
+        if allowed is None and (known := self._best.get(count)) is not None:
             return known
         groups = self.found.groups()
         # Chunks with the same words and no vector among the nearest are equal: the newest of them will do. So only
@@ -206,7 +206,7 @@ class Relevance:
             if len(chosen) >= count:
                 break
         if allowed is None:
-            self._by_words[count] = chosen
+            self._best[count] = chosen
         return chosen
 
     def window(self, chunk: int, neighbours: Neighbours, *, follows_question: bool = False) -> tuple[float, float, int]:

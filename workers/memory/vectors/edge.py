@@ -78,7 +78,7 @@ _HALF_BYTES: Final = 2
 # Seconds a thread that others need waits for its turn: longer than a page of points takes to be stored.
 TURN_WAIT_S: Final = 0.05
 
-# Namespaces that are worth knowing by name, and one more.
+# Namespaces at which it no longer matters which they are: only the one that is alone needs no filter.
 _SEVERAL: Final = 2
 
 # Bytes copied between two looks whether the copy is still wanted.
