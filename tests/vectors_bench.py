@@ -148,7 +148,7 @@ class FakeEncoder:
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: object = None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
         self.calls.append(list(texts))
         await self.may_go_on.wait()
         if self.fails_with:

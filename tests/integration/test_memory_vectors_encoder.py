@@ -18,7 +18,7 @@ from bus.metrics import Figures
 from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED
 from tests.vectors_bench import TINY_TOKENS, cosine, needs_model, tiny_model, until
 from workers.memory.vectors import encoder as encoder_module
-from workers.memory.vectors.encoder import ProcessEncoder, Start
+from workers.memory.vectors.encoder import ProcessEncoder
 from workers.memory.vectors.encoder_process import CannotLoad, load
 from workers.memory.vectors.frames import EncoderOptions
 from workers.memory.vectors.model_files import DEFAULT_MODEL, find_model
@@ -340,25 +340,11 @@ async def test_query_of_several_callers_is_made_once_and_outlives_the_first(
             await first
 
 
-async def test_query_begins_when_it_is_told_to(tmp_path: Path) -> None:
-    """From any thread, before or after the process has it; and one that is given up leaves no word unread behind."""
+async def test_query_that_is_given_up_leaves_no_word_unread_behind(tmp_path: Path) -> None:
+    """The process would answer each later query with the one before it."""
     async with opened(tiny_model(tmp_path / "model"), tmp_path / "cache") as encoder:
         await encoder.load()
-        start = Start()
-        asked = asyncio.create_task(encoder.encode(["the lock"], is_query=True, start=start))
-        await asyncio.sleep(0.2)
-        if sys.platform == "linux":
-            # Elsewhere there is no bell, and it begins at once.
-            assert not asked.done()
-        await asyncio.to_thread(start)
-        await asyncio.to_thread(start)
-        assert await asked == await encoder.encode(["the lock"], is_query=True)
-
-        start = Start()
-        start()
-        assert len(await encoder.encode(["the door"], is_query=True, start=start)) == 1
-
-        given_up = asyncio.create_task(encoder.encode(["the wall"], is_query=True, start=Start()))
+        given_up = asyncio.create_task(encoder.encode(["the wall"], is_query=True))
         await asyncio.sleep(0)
         given_up.cancel()
         for text in ("the key", "the moon"):
@@ -372,7 +358,7 @@ async def test_query_that_cannot_be_made_fails_for_all_who_wait_at_once(
     """One after the other they would each wait as long again."""
     tried: list[str] = []
 
-    async def fail(text: str, start: object) -> bytes:
+    async def fail(text: str) -> bytes:
         tried.append(text)
         await asyncio.sleep(0)
         raise EncoderUnavailable("it hangs")

@@ -37,7 +37,7 @@ class Alike:
         self.cosine = cosine
         self._records = records
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: object = None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
         """As the protocol says."""
         return [array("f", [1.0]).tobytes() for _ in texts]
 

@@ -70,7 +70,7 @@ class Meaning:
         self.limits: list[int] = []
         self.problem: str | None = None
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: object = None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
         """As the protocol says."""
         if self.problem is not None:
             raise EncoderUnavailable(self.problem)

@@ -7,7 +7,7 @@ from typing import Final
 
 from schemas.bodies.search import Search
 from schemas.errors import BusError
-from workers.memory.vectors.encoder import Encoder, Start
+from workers.memory.vectors.encoder import Encoder
 from workers.memory.vectors.index import VectorIndex
 from workers.memory.vectors.unavailable import IndexBusy, IndexUnavailable
 
@@ -22,13 +22,12 @@ BUSY_WAIT_S: Final = 2.0
 class Meaning:
     """What one query means. First `encode`, then `ask` unless `is_index_here`, then `cosines`.
 
-    degraded: why nothing is known by meaning, "" where it is. start: to be called, from any thread, when the encoder may
-    begin. is_encoded: `encode` is over. limit: chunks asked of the index at first.
+    degraded: why nothing is known by meaning, "" where it is. is_encoded: `encode` is over. limit: chunks asked of the
+    index at first.
     """
 
     def __init__(self, request: Search, limit: int) -> None:
         self.degraded = ""
-        self.start = Start()
         self.is_encoded = False
         self._request = request
         self._limit = limit
@@ -54,7 +53,7 @@ class Meaning:
             )
             return
         try:
-            (self._vector,) = await encoder.encode([self._request.query], is_query=True, start=self.start)
+            (self._vector,) = await encoder.encode([self._request.query], is_query=True)
         except BusError as error:
             self._give_up(error)
         else:

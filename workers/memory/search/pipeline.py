@@ -46,9 +46,6 @@ log = logging.getLogger("olympus.memory")
 # Chunks without a vector that a reply counts, at most.
 WAITING_MAX: Final = 1_000
 
-# Seconds after which the encoder begins although the reader's thread does not run yet.
-START_WAIT_S: Final = 0.005
-
 
 class Searcher:
     """Search over everything the memory holds.
@@ -95,20 +92,15 @@ class Searcher:
         reference = now if request.now is None else request.now
         limit = max(self._settings.nearest, request.k) * (FILTERED_TIMES if has_filters else 1)
         meaning = Meaning(request, limit)
-        encoding = asyncio.ensure_future(meaning.encode(self._encoder(), self._index()))
-        waiting_s = START_WAIT_S if self._records.database.has_idle_reader else 0.0
-        late = asyncio.get_running_loop().call_later(waiting_s, meaning.start)
+        # Begins with the next turn of the loop: until then the encoder has the query.
+        reading = asyncio.ensure_future(
+            self._records.read(lambda connection: self._find(connection, request, reference, now, meaning))
+        )
         try:
-            # The encoder gets the query first, and begins when the reader's thread runs: the other way round that thread
-            # waits for the encoder's core beside an idle one, 0.5 ms on two cores.
-            await asyncio.sleep(0)
-            draft = await self._records.read(
-                lambda connection: self._find(connection, request, reference, now, meaning)
-            )
-            await encoding
+            await meaning.encode(self._encoder(), self._index())
+            draft = await reading
         finally:
-            late.cancel()
-            encoding.cancel()
+            reading.cancel()
         if not meaning.is_index_here:
             await meaning.ask(draft.only)
 
@@ -147,7 +139,6 @@ class Searcher:
         meaning: Meaning,
     ) -> Draft:
         """All that is known without the vector."""
-        meaning.start()
         query = understand(request.query, reference, self._tokenizer)
         asked = condition(request.ns, request.filters, now)
         prepare(connection, request.filters)

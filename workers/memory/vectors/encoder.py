@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
 import sys
-import threading
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
-import msgspec
-
 from bus.metrics import Figures
 from schemas.metrics import MEMORY_ENCODE_SECONDS, MEMORY_ENCODED
-from workers.memory.vectors.frames import (
-    LENGTH_BYTES,
-    Encode,
-    EncoderOptions,
-    Failed,
-    Ready,
-    Unusable,
-    Vectors,
-    decode_said,
-    frame,
-)
+from workers.memory.vectors.frames import Encode, EncoderOptions, Failed, Ready, Said, Unusable, Vectors
 from workers.memory.vectors.index import COMPONENT_BYTES
 from workers.memory.vectors.model_files import EncoderModel
 from workers.memory.vectors.unavailable import EncoderUnavailable, TextsNotEncoded
+from workers.memory.vectors.wire import NO_BELL, Wire
 
 log = logging.getLogger("olympus.memory")
 
@@ -70,27 +57,8 @@ _BACKOFF_MAX_S: Final = 10.0
 # QUERY_ANSWER_S, and in between queries are answered by words at once.
 _HUNG_S: Final = 30.0
 
-# Seconds the process has to leave once its stdin ends.
+# Seconds the process has to leave once it was told that nothing follows.
 _LEAVE_S: Final = 2.0
-
-
-class Start:
-    """Says when the encoder may begin with a query that it has been given: once it is called, from any thread."""
-
-    def __init__(self) -> None:
-        self._is_called = False
-        self._begin: Callable[[], None] | None = None
-
-    def __call__(self) -> None:
-        self._is_called = True
-        if self._begin is not None:
-            self._begin()
-
-    def put(self, begin: Callable[[], None]) -> None:
-        """Call `begin`, which may be called twice, when this is called, or now if that has been."""
-        self._begin = begin
-        if self._is_called:
-            begin()
 
 
 class Encoder(Protocol):
@@ -102,11 +70,10 @@ class Encoder(Protocol):
     name: str
     dimension: int
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: Start | None = None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
         """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable.
 
-        A query goes ahead of other texts and does not wait long for a model that is still loading. start: when it may
-        begin with a query; at once without.
+        A query goes ahead of other texts and does not wait long for a model that is still loading.
         """
         ...
 
@@ -191,11 +158,11 @@ class ProcessEncoder:
             raise EncoderUnavailable(str(error)) from error
         self._rest()
 
-    async def encode(self, texts: Sequence[str], *, is_query: bool = False, start: Start | None = None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], *, is_query: bool = False) -> list[bytes]:
         """Vectors in the order of the texts: float32 little-endian, of length 1. Raises EncoderUnavailable."""
         if not is_query:
             return await self._encode(texts, is_query=False)
-        return [await self._query(text, start) for text in texts]
+        return [await self._query(text) for text in texts]
 
     async def close(self) -> None:
         """End the process; what is being encoded raises EncoderUnavailable."""
@@ -206,19 +173,19 @@ class ProcessEncoder:
 
     # The process -------------------------------------------------------------------------------------------------
 
-    async def _encode(self, texts: Sequence[str], *, is_query: bool, start: Start | None = None) -> list[bytes]:
+    async def _encode(self, texts: Sequence[str], *, is_query: bool) -> list[bytes]:
         if not texts:
             return []
         try:
-            return await self._encode_once(texts, is_query, start)
+            return await self._encode_once(texts, is_query)
         except _Ended:
             # The next process gets the same texts. If they are what ended this one, the caller hears of it.
             try:
-                return await self._encode_once(texts, is_query, start)
+                return await self._encode_once(texts, is_query)
             except _Ended as error:
                 raise TextsNotEncoded(str(error)) from error
 
-    async def _encode_once(self, texts: Sequence[str], is_query: bool, start: Start | None) -> list[bytes]:
+    async def _encode_once(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
         child = await self._ready_child(QUERY_WAIT_S if is_query else None)
         self._be_busy()
         characters = 0 if is_query else sum(map(len, texts))
@@ -229,7 +196,7 @@ class ProcessEncoder:
         child.characters += characters
         try:
             async with asyncio.timeout(limit_s):
-                vectors = await child.encode(texts, is_query, start)
+                vectors = await child.encode(texts, is_query)
         except TimeoutError as error:
             how = f"the encoder process was ended: no answer within {limit_s:g} s"
             self._end_hung(child, how)
@@ -337,7 +304,7 @@ class ProcessEncoder:
 
     # Queries asked before ----------------------------------------------------------------------------------------
 
-    async def _query(self, text: str, start: Start | None) -> bytes:
+    async def _query(self, text: str) -> bytes:
         """The query's vector, made once for all who ask at the same time."""
         while (making := self._making.get(text)) is not None:
             vector = await asyncio.shield(making)
@@ -351,7 +318,7 @@ class ProcessEncoder:
         made: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._making[text] = made
         try:
-            vector = await self._make_query(text, start)
+            vector = await self._make_query(text)
         except EncoderUnavailable as error:
             # For all of them: one after the other they would each wait as long again.
             made.set_exception(error)
@@ -365,13 +332,13 @@ class ProcessEncoder:
                 made.set_result(vector)
         return vector
 
-    async def _make_query(self, text: str, start: Start | None) -> bytes:
+    async def _make_query(self, text: str) -> bytes:
         vector = None
         if self._queries is not None and self.state != "ready":
             # Loading takes longer than looking, encoding does not.
             vector = await self._queries.get(self._key(text))
         if vector is None or len(vector) != self.dimension * COMPONENT_BYTES:
-            (vector,) = await self._encode([text], is_query=True, start=start)
+            (vector,) = await self._encode([text], is_query=True)
         self._recent[text] = vector
         if len(self._recent) > RECENT_QUERIES:
             self._forget(next(iter(self._recent)))
@@ -419,9 +386,7 @@ class _Child:
         self._on_end = on_end
         self._unusable = ""
         self._process: Process | None = None
-        # See `encoder_process.Words`. Rung from any thread, so nobody may close it meanwhile.
-        self._bell = -1
-        self._bell_lock = threading.Lock()
+        self._wire: Wire | None = None
         self._life = loop.create_task(self._live(), name="memory encoder")
 
     @property
@@ -432,31 +397,18 @@ class _Child:
     def is_busy(self) -> bool:
         return bool(self._asked)
 
-    async def encode(self, texts: Sequence[str], is_query: bool, start: Start | None) -> list[bytes]:
+    async def encode(self, texts: Sequence[str], is_query: bool) -> list[bytes]:
         """Raises _Ended, and TextsNotEncoded for texts that the process could not encode."""
-        stdin = self._process.stdin if self._process is not None else None
-        if stdin is None or stdin.is_closing() or self.has_ended:
+        wire = self._wire
+        if wire is None or not wire.is_open or self.has_ended:
             raise _Ended("the encoder process ended")
         id = next(self._ids)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[id] = answer
-        bells: list[None] = [None]
-
-        def begin() -> None:
-            # One ring for each word, whoever comes first.
-            with contextlib.suppress(IndexError):
-                bells.pop()
-                self._ring()
-
         try:
-            stdin.write(frame(Encode(id=id, is_query=is_query, texts=list(texts))))
-            if start is None:
-                begin()
-            else:
-                start.put(begin)
+            wire.say(Encode(id=id, is_query=is_query, texts=list(texts)))
             vectors = await answer
         finally:
-            begin()
             del self._asked[id]
         size = self._options.dimension * COMPONENT_BYTES
         return [vectors[at : at + size] for at in range(0, len(vectors), size)]
@@ -469,10 +421,9 @@ class _Child:
         self._give_up(how)
 
     async def end(self) -> None:
-        """Close its stdin and wait until it is gone; kill it when it does not leave."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._ring()
+        """Tell it that nothing follows and wait until it is gone; kill it when it does not leave."""
+        if self._wire is not None:
+            self._wire.say_no_more()
         done, _ = await asyncio.wait({self._life}, timeout=_LEAVE_S)
         if not done:
             if self._process is not None and self._process.returncode is None:
@@ -482,19 +433,17 @@ class _Child:
     async def _live(self) -> None:
         how = "the encoder process ended"
         try:
-            if sys.platform == "linux":
-                self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
-            how = await self._talk()
+            wire = await Wire.open(self._on_word)
+            try:
+                how = await self._talk(wire)
+            finally:
+                wire.abort()
         except OSError as error:
             how = f"the encoder process could not be started: {error.strerror or error}"
         finally:
-            with self._bell_lock:
-                bell, self._bell = self._bell, -1
-            if bell >= 0:
-                os.close(bell)
             self._give_up(how)
 
-    async def _talk(self) -> str:
+    async def _talk(self, wire: Wire) -> str:
         # A session of its own: Ctrl-C in a terminal and honcho's group signals reach the service, which then decides.
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -503,19 +452,17 @@ class _Child:
             "--parent",
             str(os.getpid()),
             "--bell",
-            str(self._bell),
-            stdin=PIPE,
-            stdout=PIPE,
-            pass_fds=() if self._bell < 0 else (self._bell,),
+            str(wire.bell),
+            stdin=wire.far.fileno(),
+            stdout=wire.far.fileno(),
+            pass_fds=() if wire.bell == NO_BELL else (wire.bell,),
             start_new_session=True,
         )
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(frame(self._options))
-        self._ring()
         try:
-            await self._listen(process.stdout)
-        except (asyncio.IncompleteReadError, msgspec.DecodeError, ConnectionError) as error:
-            if not isinstance(error, asyncio.IncompleteReadError):
+            wire.handed_over()
+            wire.say(self._options)
+            self._wire = wire
+            if not await wire.over and process.returncode is None:
                 process.kill()
         except BaseException:
             process.kill()
@@ -524,25 +471,18 @@ class _Child:
         status = await process.wait()
         return f"the encoder process ended: {f'signal {-status}' if status < 0 else f'status {status}'}"
 
-    def _ring(self) -> None:
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
-
-    async def _listen(self, words: asyncio.StreamReader) -> None:
-        while True:
-            length = int.from_bytes(await words.readexactly(LENGTH_BYTES), "big")
-            match decode_said(await words.readexactly(length)):
-                case Ready() as ready:
-                    if not self.ready.done():
-                        self.ready.set_result(None)
-                    self._on_ready(ready)
-                case Vectors(id=id, vectors=vectors):
-                    self._answer(id, vectors)
-                case Failed(id=id, reason=reason):
-                    self._answer(id, TextsNotEncoded(f"texts could not be encoded: {reason}"))
-                case Unusable(reason=reason):
-                    self._unusable = reason
+    def _on_word(self, word: Said) -> None:
+        match word:
+            case Ready() as ready:
+                if not self.ready.done():
+                    self.ready.set_result(None)
+                self._on_ready(ready)
+            case Vectors(id=id, vectors=vectors):
+                self._answer(id, vectors)
+            case Failed(id=id, reason=reason):
+                self._answer(id, TextsNotEncoded(f"texts could not be encoded: {reason}"))
+            case Unusable(reason=reason):
+                self._unusable = reason
 
     def _answer(self, id: int, answer: bytes | Exception) -> None:
         asked = self._asked.get(id)

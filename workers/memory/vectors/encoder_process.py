@@ -138,7 +138,7 @@ def answer_query(model: Model, job: Encode, pipe: Pipe) -> None:
 class Words:
     """What the service says. bell: an eventfd that is rung once for each word and once at the end, -1 for none.
 
-    Whoever waits for a pipe is woken on the core of whoever writes to it, because Linux takes it that the writer is about
+    Whoever waits for a socket is woken on the core of whoever writes to it, because Linux takes it that the writer is about
     to sleep; the service has more to do, and a query stood 0.5 ms behind that beside an idle core. A bell wakes on any.
     """
 

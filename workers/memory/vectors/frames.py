@@ -1,4 +1,4 @@
-"""What the service and its encoder process say to each other: msgpack with a length before it, over two pipes.
+"""What the service and its encoder process say to each other: msgpack with a length before it, over a socket.
 
     0  length of what follows, 4 bytes, big-endian
     4  one of the structs below, msgpack
@@ -74,6 +74,6 @@ decode_options: Final = msgspec.msgpack.Decoder(EncoderOptions).decode
 
 
 def frame(word: msgspec.Struct) -> bytes:
-    """`word` as it goes over the pipe."""
+    """`word` as it goes over the socket."""
     body = _encoder.encode(word)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
