@@ -106,7 +106,7 @@ class Searcher:
 
         def weigh(connection: sqlite3.Connection) -> tuple[list[SearchHit], int]:
             # An index in this process is asked in the same thread: to wake another takes a quarter of the time of asking.
-            return self._weigh(connection, Case(request, draft, meaning.cosines(draft.only), reference, now))
+            return self._weigh(connection, Case(request, draft, meaning.cosines(draft.only), reference))
 
         # One state of the database, so that what was found is still there when it is shown.
         try:
@@ -162,7 +162,7 @@ class Searcher:
         by_words = Relevance(self._settings, found, {})
         if not meaning.is_encoded:
             sight.look(connection, [*by_words.seeds(self._settings.candidates, only), *evidence.chunks])
-        return Draft(query, by_words, only, evidence, sight, commits, find_among)
+        return Draft(query, by_words, asked, only, evidence, sight, commits, find_among)
 
     def _weigh(self, connection: sqlite3.Connection, case: Case) -> tuple[list[SearchHit], int]:
         """The hits, and how many chunks wait for their vector."""

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from bus.settings import SearchSettings
 from schemas.bodies.search import Search, SearchHit, Signal
 from workers.memory.search import candidates
-from workers.memory.search.filters import FULFILLING_MAX, Own, condition, fulfilling, newest
+from workers.memory.search.filters import FULFILLING_MAX, Condition, Own, fulfilling, newest
 from workers.memory.search.query import GENERIC_WORDS, STOP_WORDS, TERMS_MAX, Query, Tokenizer
 from workers.memory.search.ranking import (
     Ranked,
@@ -65,13 +65,14 @@ class Evidence(NamedTuple):
 class Draft(NamedTuple):
     """What is known of one search without its meaning.
 
-    by_words: what the words say. only: the chunks that fulfil the filters, None where there are no filters or too many
-    such chunks. sight: what was read of chunks meanwhile, once `commits` batches were committed. find_among: looks the
-    words up in some chunks alone.
+    by_words: what the words say. asked: what a chunk must fulfil. only: the chunks that fulfil the filters, None where
+    there are no filters or too many such chunks. sight: what was read of chunks meanwhile, once `commits` batches were
+    committed. find_among: looks the words up in some chunks alone.
     """
 
     query: Query
     by_words: Relevance
+    asked: Condition
     only: frozenset[int] | None
     evidence: Evidence
     sight: Sight
@@ -82,14 +83,13 @@ class Draft(NamedTuple):
 class Case(NamedTuple):
     """One search and all that is known of it. cosines: chunk -> cosine of the nearest.
 
-    reference: the time at which the query is asked; now: the present, for what has expired; epoch seconds.
+    reference: the time at which the query is asked, epoch seconds.
     """
 
     request: Search
     draft: Draft
     cosines: dict[int, float]
     reference: float
-    now: float
 
 
 def find_evidence(
@@ -178,7 +178,7 @@ class Weighing:
         self._settings = settings
         self._relevance = case.draft.by_words.knowing(case.cosines)
         self._has_others = False
-        self._asked = condition(case.request.ns, case.request.filters, case.now)
+        self._asked = case.draft.asked
         self._has_topic = _has_topic(case.request, case.draft.query, self._found)
 
     @property
