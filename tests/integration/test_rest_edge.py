@@ -616,6 +616,77 @@ async def test_requests_sent_ahead_are_answered_in_turn(serve_broker: Serve) -> 
         assert answer.index(b'"version":1') < answer.index(b'"value":"x"') < answer.index(b'"boot"')
 
 
+GET_K = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+BEHIND: list[tuple[bytes, int]] = [
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    (b"GET /kv/k HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\n\r\n", 400),
+    (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: 20\r\n\r\n{", 408),
+    (b"GET /kv/k HTTP/1.1\r\nHo", 408),
+]
+
+
+@pytest.mark.parametrize(("behind", "status"), BEHIND, ids=["no HTTP", "two hosts", "no chunk", "no body", "no head"])
+async def test_what_is_refused_takes_no_answer_from_the_requests_before_it(
+    serve_broker: Serve, behind: bytes, status: int
+) -> None:
+    """Those were whole; theirs come first, then the refusal."""
+    may_answer = asyncio.Event()
+
+    async def slow(request: KvGet, call: Call) -> Any:
+        await may_answer.wait()
+        return {"key": request.key}
+
+    async with (
+        serve_broker() as settings,
+        stub(settings, memory_kv_get=slow),
+        rest_house(settings, read_timeout_s=0.4) as house,
+    ):
+        wired = await wire(house, GET_K * 2 + behind)
+        saying = asyncio.create_task(said(wired))
+        await asyncio.sleep(0.8)
+        assert not saying.done()
+        may_answer.set()
+
+        answers = (await saying).split(b"HTTP/1.1 ")[1:]
+        assert [int(answer[:3]) for answer in answers] == [200, 200, status]
+        assert b"connection: close" in answers[-1]
+
+
+@pytest.mark.parametrize("last", [b"close", b"keep-alive"])
+async def test_who_reads_a_long_answer_slowly_gets_all_of_it_and_who_reads_nothing_is_left(
+    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    """However long it takes: what counts is that it goes on."""
+    length = 24_000_000
+
+    async def long(request: KvGet, call: Call) -> Any:
+        return {"key": "x" * length}
+
+    async with (
+        serve_broker() as settings,
+        stub(settings, memory_kv_get=long),
+        rest_house(settings, read_timeout_s=0.4, idle_s=0.4) as house,
+    ):
+        ask = GET_K[:-2] + b"Connection: " + last + b"\r\n\r\n"
+
+        def read(pause_s: float) -> int:
+            with socket.create_connection(("127.0.0.1", house.port()), timeout=WITHIN_S) as caller:
+                caller.sendall(ask)
+                count = 0
+                time.sleep(pause_s)
+                with contextlib.suppress(ConnectionError):
+                    while count < length and (piece := caller.recv(1 << 20)):
+                        count += len(piece)
+                        time.sleep(0.05)
+                return count
+
+        assert await asyncio.to_thread(read, 0.0) > length
+        monkeypatch.setattr(server, "_SLOWEST", length)
+        assert await asyncio.to_thread(read, 3.0) < length
+
+
 async def test_hundreds_of_requests_sent_ahead_are_answered_and_thousands_end_the_connection(
     serve_broker: Serve,
 ) -> None:

@@ -40,7 +40,7 @@ _SINGLE: Final = frozenset({b"host", b"authorization", b"origin"})
 # Bytes on the wire for each byte of a body, at most: chunks of one byte take six, extensions of chunks take any number.
 _CHUNKING: Final = 16
 
-# Bytes of a body a second, at least, once `rest.read_timeout_s` have gone by: a modem is faster.
+# Bytes of a body a second, at least, and of an answer, once `rest.read_timeout_s` or so have gone by: a modem is faster.
 _SLOWEST: Final = 1024
 
 # Seconds without a byte after which a connection that was told its last is closed though its caller has not hung up.
@@ -140,9 +140,10 @@ class Connection(HttpToolsProtocol):
         self._head_since = 0.0
         self._heard_at = 0.0
         self._idle_since = 0.0
-        self._stalled_since = 0.0
-        self._closing_since = 0.0
         self._told_last_at = 0.0
+        # Of what was written and waits for the caller to read on: since when, and how many bytes waited then.
+        self._unread_since = 0.0
+        self._unread_bytes = 0
 
     @property
     def running(self) -> asyncio.Task[None] | None:
@@ -204,15 +205,10 @@ class Connection(HttpToolsProtocol):
         elif self._body_since and self._body_came > MAX_HEAD_BYTES + _CHUNKING * self._body_bytes:
             self._refuse(BadRequest("the body has far more bytes of chunks and trailers than of content", field="body"))
 
-    def pause_writing(self) -> None:
-        """The caller does not read."""
-        super().pause_writing()
-        self._stalled_since = time.monotonic()
-
     def resume_writing(self) -> None:
         """The caller reads again."""
         super().resume_writing()
-        self._stalled_since = 0.0
+        self._unread_since = 0.0
 
     # What the parser calls
 
@@ -309,6 +305,9 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
+            self.transport.write(_problem(self._refusal))
+            self._part()
         else:
             self._idle_since = time.monotonic()
 
@@ -322,16 +321,17 @@ class Connection(HttpToolsProtocol):
         """End the connection where its caller takes too long."""
         limits = self._limits
         if self.transport.is_closing():
-            self._closing_since = self._closing_since or now
-            if now - self._closing_since > limits.read_timeout_s:
-                # It does not take what was written last.
+            if self._is_left_unread(now, limits.read_timeout_s):
                 self.transport.abort()
         elif self._told_last_at:
             is_silent = now - max(self._told_last_at, self._heard_at) > min(_LINGER_S, limits.read_timeout_s)
             if is_silent or now - self._told_last_at > limits.read_timeout_s:
                 self.transport.close()
-        elif self._stalled_since and now - self._stalled_since > limits.idle_s:
+        elif self.flow.write_paused and self._is_left_unread(now, limits.idle_s):
             self.transport.abort()
+        elif self._refusal is not None:
+            # What came before is answered first.
+            return
         elif self._is_answering:
             is_awaited = self.cycle.more_body and not self.flow.read_paused
             late_s = now - self._body_since - limits.read_timeout_s
@@ -345,19 +345,33 @@ class Connection(HttpToolsProtocol):
         elif now - self._idle_since > limits.idle_s:
             self.transport.close()
 
+    def _is_left_unread(self, now: float, patience_s: float) -> bool:
+        """Whether the caller has read less than _SLOWEST bytes a second of what waits for it, after `patience_s`."""
+        waits = self.transport.get_write_buffer_size()
+        if not self._unread_since:
+            self._unread_since, self._unread_bytes = now, waits
+        return self._unread_bytes - waits < (now - self._unread_since - patience_s) * _SLOWEST
+
     def _refuse(self, error: BusError) -> None:
-        """Say what is wrong, where nothing else is being said, and close."""
+        """Say what is wrong once all that came before it is answered, and close."""
         if self._told_last_at:
             return
         self._refusal = error
-        cycle = self.cycle
-        is_of_cycle = self._answering is cycle and self._is_answering and cycle.more_body and not cycle.response_started
-        if is_of_cycle or not self._is_answering:
+        answering, cycle = self._answering, self.cycle
+        if answering is None or answering.response_complete:
+            self.transport.write(_problem(error))
+            self._part()
+        elif answering is not cycle:
+            if cycle.more_body:
+                # It is not whole and never will be: its answer is the refusal.
+                self.pipeline.popleft()
+        elif cycle.more_body:
+            if cycle.response_started:
+                self.transport.close()
+                return
             self.transport.write(_problem(error))
             self.abandon()
             self._part()
-        else:
-            self.transport.close()
 
     def _part(self) -> None:
         """Say no more, and close once the caller has hung up or been silent.
