@@ -51,7 +51,10 @@ RecordKind = Literal[
 
 
 class MemoryExport(Request, frozen=True, kw_only=True):
-    """Everything of `kinds` in `ns` (all of them by default), as records that `memory.import` takes."""
+    """Everything of `kinds` in `ns` (all of them by default), as records that `memory.import` takes.
+
+    A suggestion that quotes a namespace out of the caller's reach comes without its text, dismissed.
+    """
 
     ns: Namespace | None = None
     kinds: list[RecordKind] | None = None

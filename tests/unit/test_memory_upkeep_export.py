@@ -646,6 +646,38 @@ async def test_what_was_dismissed_or_switched_off_stays_so_after_a_move(tmp_path
             assert packed(await everything(three)) == packed(forgotten)
 
 
+async def test_a_suggestion_is_exported_without_what_its_reader_may_not_read(tmp_path: Path) -> None:
+    """It quotes a memory of another namespace; the one that quotes its own session's turns comes whole."""
+    async with opened(tmp_path / "one") as one, opened(tmp_path / "two") as two:
+        await taken_in(one, samples())
+        (whole,) = await everything(one, kinds=["suggestion"])
+        turn = {"kind": "turn", "id": "s/1/1", "text": "The bees?", "score": 1.0, "at": NOW}
+        own = {**whole.data, "suggestion_id": f"sug-{'1' * 32}", "evidence": [turn], "evidence_from": "s/1"}
+        await taken_in(one, [NewRecord(kind="suggestion", ns="session", data=own)])
+
+        async def exported(*namespaces: str) -> dict[str, ExportRecord]:
+            parts: list[ExportPart] = []
+
+            async def send(part: ExportPart) -> None:
+                parts.append(part)
+
+            request = MemoryExport(ns="session", kinds=["suggestion"])
+            await export(one, request, send, namespaces.__contains__)
+            return {record.data["suggestion_id"]: record for part in parts for record in part.records}
+
+        seen = await exported("session")
+        assert seen[own["suggestion_id"]].data == own
+        (other,) = (record for id, record in seen.items() if id != own["suggestion_id"])
+        gone = {"text": "", "reason": "", "evidence": [], "evidence_from": None}
+        assert other.data == {**whole.data, **gone}
+        assert (await exported("session", "memory"))[whole.data["suggestion_id"]] == whole
+
+        await taken_in(two, as_new(list(seen.values())))
+        assert await everything(two, kinds=["suggestion"]) == sorted(
+            seen.values(), key=lambda one: one.data["suggestion_id"]
+        )
+
+
 async def test_a_suggestion_belongs_to_one_namespace(tmp_path: Path) -> None:
     """Its id says which; one made up for another is a conflict."""
     async with opened(tmp_path / "one") as records:

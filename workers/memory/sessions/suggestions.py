@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final
 
@@ -170,9 +170,12 @@ def source_of(ns: str, kind: str, source_id: str) -> str:
     return f"{kind} {ns}/{source_id}"
 
 
-def _evidence_ns(ns: str, evidence: Sequence[bodies.Evidence], evidence_from: str | None) -> str:
-    """Where the evidence is kept: turns beside the suggestion, anything else where `evidence_from` says."""
-    if not evidence or evidence[0].kind == "turn":
+def evidence_ns(ns: str, kind: str | None, evidence_from: str | None) -> str:
+    """Where the evidence is kept: turns beside the suggestion, anything else where `evidence_from` says.
+
+    kind: of the evidence, None where there is none any more.
+    """
+    if kind is None or kind == "turn":
         return ns
     return (evidence_from or "").partition(" ")[2].partition("/")[0]
 
@@ -211,7 +214,7 @@ def _insert(
         made_at=now,
         user_id=session.user_id,
         session_id=session.session_id,
-        evidence_ns=_evidence_ns(session.ns, idea.evidence, idea.evidence_from),
+        evidence_ns=evidence_ns(session.ns, idea.evidence[0].kind, idea.evidence_from),
     )
     cursor = connection.execute(
         "INSERT OR IGNORE INTO suggestions (suggestion_id, ns, user_id, session_id, kind, text, reason, confidence,"
@@ -255,5 +258,5 @@ def _suggestion(row: tuple[Any, ...]) -> bodies.Suggestion:
         user_id=user_id,
         session_id=session_id,
         dismissed_at=dismissed_at,
-        evidence_ns=_evidence_ns(ns, evidence, source),
+        evidence_ns=evidence_ns(ns, evidence[0].kind if evidence else None, source),
     )

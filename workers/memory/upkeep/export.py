@@ -16,6 +16,7 @@ from schemas.bodies.upkeep import Exported, ExportPart, ExportRecord, MemoryExpo
 from workers.memory.connection import Connection
 from workers.memory.facts import IS_KEPT
 from workers.memory.records import Records
+from workers.memory.sessions.suggestions import evidence_ns
 from workers.memory.sqlite_errors import explain
 from workers.memory.upkeep.kinds import FLAGS, KINDS, LISTED, Kind, Parts, is_packed
 from workers.memory.values import unpack
@@ -40,10 +41,13 @@ class Sized(NamedTuple):
     size_bytes: int
 
 
-async def export(records: Records, request: MemoryExport, send: Send) -> Exported:
+async def export(
+    records: Records, request: MemoryExport, send: Send, may_touch: Callable[[str], bool] = lambda ns: True
+) -> Exported:
     """Hand every record to `send`, in the order in which they can be imported; returns how many, by kind.
 
-    Entries that have expired are left out. Raises the errors of `sqlite_errors.explain`, and what `send` raises.
+    Entries that have expired are left out. may_touch: of which namespaces the caller may read what a suggestion quotes;
+    a suggestion that quotes from another is handed over like one that has been forgotten. Raises the errors of `sqlite_errors.explain`, and what `send` raises.
     """
     kinds = [kind for name, kind in KINDS.items() if request.kinds is None or name in request.kinds]
     path = records.database.path
@@ -54,7 +58,7 @@ async def export(records: Records, request: MemoryExport, send: Send) -> Exporte
         now = records.now()
         total = await connection.run(lambda raw: _begin(raw, kinds, request.ns, now))
         page_bytes = min(PAGE_BYTES, records.page_bytes)
-        pages = await connection.run(lambda raw: _pages(raw, kinds, request.ns, now, page_bytes))
+        pages = await connection.run(lambda raw: _pages(raw, kinds, request.ns, now, page_bytes, may_touch))
         while page := await connection.run(lambda raw: next(pages, None)):
             counts.update(record.kind for record in page if not record.data.get("continues"))
             await send(ExportPart(records=page, done=counts.total(), total=total))
@@ -76,12 +80,19 @@ def _begin(connection: sqlite3.Connection, kinds: list[Kind], ns: str | None, no
 
 
 def _pages(
-    connection: sqlite3.Connection, kinds: list[Kind], ns: str | None, now: float, page_bytes: int
+    connection: sqlite3.Connection,
+    kinds: list[Kind],
+    ns: str | None,
+    now: float,
+    page_bytes: int,
+    may_touch: Callable[[str], bool],
 ) -> Iterator[list[ExportRecord]]:
     page: list[ExportRecord] = []
     size_bytes = 0
     for kind in kinds:
         for record, record_bytes in _records(connection, kind, ns, now, page_bytes):
+            if kind.name == "suggestion" and not may_touch(_quoted_ns(record)):
+                record = _without_quote(record)
             if page and (len(page) == PAGE_RECORDS or size_bytes + record_bytes > page_bytes):
                 yield page
                 page, size_bytes = [], 0
@@ -133,6 +144,19 @@ def _slices(
         size_bytes += row_bytes
     if part:
         yield part, size_bytes
+
+
+def _quoted_ns(suggestion: ExportRecord) -> str:
+    data = suggestion.data
+    return evidence_ns(suggestion.ns, data["evidence"][0]["kind"] if data["evidence"] else None, data["evidence_from"])
+
+
+def _without_quote(suggestion: ExportRecord) -> ExportRecord:
+    """As it stands once what it quotes has been forgotten."""
+    data = suggestion.data
+    gone_at = data["made_at"] if data["dismissed_at"] is None else data["dismissed_at"]
+    unquoted = {"text": "", "reason": "", "evidence": [], "evidence_from": None, "dismissed_at": gone_at}
+    return ExportRecord(kind=suggestion.kind, ns=suggestion.ns, data={**data, **unquoted})
 
 
 def _where(kind: Kind, ns: str | None, now: float) -> tuple[str, list[Any]]:

@@ -16,7 +16,9 @@ def register(worker: Worker, upkeep: Upkeep) -> None:
 
     @worker.handles("memory.export")
     async def export(request: bodies.MemoryExport, call: Call) -> bodies.Exported:
-        return await upkeep.export(request, call.partial)
+        if call.caller is None:
+            return await upkeep.export(request, call.partial)
+        return await upkeep.export(request, call.partial, call.caller.may_touch)
 
     @worker.handles("memory.import")
     async def import_(request: bodies.MemoryImport, call: Call) -> bodies.Imported:

@@ -43,9 +43,11 @@ class Upkeep:
         """What the memory holds."""
         return await self._figures.stats()
 
-    async def export(self, request: bodies.MemoryExport, send: export.Send) -> bodies.Exported:
-        """Every record, handed to `send` in parts."""
-        return await export.export(self._records, request, send)
+    async def export(
+        self, request: bodies.MemoryExport, send: export.Send, may_touch: Callable[[str], bool] = lambda ns: True
+    ) -> bodies.Exported:
+        """Every record, handed to `send` in parts. may_touch: namespaces that the caller may read."""
+        return await export.export(self._records, request, send, may_touch)
 
     async def import_(self, request: bodies.MemoryImport, request_id: bytes) -> bodies.Imported:
         """Records of an export, all or none. Raises BadRequest, Conflict."""
