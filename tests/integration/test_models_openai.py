@@ -212,6 +212,25 @@ async def test_tool_calls_are_put_together_from_their_pieces(settings: Settings)
     assert body["messages"][2]["tool_call_id"] == "z"
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ({"id": "a", "function": {"name": "n" * 129, "arguments": "{}"}}, r"length <= 128 - at `\$\.name`"),
+        ({"id": "i" * 257, "function": {"name": "look", "arguments": "{}"}}, r"length <= 256 - at `\$\.id`"),
+        ({"id": "a", "function": {"arguments": "{}"}}, r"length >= 1 - at `\$\.name`"),
+    ],
+    ids=["long name", "long id", "no name"],
+)
+async def test_a_tool_call_that_is_none_is_told(settings: Settings, call: dict[str, Any], told: str) -> None:
+    """The caller could not send it back in the next turn."""
+    stream = [
+        sse({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **call}]}}]}, last_piece("tool_calls"))
+    ]
+    async with loaded(OpenAIServer(stream=stream), settings) as backend:
+        with pytest.raises(Internal, match=told):
+            await ask(backend, CHAT)
+
+
 async def test_json_schema_goes_as_a_response_format(settings: Settings) -> None:
     """A schema for a chat is OpenAI's own; for a prompt, and for a grammar, only some programs take it."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}

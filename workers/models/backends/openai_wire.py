@@ -261,6 +261,15 @@ class _Call:
             self.name += delta.function.name or ""
             self.arguments += delta.function.arguments or ""
 
+    def whole(self) -> ToolCall:
+        """All of it. Raises Internal where it is none that could be sent back to a model."""
+        call = ToolCall(id=self.id, name=self.name, arguments=self.arguments)
+        try:
+            return msgspec.convert(msgspec.structs.asdict(call), ToolCall)
+        except msgspec.ValidationError as error:
+            excerpt = repr(call)[:MAX_EXCERPT]
+            raise Internal(f"the endpoint sent a tool call that is none: {error}: {excerpt}") from error
+
 
 class Answer:
     """One streamed answer: takes its events, gives its chunks and, at the end, its outcome.
@@ -325,11 +334,11 @@ class Answer:
         self._calls.setdefault(at, _Call(at)).take(delta)
 
     def outcome(self) -> Outcome:
-        """How it ended, once its last event was taken."""
+        """How it ended, once its last event was taken. Raises Internal where the tool calls are none."""
         now = time.perf_counter()
         first, last = self._first_at or now, self._last_at or now
         usage = self._usage or _Usage()
-        calls = tuple(ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in self._calls.values())
+        calls = tuple(call.whole() for call in self._calls.values())
         reason: Literal["stop", "length", "tool_calls"] = "stop"
         if self._reason == "length":
             reason = "length"
