@@ -682,7 +682,12 @@ class RestSettings(Section, frozen=True, kw_only=True):
         float, Meta(ge=0.1, le=3600, description="seconds a client may take to send the head, and each piece of a body")
     ] = 15.0
     idle_s: Annotated[
-        float, Meta(ge=0.1, le=DAY_S, description="seconds a connection may wait between two requests")
+        float,
+        Meta(
+            ge=0.1,
+            le=DAY_S,
+            description="seconds a connection may wait between two requests, and leave what it is answered unread",
+        ),
     ] = 75.0
 
 

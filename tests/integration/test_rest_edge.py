@@ -618,20 +618,20 @@ async def test_requests_sent_ahead_are_answered_in_turn(serve_broker: Serve) -> 
 
 GET_K = b"GET /kv/k HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-BEHIND: list[tuple[bytes, int]] = [
-    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-    (b"GET /kv/k HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\n\r\n", 400),
-    (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-    (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: 20\r\n\r\n{", 408),
-    (b"GET /kv/k HTTP/1.1\r\nHo", 408),
-]
+BEHIND: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    "no HTTP": (400, (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",)),
+    "two hosts": (400, (b"GET /kv/k HTTP/1.1\r\nHost: evil.example\r\nHost: localhost\r\n\r\n",)),
+    "no chunk": (400, (CHUNKED + b"zz\r\n",)),
+    "no chunk, and too much of it": (400, (CHUNKED, b"1;" + b"e" * 65_000, b"e" * 3000 + b"\r\na\r\nzz\r\n")),
+    "no body": (408, (b"POST /kv/k HTTP/1.1\r\n" + HEAD + b"Content-Length: 20\r\n\r\n{",)),
+    "no head": (408, (b"GET /kv/k HTTP/1.1\r\nHo",)),
+}
 
 
-@pytest.mark.parametrize(("behind", "status"), BEHIND, ids=["no HTTP", "two hosts", "no chunk", "no body", "no head"])
-async def test_what_is_refused_takes_no_answer_from_the_requests_before_it(
-    serve_broker: Serve, behind: bytes, status: int
-) -> None:
+@pytest.mark.parametrize("what", BEHIND)
+async def test_what_is_refused_takes_no_answer_from_the_requests_before_it(serve_broker: Serve, what: str) -> None:
     """Those were whole; theirs come first, then the refusal."""
+    status, pieces = BEHIND[what]
     may_answer = asyncio.Event()
 
     async def slow(request: KvGet, call: Call) -> Any:
@@ -643,8 +643,11 @@ async def test_what_is_refused_takes_no_answer_from_the_requests_before_it(
         stub(settings, memory_kv_get=slow),
         rest_house(settings, read_timeout_s=0.4) as house,
     ):
-        wired = await wire(house, GET_K * 2 + behind)
+        wired = await wire(house, GET_K * 2)
         saying = asyncio.create_task(said(wired))
+        for piece in pieces:
+            wired[1].write(piece)
+            await asyncio.sleep(0.1)
         await asyncio.sleep(0.8)
         assert not saying.done()
         may_answer.set()
@@ -654,12 +657,37 @@ async def test_what_is_refused_takes_no_answer_from_the_requests_before_it(
         assert b"connection: close" in answers[-1]
 
 
+async def test_who_waits_to_be_told_before_sending_a_body_has_time_from_then_on(serve_broker: Serve) -> None:
+    """It is told when its turn comes."""
+    may_answer = asyncio.Event()
+
+    async def slow(request: KvGet, call: Call) -> Any:
+        await may_answer.wait()
+        return {"key": request.key}
+
+    async def take(request: Any, call: Call) -> Any:
+        return {"key": request.key, "version": 1}
+
+    async with (
+        serve_broker() as settings,
+        stub(settings, memory_kv_get=slow, memory_kv_set=take),
+        rest_house(settings, read_timeout_s=0.8) as house,
+    ):
+        body = b'{"value": "x"}'
+        asking = b"Content-Length: %d\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n" % len(body)
+        reader, writer = await wire(house, GET_K + b"POST /kv/k HTTP/1.1\r\n" + HEAD + asking)
+        await asyncio.sleep(1.6)
+        may_answer.set()
+        told = await asyncio.wait_for(reader.readuntil(b"100 Continue\r\n\r\n"), WITHIN_S)
+        assert told.startswith(b"HTTP/1.1 200 ")
+        writer.write(body)
+        assert (await said((reader, writer))).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("last", [b"close", b"keep-alive"])
-async def test_who_reads_a_long_answer_slowly_gets_all_of_it_and_who_reads_nothing_is_left(
-    serve_broker: Serve, monkeypatch: pytest.MonkeyPatch, last: bytes
-) -> None:
-    """However long it takes: what counts is that it goes on."""
-    length = 24_000_000
+async def test_a_long_answer_is_there_as_long_as_it_is_read(serve_broker: Serve, last: bytes) -> None:
+    """However slowly; who stops is left, however much came before."""
+    length = 48_000_000
 
     async def long(request: KvGet, call: Call) -> Any:
         return {"key": "x" * length}
@@ -667,24 +695,25 @@ async def test_who_reads_a_long_answer_slowly_gets_all_of_it_and_who_reads_nothi
     async with (
         serve_broker() as settings,
         stub(settings, memory_kv_get=long),
-        rest_house(settings, read_timeout_s=0.4, idle_s=0.4) as house,
+        rest_house(settings, read_timeout_s=0.8, idle_s=0.8) as house,
     ):
-        ask = GET_K[:-2] + b"Connection: " + last + b"\r\n\r\n"
 
-        def read(pause_s: float) -> int:
+        def read(until: int) -> int:
+            """What comes, where nothing is read for a while once `until` bytes were."""
             with socket.create_connection(("127.0.0.1", house.port()), timeout=WITHIN_S) as caller:
-                caller.sendall(ask)
-                count = 0
-                time.sleep(pause_s)
+                caller.sendall(GET_K[:-2] + b"Connection: " + last + b"\r\n\r\n")
+                count, has_paused = 0, False
                 with contextlib.suppress(ConnectionError):
                     while count < length and (piece := caller.recv(1 << 20)):
                         count += len(piece)
-                        time.sleep(0.05)
+                        time.sleep(0.04)
+                        if count >= until and not has_paused:
+                            time.sleep(4)
+                            has_paused = True
                 return count
 
-        assert await asyncio.to_thread(read, 0.0) > length
-        monkeypatch.setattr(server, "_SLOWEST", length)
-        assert await asyncio.to_thread(read, 3.0) < length
+        assert await asyncio.to_thread(read, 2 * length) > length
+        assert await asyncio.to_thread(read, length // 4) < length
 
 
 async def test_hundreds_of_requests_sent_ahead_are_answered_and_thousands_end_the_connection(

@@ -29,8 +29,8 @@ from workers.gateway.rest.response import PROBLEM, HeadTooLarge, SlowCaller, Too
 MAX_HEAD_BYTES: Final = 65_536
 _MAX_HEADERS: Final = 128
 
-# Requests sent before their turn at which nothing more is read, and at which the connection is closed: some hundreds may
-# come in one piece. A connection that is not read does not tell that its caller has gone, so it is not the first one.
+# Requests sent before their turn at which nothing more is read, and at which the rest is refused: some hundreds may come
+# in one piece. A connection that is not read does not tell that its caller has gone, so it is not the first one.
 _PAUSED_AHEAD: Final = 16
 _MAX_AHEAD: Final = 1000
 
@@ -40,7 +40,8 @@ _SINGLE: Final = frozenset({b"host", b"authorization", b"origin"})
 # Bytes on the wire for each byte of a body, at most: chunks of one byte take six, extensions of chunks take any number.
 _CHUNKING: Final = 16
 
-# Bytes of a body a second, at least, and of an answer, once `rest.read_timeout_s` or so have gone by: a modem is faster.
+# Bytes a second, at least: of a body once `rest.read_timeout_s` have gone by, of an answer in each `rest.idle_s`. A modem
+# is faster.
 _SLOWEST: Final = 1024
 
 # Seconds without a byte after which a connection that was told its last is closed though its caller has not hung up.
@@ -200,6 +201,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or BadRequest(f"this is not HTTP/1.1: {_reason(error)}", field="head"))
+            return
         if self._head_since and (size := self._head_bytes + len(self.url)) > MAX_HEAD_BYTES:
             self._refuse(_head_too_large(size))
         elif self._body_since and self._body_came > MAX_HEAD_BYTES + _CHUNKING * self._body_bytes:
@@ -304,7 +306,11 @@ class Connection(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            cycle, app = self.pipeline.pop()
+            if cycle is self.cycle and cycle.waiting_for_100_continue:
+                # It is told only now to send its body.
+                self._heard_at = self._body_since = time.monotonic()
+            self._start_asgi_task(cycle, app)
         elif self._refusal is not None:
             self.transport.write(_problem(self._refusal))
             self._part()
@@ -321,19 +327,20 @@ class Connection(HttpToolsProtocol):
         """End the connection where its caller takes too long."""
         limits = self._limits
         if self.transport.is_closing():
-            if self._is_left_unread(now, limits.read_timeout_s):
+            if self._is_left_unread(now):
                 self.transport.abort()
         elif self._told_last_at:
             is_silent = now - max(self._told_last_at, self._heard_at) > min(_LINGER_S, limits.read_timeout_s)
             if is_silent or now - self._told_last_at > limits.read_timeout_s:
                 self.transport.close()
-        elif self.flow.write_paused and self._is_left_unread(now, limits.idle_s):
+        elif self.flow.write_paused and self._is_left_unread(now):
             self.transport.abort()
         elif self._refusal is not None:
             # What came before is answered first.
             return
         elif self._is_answering:
-            is_awaited = self.cycle.more_body and not self.flow.read_paused
+            is_told_to_wait = self.cycle is not self._answering and self.cycle.waiting_for_100_continue
+            is_awaited = self.cycle.more_body and not self.flow.read_paused and not is_told_to_wait
             late_s = now - self._body_since - limits.read_timeout_s
             if is_awaited and now - self._heard_at > limits.read_timeout_s:
                 self._refuse(SlowCaller(f"no more of the body came for {limits.read_timeout_s:g} s"))
@@ -345,15 +352,20 @@ class Connection(HttpToolsProtocol):
         elif now - self._idle_since > limits.idle_s:
             self.transport.close()
 
-    def _is_left_unread(self, now: float, patience_s: float) -> bool:
-        """Whether the caller has read less than _SLOWEST bytes a second of what waits for it, after `patience_s`."""
-        waits = self.transport.get_write_buffer_size()
-        if not self._unread_since:
-            self._unread_since, self._unread_bytes = now, waits
-        return self._unread_bytes - waits < (now - self._unread_since - patience_s) * _SLOWEST
+    def _is_left_unread(self, now: float) -> bool:
+        """Whether of what waits for the caller less than _SLOWEST bytes a second were read in the last `rest.idle_s`."""
+        waits, idle_s = self.transport.get_write_buffer_size(), self._limits.idle_s
+        if self._unread_since and now - self._unread_since <= idle_s:
+            return False
+        is_left = self._unread_since > 0 and self._unread_bytes - waits < idle_s * _SLOWEST
+        self._unread_since, self._unread_bytes = now, waits
+        return is_left
 
     def _refuse(self, error: BusError) -> None:
-        """Say what is wrong once all that came before it is answered, and close."""
+        """Say what is wrong once all that came before it is answered, and close.
+
+        It is not said where one of those answers ends the connection, nor to whose answer has begun before its body came.
+        """
         if self._told_last_at:
             return
         self._refusal = error
@@ -361,17 +373,19 @@ class Connection(HttpToolsProtocol):
         if answering is None or answering.response_complete:
             self.transport.write(_problem(error))
             self._part()
-        elif answering is not cycle:
-            if cycle.more_body:
-                # It is not whole and never will be: its answer is the refusal.
-                self.pipeline.popleft()
-        elif cycle.more_body:
+        elif answering is cycle and cycle.more_body:
             if cycle.response_started:
                 self.transport.close()
                 return
             self.transport.write(_problem(error))
             self.abandon()
             self._part()
+        else:
+            if answering is not cycle and cycle.more_body:
+                # It is not whole and never will be: its answer is the refusal.
+                self.pipeline.popleft()
+            # What follows would only be thrown away.
+            self.flow.pause_reading()
 
     def _part(self) -> None:
         """Say no more, and close once the caller has hung up or been silent.
