@@ -1,4 +1,4 @@
-"""What a child process does so that it never outlives the service that started it, and so that its stdout is a pipe to it."""
+"""What a child process does so that it never outlives the service that started it, and so that its stdout is for that service alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def take_stdout() -> BinaryIO:
-    """The pipe that stdout is. Whatever a library prints from now on goes to stderr."""
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    """The pipe or socket that stdout is. Whatever a library prints from now on goes to stderr."""
+    to_service = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    return pipe
+    return to_service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import sys
@@ -30,7 +31,7 @@ def _query(text: str) -> Encode:
 
 @on_both_loops
 def test_word_lies_in_the_socket_when_the_bell_rings(run: _Run) -> None:
-    """Before the turn of the loop ends; whoever the bell wakes would else wait a second time."""
+    """Whoever the bell wakes would else wait a second time."""
 
     async def main() -> None:
         wire = await Wire.open(lambda _: None)
@@ -43,6 +44,43 @@ def test_word_lies_in_the_socket_when_the_bell_rings(run: _Run) -> None:
         assert wire.far.recv(1 << 16) == frame(_query("the key")) + frame(_query("the lock"))
         wire.abort()
         assert await wire.over
+
+    run(main())
+
+
+@on_both_loops
+def test_opening_that_is_given_up_leaves_no_file_open(run: _Run) -> None:
+    async def main() -> None:
+        # A loop opens files of its own with its first connection.
+        (await Wire.open(lambda _: None)).abort()
+        await asyncio.sleep(0.01)
+        before = sorted(os.listdir("/dev/fd"))
+        for turns in range(4):
+            opening = asyncio.ensure_future(Wire.open(lambda _: None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                (await opening).abort()
+            await asyncio.sleep(0.01)
+        assert sorted(os.listdir("/dev/fd")) == before
+
+    run(main())
+
+
+@on_both_loops
+def test_nothing_is_said_to_who_has_gone(run: _Run) -> None:
+    async def main() -> None:
+        heard: list[Said] = []
+        wire = await Wire.open(heard.append)
+        wire.far.sendall(frame(Failed(id=1, reason="my last")))
+        wire.handed_over()
+        assert await wire.over
+        wire.say(_query("the key"))
+        wire.say_no_more()
+        wire.abort()
+        assert heard == [Failed(id=1, reason="my last")]
+        assert wire.bell == NO_BELL
 
     run(main())
 

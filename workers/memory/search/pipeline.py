@@ -92,7 +92,8 @@ class Searcher:
         reference = now if request.now is None else request.now
         limit = max(self._settings.nearest, request.k) * (FILTERED_TIMES if has_filters else 1)
         meaning = Meaning(request, limit)
-        # Begins with the next turn of the loop: until then the encoder has the query.
+        # Begins with the next turn of the loop: until then an encoder that is loaded has the query. An error of the database
+        # waits until it is encoded, or given up.
         reading = asyncio.ensure_future(
             self._records.read(lambda connection: self._find(connection, request, reference, now, meaning))
         )

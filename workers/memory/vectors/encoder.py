@@ -433,7 +433,7 @@ class _Child:
     async def _live(self) -> None:
         how = "the encoder process ended"
         try:
-            wire = await Wire.open(self._on_word)
+            wire = self._wire = await Wire.open(self._on_word)
             try:
                 how = await self._talk(wire)
             finally:
@@ -461,7 +461,6 @@ class _Child:
         try:
             wire.handed_over()
             wire.say(self._options)
-            self._wire = wire
             if not await wire.over and process.returncode is None:
                 process.kill()
         except BaseException:

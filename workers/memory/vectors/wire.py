@@ -22,15 +22,14 @@ class Wire(asyncio.Protocol):
     """Says words to the process, and calls `on_word` with each of its own. `open` makes one.
 
     far: the process's end of the socket, for `handed_over` to close. bell: an eventfd that is rung once for each word
-    and once at the end, see `encoder_process.Words`. over: done once the process has said its last; False where that
-    was no word, or the socket failed.
+    and once at the end, see `encoder_process.Words`. over: done once the process has closed its end; False where it said
+    what is no word. What it said last may be lost where a word crosses it that it no longer reads.
     """
 
-    def __init__(self, near: socket.socket, far: socket.socket, bell: int, on_word: Callable[[Said], None]) -> None:
+    def __init__(self, far: socket.socket, on_word: Callable[[Said], None]) -> None:
         self.far = far
-        self.bell = bell
+        self.bell = NO_BELL
         self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._near = near
         self._on_word = on_word
         self._unread = bytearray()
         self._has_said_all = False
@@ -40,9 +39,15 @@ class Wire(asyncio.Protocol):
     async def open(cls, on_word: Callable[[Said], None]) -> Self:
         """A new one, of which the process has no end yet. Raises OSError."""
         near, far = socket.socketpair()
-        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE) if sys.platform == "linux" else NO_BELL
-        loop = asyncio.get_running_loop()
-        _, wire = await loop.create_unix_connection(lambda: cls(near, far, bell, on_word), sock=near)
+        wire = cls(far, on_word)
+        try:
+            if sys.platform == "linux":
+                wire.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+            await asyncio.get_running_loop().create_unix_connection(lambda: wire, sock=near)
+        except BaseException:
+            near.close()
+            wire.connection_lost(None)
+            raise
         return wire
 
     def handed_over(self) -> None:
@@ -55,22 +60,18 @@ class Wire(asyncio.Protocol):
         return not (self._has_said_all or self._transport.is_closing())
 
     def say(self, word: msgspec.Struct) -> None:
-        """Send one word. It lies in the socket before the bell rings: uvloop writes at the end of the loop turn only."""
-        data = frame(word)
-        sent = 0
-        if not self._transport.get_write_buffer_size():
-            # Full, or broken: the transport waits for the one and reports the other.
-            with contextlib.suppress(OSError):
-                sent = os.write(self._near.fileno(), data)
-        if sent < len(data):
-            self._transport.write(data[sent:])
-        self._ring()
+        """Send one word, before the bell rings; nothing where the process no longer hears."""
+        if self.is_open:
+            self._transport.write(frame(word))
+            self._ring()
 
     def say_no_more(self) -> None:
         """Tell the process that no word follows; what it still has to say is heard."""
         if self.is_open:
             self._has_said_all = True
-            self._transport.write_eof()
+            # Where it has closed its end, some systems have nothing left to shut.
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
             self._ring()
 
     def abort(self) -> None:
@@ -109,4 +110,4 @@ class Wire(asyncio.Protocol):
             os.close(self.bell)
             self.bell = NO_BELL
         if not self.over.done():
-            self.over.set_result(exc is None and not self._is_garbled)
+            self.over.set_result(not self._is_garbled)
