@@ -708,7 +708,7 @@ async def test_a_long_answer_is_there_as_long_as_it_is_read(serve_broker: Serve,
                         count += len(piece)
                         time.sleep(0.04)
                         if count >= until and not has_paused:
-                            time.sleep(4)
+                            time.sleep(2.5)
                             has_paused = True
                 return count
 
