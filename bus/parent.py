@@ -1,4 +1,4 @@
-"""What a child process does so that it never outlives the service that started it, and so that its stdout is for that service alone."""
+"""What a child process does so that it never outlives the service that started it, and that its stdout is for that alone."""
 
 from __future__ import annotations
 

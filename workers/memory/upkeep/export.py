@@ -47,7 +47,8 @@ async def export(
     """Hand every record to `send`, in the order in which they can be imported; returns how many, by kind.
 
     Entries that have expired are left out. may_touch: of which namespaces the caller may read what a suggestion quotes;
-    a suggestion that quotes from another is handed over like one that has been forgotten. Raises the errors of `sqlite_errors.explain`, and what `send` raises.
+    a suggestion that quotes from another is handed over like one that has been forgotten. Raises the errors of
+    `sqlite_errors.explain`, and what `send` raises.
     """
     kinds = [kind for name, kind in KINDS.items() if request.kinds is None or name in request.kinds]
     path = records.database.path
