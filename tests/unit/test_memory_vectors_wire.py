@@ -69,23 +69,6 @@ def test_opening_that_is_given_up_leaves_no_file_open(run: _Run) -> None:
 
 
 @on_both_loops
-def test_nothing_is_said_to_who_has_gone(run: _Run) -> None:
-    async def main() -> None:
-        heard: list[Said] = []
-        wire = await Wire.open(heard.append)
-        wire.far.sendall(frame(Failed(id=1, reason="my last")))
-        wire.handed_over()
-        assert await wire.over
-        wire.say(_query("the key"))
-        wire.say_no_more()
-        wire.abort()
-        assert heard == [Failed(id=1, reason="my last")]
-        assert wire.bell == NO_BELL
-
-    run(main())
-
-
-@on_both_loops
 def test_word_that_the_socket_does_not_hold_arrives_whole(run: _Run) -> None:
     """And in order, while the process is slow to read."""
 
@@ -116,6 +99,8 @@ def test_word_that_the_socket_does_not_hold_arrives_whole(run: _Run) -> None:
 
 @on_both_loops
 def test_words_are_taken_apart_however_they_come(run: _Run) -> None:
+    """And to who has said all of them and gone, nothing is said."""
+
     async def main() -> None:
         heard: list[Said] = []
         words = [Vectors(id=1, vectors=b"\1" * 700_000), Failed(id=2, reason="no"), Vectors(id=3, vectors=b"")]
@@ -126,6 +111,8 @@ def test_words_are_taken_apart_however_they_come(run: _Run) -> None:
             await asyncio.sleep(0.01)
         wire.handed_over()
         assert await wire.over
+        wire.say(_query("the key"))
+        wire.say_no_more()
         assert heard == words
 
     run(main())
