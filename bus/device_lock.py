@@ -124,7 +124,7 @@ class DeviceLock:
                 waited_s = time.monotonic() - started_at
                 if waited_s >= max(timeout_s, _LEAST_WAIT_S):
                     self._give_up(waited_s, place.ahead())
-                if on_wait is not None and (holder := _read_holder(self._path)) != told:
+                if on_wait is not None and (holder := _read_holder(self._path, self._queue)) != told:
                     told = holder
                     on_wait(holder)
                 pause_s = min(max(waited_s * _PAUSE_SHARE, _PAUSE_MIN_S), _PAUSE_MAX_S)
@@ -149,7 +149,7 @@ class DeviceLock:
         return False
 
     def _give_up(self, waited_s: float, ahead: int) -> NoReturn:
-        holder = _read_holder(self._path)
+        holder = _read_holder(self._path, self._queue)
         by = _in_words(holder) if holder is not None else f"nobody; {ahead} wait before this one"
         raise DeadlineExceeded(
             f"the lock of {self._device} was not free within {waited_s:.1f} s; it is held by {by}",
@@ -180,7 +180,7 @@ def read_lock(folder: Path, device: str) -> tuple[LockHolder | None, list[LockWa
     """
     path, queue = _places(folder, device)
     try:
-        return _read_holder(path), _read_waiters(queue)
+        return _read_holder(path, queue), _read_waiters(queue)
     except OSError as error:
         _unusable(folder, error)
 
@@ -374,7 +374,7 @@ def _entry(file: io.FileIO) -> _Entry | None:
     return entry
 
 
-def _read_holder(path: Path) -> LockHolder | None:
+def _read_holder(path: Path, queue: Path) -> LockHolder | None:
     try:
         file = _open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -382,9 +382,12 @@ def _read_holder(path: Path) -> LockHolder | None:
     with file:
         if _lock(file, fcntl.LOCK_SH):
             return None
-        entry = _entry(file)
+        entry: _Entry | LockWaiter | None = _entry(file)
         if entry is None:
             pid = _pid_of_lock(os.fstat(file.fileno()))
+            # Who has just taken it keeps its place in the queue until it has written here.
+            entry = next((waiter for waiter in _read_waiters(queue) if waiter.pid == pid), None) or _entry(file)
+        if entry is None:
             return LockHolder(pid=pid, host=socket.gethostname(), model="", purpose="unknown", since=0.0)
         return LockHolder(pid=entry.pid, host=entry.host, model=entry.model, purpose=entry.purpose, since=entry.since)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -293,6 +294,25 @@ def test_a_stale_text_under_a_held_lock_is_not_believed(folder: Path) -> None:
         fcntl.flock(other, fcntl.LOCK_EX)
         holder, _ = read_lock(folder, "gpu0")
     assert holder is not None and holder.model == ""
+
+
+def test_who_has_just_taken_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between taking the lock and writing who holds it a party is found in the queue, where the kernel tells its pid."""
+    write = device_lock._write
+    seen: list[LockHolder | None] = []
+
+    def write_late(file: io.FileIO, entry: device_lock._Entry) -> None:
+        if device_lock._is_at(file, folder / "gpu0.lock"):
+            seen.append(read_lock(folder, "gpu0")[0])
+        write(file, entry)
+
+    monkeypatch.setattr(device_lock, "_write", write_late)
+    with held(folder, "gpu0", model="m", purpose="load", timeout_s=WAIT_S):
+        seen.append(read_lock(folder, "gpu0")[0])
+
+    early, late = ((one.pid, one.model, one.purpose) for one in seen if one is not None)
+    assert late == (os.getpid(), "m", "load")
+    assert early == (late if early[0] else (0, "", "unknown"))
 
 
 def test_children_hold_no_lock_of_their_parent(folder: Path) -> None:

@@ -137,7 +137,11 @@ class Live:
             case messages.Skipped():
                 self.say("checkpoint_skipped", f"{message.name}: {message.reason}")
             case messages.Waited():
-                self.say("waited", f"{message.holder} had the device for {message.waited_s:.1f} s", **_fields(message))
+                self.say(
+                    "waited",
+                    f"{message.holder or 'another'} had the device for {message.waited_s:.1f} s",
+                    **_fields(message),
+                )
             case messages.Climbed():
                 self.change(rung=message.rung.level)
                 self.note(rung=msgspec.json.encode(message.rung).decode())

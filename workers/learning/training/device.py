@@ -40,14 +40,15 @@ class Devices:
         self.is_waiting = False
 
     def take(self) -> str:
-        """Take all locks, waiting in line; returns who held the first one that had to be waited for, "" for nobody.
+        """Take all locks, waiting in line; returns the first who held one meanwhile and said its name, "" for nobody.
 
         Raises DeadlineExceeded naming the holder, Interrupted, and Unsupported when locks cannot be kept there.
         """
-        seen: list[str] = []
+        seen: list[LockHolder] = []
 
         def on_wait(holder: LockHolder | None) -> None:
-            seen.append(f"{holder.purpose} of {holder.model}" if holder is not None else "")
+            if holder is not None:
+                seen.append(holder)
 
         self.is_waiting = True
         try:
@@ -59,7 +60,8 @@ class Devices:
         finally:
             self.is_waiting = False
             self._looked_at = time.monotonic()
-        return next((holder for holder in seen if holder), "")
+        named = next((f"{holder.purpose} of {holder.model}" for holder in seen if holder.model), "")
+        return named or ("a program that says nothing about itself" if seen else "")
 
     def release(self) -> None:
         """Give them all back; nothing when none is held."""
