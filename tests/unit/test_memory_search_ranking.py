@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import pytest
 from msgspec.structs import replace
+from pyroaring import BitMap64
 
 from bus.settings import SearchSettings
 from workers.memory.search.query import Tokenizer, understand
@@ -21,7 +22,7 @@ from workers.memory.search.ranking import (
     rank,
     with_relation,
 )
-from workers.memory.search.text_index import Found, Holders
+from workers.memory.search.text_index import Found
 
 NOW = 1_700_000_000.0
 DAY_S = 86_400.0
@@ -35,7 +36,7 @@ def found(query: str, masks: dict[int, int], *, speakers: list[str] | None = Non
     answer = Found(speakers or [])
     answer.missing = missing
     for bit, term in enumerate(terms):
-        answer.add(term, 1.0, Holders(sorted((chunk for chunk in masks if masks[chunk] >> bit & 1), reverse=True)))
+        answer.add(term, 1.0, BitMap64(chunk for chunk in masks if masks[chunk] >> bit & 1))
     return answer
 
 

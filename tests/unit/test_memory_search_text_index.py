@@ -9,11 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pyroaring import BitMap64
 
 from workers.memory.migrations import load_migrations, prepare
 from workers.memory.search import text_index
 from workers.memory.search.query import Term
-from workers.memory.search.text_index import ChosenIds, Found, Holders, TextIndex
+from workers.memory.search.text_index import ChosenIds, Found, TextIndex
 
 NS = "memory"
 
@@ -55,7 +56,7 @@ def term(word: str) -> Term:
 
 def holding(found: Found) -> dict[str, list[int]]:
     """Term -> the chunks that hold it, newest first."""
-    return {one.label: holders.newest for one, holders in zip(found.terms, found.holders, strict=True)}
+    return {one.label: list(holders)[::-1] for one, holders in zip(found.terms, found.holders, strict=True)}
 
 
 class Clock:
@@ -160,7 +161,7 @@ def test_masks_and_groups_are_those_of_the_chunks() -> None:
         held = [sorted(chance.sample(range(1, 40), chance.randint(1, 30)), reverse=True) for _ in range(4)]
         found = Found()
         for number, chunks in enumerate(held):
-            found.add(term(f"w{number}"), 1.0, Holders(chunks))
+            found.add(term(f"w{number}"), 1.0, BitMap64(chunks))
 
         masks = {chunk: sum(1 << bit for bit, chunks in enumerate(held) if chunk in chunks) for chunk in range(1, 41)}
 
@@ -170,6 +171,7 @@ def test_masks_and_groups_are_those_of_the_chunks() -> None:
             if mask:
                 groups.setdefault(mask, []).append(chunk)
         assert {mask: list(chunks) for mask, chunks in found.groups().items() if mask in groups} == groups
+        assert found.masks(masks) == {chunk: mask for chunk, mask in masks.items() if mask}
         assert found.chunks() == {chunk for chunk, mask in masks.items() if mask}
 
 
@@ -179,5 +181,5 @@ def test_what_is_committed_between_two_looks_counts_once(connection: sqlite3.Con
     index = TextIndex(100)
     holders = index._holders(connection, 'text:"hound"', 100, 5, ids[2])
 
-    assert holders.newest == ids[::-1]
-    assert index._holders(connection, 'text:"hound"', 100, 5, ids[-1]).newest == ids[::-1]
+    assert list(holders) == ids
+    assert list(index._holders(connection, 'text:"hound"', 100, 5, ids[-1])) == ids

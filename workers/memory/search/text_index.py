@@ -8,10 +8,11 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+from pyroaring import BitMap64
 
 from workers.memory.search.query import ROLES, Term
 
@@ -33,8 +34,8 @@ COMMON_WORD_CHUNKS: Final = 250
 KEEP_S: Final = 60.0
 KEPT_COUNTS_MAX: Final = 4_096
 
-# Chunks of common words that are kept, at most, over all words: 100 bytes each.
-KEPT_CHUNKS_MAX: Final = 200_000
+# Chunks of common words that are kept, at most, over all words: two bytes each. 100,000 memories have half as many.
+KEPT_CHUNKS_MAX: Final = 4_000_000
 
 # Where only some chunks may be hits, so many times as many entries are read: most of them are of others.
 CHOSEN_BUDGETS: Final = 100
@@ -43,80 +44,77 @@ CHOSEN_BUDGETS: Final = 100
 _decode_ids: Final = msgspec.json.Decoder(list[int]).decode
 
 
-class Holders:
-    """The chunks that hold one term: `newest` in order, newest first, and `ids`, the same as a set."""
-
-    __slots__ = ("ids", "newest")
-
-    def __init__(self, newest: list[int]) -> None:
-        self.newest = newest
-        self.ids = frozenset(newest)
-
-
 class Found:
     """The chunks that hold words of a query.
 
     terms, weights, holders: what was looked for, the weight of each, and the chunks that hold it. The weight is how rare
     it is (the inverse document frequency of BM25, log(1 + (N - n + 0.5) / (n + 0.5)); Robertson and Zaragoza, 2009,
     section 3.4.1) for N chunks in the store.
-    several: chunk id -> bit i set where it holds term i, for the chunks that hold more than one.
     missing: weight of the topics that none holds. speakers: words of the query that are somebody's name here.
     """
 
     def __init__(self, speakers: Sequence[str] = ()) -> None:
         self.terms: list[Term] = []
         self.weights: list[float] = []
-        self.holders: list[Holders] = []
-        self.several: dict[int, int] = {}
+        self.holders: list[BitMap64] = []
         self.missing = 0.0
         self.speakers = list(speakers)
+        self._any = BitMap64()
+        self._several = BitMap64()
+        self._masks: dict[int, int] = {}
 
-    def add(self, term: Term, weight: float, holders: Holders) -> None:
+    def add(self, term: Term, weight: float, holders: BitMap64) -> None:
         """One more term and the chunks that hold it."""
-        bit = 1 << len(self.terms)
-        # Thousands of chunks hold one word of a query, few hold two: only these are gone through one by one.
-        several = self.several
-        for other, others in enumerate(self.holders):
-            for chunk in others.ids & holders.ids:
-                several[chunk] = several.get(chunk, 0) | 1 << other | bit
+        self._several |= self._any & holders
+        self._any |= holders
+        self._masks.clear()
         self.terms.append(term)
         self.weights.append(weight)
         self.holders.append(holders)
 
     def mask(self, chunk: int) -> int:
         """Bit i set where the chunk holds term i."""
-        mask = self.several.get(chunk)
+        mask = self._masks.get(chunk)
         if mask is None:
             mask = 0
-            for other, holders in enumerate(self.holders):
-                if chunk in holders.ids:
-                    mask = 1 << other
-                    break
+            if chunk in self._any:
+                for bit, holders in enumerate(self.holders):
+                    if chunk in holders:
+                        mask |= 1 << bit
+            self._masks[chunk] = mask
         return mask
 
-    def masks(self, chunks: frozenset[int] | set[int]) -> dict[int, int]:
+    def masks(self, chunks: Iterable[int]) -> dict[int, int]:
         """`mask` of each of `chunks` that holds a term."""
-        masks: dict[int, int] = {}
-        for bit, holders in enumerate(self.holders):
-            for chunk in chunks & holders.ids:
-                masks[chunk] = masks.get(chunk, 0) | 1 << bit
-        return masks
+        return self._masks_among(BitMap64(chunks))
 
     def groups(self) -> dict[int, Iterable[int]]:
         """Mask -> the chunks that hold just these terms, newest first."""
-        several = self.several
+        # Thousands of chunks hold one word of a query, few hold two: only these are gone through one by one.
         groups: dict[int, Iterable[int]] = {
-            1 << bit: (chunk for chunk in holders.newest if chunk not in several)
-            for bit, holders in enumerate(self.holders)
+            1 << bit: _newest_first(holders, but=self._several) for bit, holders in enumerate(self.holders)
         }
+        masks = self._masks_among(self._several)
+        self._masks.update(masks)
         together: dict[int, list[int]] = {}
-        for chunk in sorted(several, reverse=True):
-            together.setdefault(several[chunk], []).append(chunk)
+        for chunk in sorted(masks, reverse=True):
+            together.setdefault(masks[chunk], []).append(chunk)
         return groups | together
 
     def chunks(self) -> set[int]:
         """Every chunk that holds a term."""
-        return {chunk for holders in self.holders for chunk in holders.newest}
+        return set(self._any)
+
+    def _masks_among(self, chunks: BitMap64) -> dict[int, int]:
+        masks: dict[int, int] = {}
+        for bit, holders in enumerate(self.holders):
+            for chunk in chunks & holders:
+                masks[chunk] = masks.get(chunk, 0) | 1 << bit
+        return masks
+
+
+def _newest_first(chunks: BitMap64, *, but: BitMap64) -> Iterator[int]:
+    yield from reversed((chunks - but).to_array())
 
 
 class _Counted(NamedTuple):
@@ -128,7 +126,7 @@ class _Counted(NamedTuple):
 class _Kept(NamedTuple):
     """Holders of a common word among the chunks up to the id `upto`."""
 
-    holders: Holders
+    holders: BitMap64
     upto: int
     until: float
 
@@ -190,21 +188,21 @@ class TextIndex:
                 break
             match = f"{scope if is_scoped else ''}text:{term.match}"
             if chosen is not None:
-                holders = Holders(chosen.holding(connection, match))
+                holders = BitMap64(chosen.holding(connection, match))
                 left -= count
             else:
                 holders = self._holders(connection, match, left, count, total)
-                left -= len(holders.newest)
-            if not holders.newest and (is_scoped or chosen is not None):
+                left -= len(holders)
+            if not holders and (is_scoped or chosen is not None):
                 found.missing += weight * term.is_topic
                 continue
             found.add(term, weight, holders)
         return found
 
-    def _holders(self, connection: sqlite3.Connection, match: str, limit: int, count: int, total: int) -> Holders:
+    def _holders(self, connection: sqlite3.Connection, match: str, limit: int, count: int, total: int) -> BitMap64:
         """The newest chunks that match. count: chunks that hold the word, at most. total: the highest id of a chunk."""
         if count <= COMMON_WORD_CHUNKS:
-            return Holders(_newest(connection, match, limit, count))
+            return _newest(connection, match, limit, count)
         now = self._monotonic()
         with self._lock:
             kept, age = self._kept.get(match), self._age
@@ -215,12 +213,12 @@ class TextIndex:
             # An id is never given twice, so what came since has higher ones. What has gone since stays until it is old:
             # whoever reads the chunks does not find it.
             newer = _newer(connection, match, kept.upto, self._budget)
-            holders = Holders((newer + kept.holders.newest)[: self._budget]) if newer else kept.holders
+            holders = _last(kept.holders | newer, self._budget) if newer else kept.holders
             until = kept.until
         else:
-            holders, until = Holders(_newest(connection, match, self._budget, count)), now + KEEP_S
+            holders, until = _newest(connection, match, self._budget, count), now + KEEP_S
         # What was committed since `total` was read may be among them.
-        upto = max(total, holders.newest[0]) if holders.newest else total
+        upto = max(total, holders.max()) if holders else total
         with self._lock:
             if age == self._age:
                 self._keep(match, _Kept(holders, upto, until))
@@ -229,10 +227,10 @@ class TextIndex:
     def _keep(self, match: str, kept: _Kept) -> None:
         before = self._kept.pop(match, None)
         self._kept[match] = kept
-        self._kept_chunks += len(kept.holders.newest) - (len(before.holders.newest) if before is not None else 0)
+        self._kept_chunks += len(kept.holders) - (len(before.holders) if before is not None else 0)
         while self._kept_chunks > KEPT_CHUNKS_MAX:
             _, oldest = self._kept.popitem(last=False)
-            self._kept_chunks -= len(oldest.holders.newest)
+            self._kept_chunks -= len(oldest.holders)
 
     def _count(self, connection: sqlite3.Connection, term: Term) -> _Counted:
         """Chunks with the term in their text, and with it in their speaker's name."""
@@ -276,34 +274,38 @@ class ChosenIds:
         self._chunks = msgspec.json.encode(list(chunks)).decode()
 
     def holding(self, connection: sqlite3.Connection, match: str) -> list[int]:
-        """Those of them that match, newest first."""
+        """Those of them that match."""
         # With the plus SQLite walks the entries of the word and looks each up in the set: 0.1 ms a thousand. Without, it
         # asks the full-text index for each of the set: 30 microseconds each.
         return _ids(
             connection,
-            "(SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
-            " ORDER BY rowid DESC)",
+            "chunks_text WHERE chunks_text MATCH ? AND +rowid IN (SELECT value FROM json_each(?))",
             (match, self._chunks),
         )
 
 
-def _newest(connection: sqlite3.Connection, match: str, limit: int, count: int) -> list[int]:
-    """The newest chunks that match, newest first. count: how many that are, about."""
+def _newest(connection: sqlite3.Connection, match: str, limit: int, count: int) -> BitMap64:
+    """The newest chunks that match. count: how many that are, about."""
     if count >= limit:
         return _newer(connection, match, 0, limit)
     # The index is kept in ascending order: to read it backwards takes half as long again.
-    chunks = _ids(connection, "chunks_text WHERE chunks_text MATCH ?", (match,))
-    chunks.sort(reverse=True)
-    return chunks[:limit]
+    return _last(BitMap64(_ids(connection, "chunks_text WHERE chunks_text MATCH ?", (match,))), limit)
 
 
-def _newer(connection: sqlite3.Connection, match: str, after: int, limit: int) -> list[int]:
-    """The newest chunks that match, of those with ids above `after`, newest first."""
-    return _ids(
+def _newer(connection: sqlite3.Connection, match: str, after: int, limit: int) -> BitMap64:
+    """The newest chunks that match, of those with ids above `after`."""
+    chunks = _ids(
         connection,
         "(SELECT rowid FROM chunks_text WHERE chunks_text MATCH ? AND rowid > ? ORDER BY rowid DESC LIMIT ?)",
         (match, after, limit),
     )
+    # In ascending order a bitmap is made of them in a fifth of the time.
+    chunks.reverse()
+    return BitMap64(chunks)
+
+
+def _last(chunks: BitMap64, count: int) -> BitMap64:
+    return chunks if len(chunks) <= count else chunks[-count:]
 
 
 def _ids(connection: sqlite3.Connection, source: str, values: Sequence[object]) -> list[int]:
