@@ -175,7 +175,8 @@ def held(
 def read_lock(folder: Path, device: str) -> tuple[LockHolder | None, list[LockWaiter]]:
     """Who holds the lock of `device`, None for nobody, and who waits, first come first.
 
-    A holder that wrote nothing about itself has an empty model; its pid is 0 where the kernel does not tell it.
+    A holder that wrote nothing about itself has an empty model; its pid is 0 where the kernel does not tell it. One that
+    has just taken the lock may have the time since which it waited.
     Raises BadRequest for a name that is no device, and Unsupported when the files cannot be read.
     """
     path, queue = _places(folder, device)
@@ -384,11 +385,13 @@ def _read_holder(path: Path, queue: Path) -> LockHolder | None:
             return None
         entry: _Entry | LockWaiter | None = _entry(file)
         if entry is None:
-            pid = _pid_of_lock(os.fstat(file.fileno()))
-            # Who has just taken it keeps its place in the queue until it has written here.
-            entry = next((waiter for waiter in _read_waiters(queue) if waiter.pid == pid), None) or _entry(file)
+            pid, host = _pid_of_lock(os.fstat(file.fileno())), socket.gethostname()
+            # Who has just taken it keeps its place in the queue until it has written here. In a process with several
+            # parties the next of them may be named while another gives it back: for microseconds, and it is next.
+            waiting = (waiter for waiter in _read_waiters(queue) if (waiter.pid, waiter.host) == (pid, host))
+            entry = next(waiting, None) or _entry(file)
         if entry is None:
-            return LockHolder(pid=pid, host=socket.gethostname(), model="", purpose="unknown", since=0.0)
+            return LockHolder(pid=pid, host=host, model="", purpose="unknown", since=0.0)
         return LockHolder(pid=entry.pid, host=entry.host, model=entry.model, purpose=entry.purpose, since=entry.since)
 
 
@@ -407,12 +410,13 @@ def _read_waiters(queue: Path) -> list[LockWaiter]:
 
 
 def _pid_of_lock(stat: os.stat_result) -> int:
-    """Process that took the flock on a file, 0 where the kernel does not tell. Source: proc_locks(5)."""
+    """Process that holds the flock on a file, 0 where the kernel does not tell. Source: proc_locks(5)."""
     place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii") as file:
             # 1: FLOCK  ADVISORY  WRITE 708 00:13:9891 0 EOF
-            rows = [row for row in map(str.split, file) if len(row) >= 6 and row[1] == "FLOCK" and row[5] == place]
+            # READ are those who only look whether it is held.
+            rows = [row for row in map(str.split, file) if row[1:2] + row[3:4] + row[5:6] == ["FLOCK", "WRITE", place]]
     except OSError:
         return 0
     return max((int(row[4]) for row in rows), default=0)

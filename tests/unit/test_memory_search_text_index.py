@@ -128,7 +128,7 @@ def test_a_replaced_database_is_read_anew(connection: sqlite3.Connection) -> Non
 
 def test_what_is_kept_is_bounded(connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """The word that was asked for longest ago leaves."""
-    monkeypatch.setattr(text_index, "KEPT_CHUNKS_MAX", 10)
+    monkeypatch.setattr(text_index, "KEPT_BYTES_MAX", 1_100)
     add(connection, *(f"hound cat dog {number}" for number in range(5)))
     index = TextIndex(100)
     for word in ("hound", "cat", "hound", "dog"):
@@ -161,6 +161,7 @@ def test_masks_and_groups_are_those_of_the_chunks() -> None:
         held = [sorted(chance.sample(range(1, 40), chance.randint(1, 30)), reverse=True) for _ in range(4)]
         found = Found()
         for number, chunks in enumerate(held):
+            assert not found.mask(chunks[0]) >> number
             found.add(term(f"w{number}"), 1.0, BitMap64(chunks))
 
         masks = {chunk: sum(1 << bit for bit, chunks in enumerate(held) if chunk in chunks) for chunk in range(1, 41)}
@@ -172,6 +173,7 @@ def test_masks_and_groups_are_those_of_the_chunks() -> None:
                 groups.setdefault(mask, []).append(chunk)
         assert {mask: list(chunks) for mask, chunks in found.groups().items() if mask in groups} == groups
         assert found.masks(masks) == {chunk: mask for chunk, mask in masks.items() if mask}
+        assert {chunk: found.mask(chunk) for chunk in masks} == masks
         assert found.chunks() == {chunk for chunk, mask in masks.items() if mask}
 
 

@@ -40,7 +40,9 @@ class Devices:
         self.is_waiting = False
 
     def take(self) -> str:
-        """Take all locks, waiting in line; returns the first who held one meanwhile and said its name, "" for nobody.
+        """Take all locks, waiting in line; returns the first holder that said its name, words for one that did not.
+
+        "" where nobody was seen to hold one.
 
         Raises DeadlineExceeded naming the holder, Interrupted, and Unsupported when locks cannot be kept there.
         """

@@ -117,7 +117,7 @@ class Skipped(Message, frozen=True, kw_only=True, tag="skipped"):
 
 
 class Waited(Message, frozen=True, kw_only=True, tag="waited"):
-    """The device was lent to `holder` between two steps."""
+    """The device was lent to `holder` between two steps, "" where it was not seen who took it."""
 
     step: int
     waited_s: float

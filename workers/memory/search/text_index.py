@@ -34,8 +34,8 @@ COMMON_WORD_CHUNKS: Final = 250
 KEEP_S: Final = 60.0
 KEPT_COUNTS_MAX: Final = 4_096
 
-# Chunks of common words that are kept, at most, over all words: two bytes each. 100,000 memories have half as many.
-KEPT_CHUNKS_MAX: Final = 4_000_000
+# What is kept of who holds common words takes so many bytes at most; all of 100,000 memories takes 5 MB.
+KEPT_BYTES_MAX: Final = 20_000_000
 
 # Where only some chunks may be hits, so many times as many entries are read: most of them are of others.
 CHOSEN_BUDGETS: Final = 100
@@ -141,7 +141,7 @@ class TextIndex:
         self._counts: dict[str, _Counted] = {}
         self._shares: dict[str, tuple[float, float]] = {}
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._kept_chunks = 0
+        self._kept_bytes = 0
         self._age = 0
         self._lock = threading.Lock()
 
@@ -150,7 +150,7 @@ class TextIndex:
         with self._lock:
             self._age += 1
             self._kept.clear()
-            self._kept_chunks = 0
+            self._kept_bytes = 0
         self._counts.clear()
         self._shares.clear()
 
@@ -227,10 +227,10 @@ class TextIndex:
     def _keep(self, match: str, kept: _Kept) -> None:
         before = self._kept.pop(match, None)
         self._kept[match] = kept
-        self._kept_chunks += len(kept.holders) - (len(before.holders) if before is not None else 0)
-        while self._kept_chunks > KEPT_CHUNKS_MAX:
+        self._kept_bytes += _bytes(kept.holders) - (_bytes(before.holders) if before is not None else 0)
+        while self._kept_bytes > KEPT_BYTES_MAX:
             _, oldest = self._kept.popitem(last=False)
-            self._kept_chunks -= len(oldest.holders)
+            self._kept_bytes -= _bytes(oldest.holders)
 
     def _count(self, connection: sqlite3.Connection, term: Term) -> _Counted:
         """Chunks with the term in their text, and with it in their speaker's name."""
@@ -305,7 +305,13 @@ def _newer(connection: sqlite3.Connection, match: str, after: int, limit: int) -
 
 
 def _last(chunks: BitMap64, count: int) -> BitMap64:
-    return chunks if len(chunks) <= count else chunks[-count:]
+    return chunks if len(chunks) <= count else chunks[len(chunks) - count :]
+
+
+def _bytes(chunks: BitMap64) -> int:
+    """About what a bitmap takes: two bytes an id, and more for itself and for each 65,536 ids that it has some of."""
+    blocks = min(len(chunks), (chunks.max() >> 16) - (chunks.min() >> 16) + 1) if chunks else 0
+    return 400 + 100 * blocks + 2 * len(chunks)
 
 
 def _ids(connection: sqlite3.Connection, source: str, values: Sequence[object]) -> list[int]:
