@@ -29,7 +29,7 @@ _LIMIT_MAX: Final = 1_000
 _NAME_CHARACTERS: Final = 256
 
 # Seconds an experience lasts that was over before it came, and the longest that one can be kept for a time.
-_OVER_S: Final = 0.001
+_OVER_S: Final = 1e-6
 _LONGEST_S: Final = 10 * 366 * 86_400.0
 
 
