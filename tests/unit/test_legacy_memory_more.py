@@ -323,7 +323,7 @@ def test_the_time_to_live_of_an_experience_comes_from_its_end() -> None:
     soon = datetime.fromtimestamp(NOW + 60).isoformat()
 
     assert experiences.ttl_s(soon, NOW) == pytest.approx(60)
-    assert experiences.ttl_s("2000-01-01T00:00:00+00:00", NOW) == pytest.approx(0.001)
+    assert experiences.ttl_s("2000-01-01T00:00:00+00:00", NOW) == pytest.approx(1e-6)
     assert experiences.ttl_s("2999-01-01", NOW) is None
     assert experiences.ttl_s(None, NOW) is None
     assert experiences.ttl_s(5, NOW) is None
