@@ -1167,6 +1167,24 @@ class TightWorld(World):
     memory = 100
 
 
+def test_a_prediction_holds_no_memory_that_a_pinned_model_waits_for() -> None:
+    """It waits for the other's load, so the other must not wait for it."""
+    world = TightWorld()
+    world.pin_or_unpin()
+    world.pin_or_unpin()
+    for runner in sorted(world.holds):
+        world.bench.books.others = 90
+        world.alive.discard(runner)
+        del world.holds[runner]
+        world.loading.discard(runner)
+        world.take(core.Exited(runner, "signal 9"))
+    world.expect(["a", "c"], 0.1)
+    world.bench.books.others = 0
+    world.pin_or_unpin()
+    world.teardown()
+    assert [load.model for load in world.holds.values()] == ["b"]
+
+
 World.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TightWorld.TestCase.settings = World.TestCase.settings
 TestWorld = World.TestCase

@@ -689,7 +689,8 @@ class Scheduler:
         if is_preload and self._others_wait(model):
             self._drop_ahead(model, "requests wait for memory")
         elif is_preload and ahead is not None and ahead.kind == "predicted" and self._is_loading(model):
-            # One after the other: a load slows down every other one.
+            # One after the other: a load slows down every other one. Nor must the other wait for what this one holds.
+            self._drop_hold(model)
             return
         elif model.terms.is_remote:
             self._start_load(model, now)
