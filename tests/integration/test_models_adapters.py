@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from bus.client import Client
+from bus.device_lock import DeviceLock, read_lock
 from bus.settings import Settings
-from schemas.bodies.model import Chat, ChatMessage, ModelUnload
+from schemas.bodies.model import Chat, ChatMessage, ModelShow, ModelUnload
 from schemas.bodies.model_files import AdapterAttach, AdapterDetach, AdapterList, AdapterPromote, AdapterRollback
 from schemas.errors import Conflict, NotFound, Unprocessable
 from tests.peft_adapter import write_adapter
@@ -107,3 +108,32 @@ async def test_an_adapter_that_does_not_fit_is_refused_and_nothing_changes(serve
         assert (await chat(client)).token_ids == bare.token_ids
         await client.request("model.unload", ModelUnload(model=NAME), timeout_s=WAIT_S)
         assert (await chat(client)).token_ids == bare.token_ids
+
+
+async def test_what_is_attached_while_the_model_loads_answers_from_the_first_request_on(
+    serve_broker: Any, tmp_path: Path
+) -> None:
+    """The model is in memory without it, and must not be asked before it has it."""
+    source = write_adapter(tmp_path).path
+    async with serve_broker() as settings:
+        folder = settings.path("locks")
+        first, second = DeviceLock(folder, "cpu"), DeviceLock(folder, "cpu")
+        await first.acquire(model="trainer", purpose="train", timeout_s=WAIT_S)
+        async with serving(settings) as client, asyncio.timeout(WAIT_S):
+            while not read_lock(folder, "cpu")[1]:
+                await asyncio.sleep(0.01)
+            # The next in the queue after the load: no adapter is changed before it has had its turn.
+            taking = asyncio.create_task(second.acquire(model="trainer", purpose="train", timeout_s=WAIT_S))
+            while len(read_lock(folder, "cpu")[1]) < 2:
+                await asyncio.sleep(0.01)
+            shown = await client.request("model.show", ModelShow(model=NAME), timeout_s=WAIT_S)
+            assert shown.state == "loading"
+            attached = await change(client, "attach", AdapterAttach(model=NAME, adapter="tone", path=source))
+            assert not attached.is_attached
+            first.release()
+            await taking
+            asking = asyncio.create_task(chat(client, adapter="tone"))
+            await asyncio.wait({asking}, timeout=0.5)
+            assert not asking.done()
+            second.release()
+            assert (await asking).adapter == "tone"

@@ -35,8 +35,10 @@ from workers.models.control import (
     News,
     RunnerFailed,
     RunnerLoaded,
+    RunnerReady,
     RunnerUsed,
     RunnerWaiting,
+    ServeModel,
     SetAdapters,
 )
 from workers.models.runner_process import RunnerProcess
@@ -53,10 +55,14 @@ N = TypeVar("N")
 
 
 class Running:
-    """A runner process and everything it said."""
+    """A runner process and everything it said.
+
+    serve: what it is told when its model is in memory, None for what it was loaded with.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.serve: ServeModel | None = None
         self.said: list[News] = []
         self.exit = ""
         self._changed = asyncio.Event()
@@ -64,6 +70,9 @@ class Running:
 
     def _on_news(self, _: int, news: News) -> None:
         self.said.append(news)
+        if isinstance(news, RunnerReady):
+            assert self.serve is not None
+            self.process.send(self.serve)
         self._changed.set()
 
     def _on_exit(self, _: int, how: str) -> None:
@@ -84,6 +93,7 @@ class Running:
                 await self._changed.wait()
 
     def load(self, path: Path = GGUF, **more: Any) -> None:
+        self.serve = self.serve or ServeModel(adapters=more.get("adapters", ()), champion=more.get("champion"))
         self.process.send(LoadModel(name=NAME, path=str(path), settings=self.settings, threads=1, **more))
 
 
@@ -267,6 +277,23 @@ async def test_a_model_with_an_adapter_that_does_not_fit_is_not_loaded(run: Any,
     bad = AdapterFile(name="bad", path=str(GGUF), sha256="0" * 64)
     async with run() as (runner, _):
         runner.load(adapters=(adapter(tmp_path), bad))
+        failed = await runner.hear(RunnerFailed)
+        assert (failed.code, "adapter bad" in failed.message) == ("unprocessable", True)
+
+
+async def test_a_model_serves_with_the_adapters_that_it_has_when_it_is_loaded(run: Any, tmp_path: Path) -> None:
+    """Others than at the beginning of the load; one that does not fit fails the load, and never answers."""
+    first, second = adapter(tmp_path, 1, "first"), adapter(tmp_path, 2, "second")
+    async with run() as (runner, client):
+        runner.serve = ServeModel(adapters=(second,), champion="second")
+        runner.load(adapters=(first,), champion="first")
+        await runner.hear(RunnerLoaded)
+        assert (await ask(client, chat())).adapter == "second"
+        with pytest.raises(NotFound, match="attached are: second"):
+            await ask(client, chat(adapter="first"))
+    async with run() as (runner, client):
+        runner.serve = ServeModel(adapters=(AdapterFile(name="bad", path=str(GGUF), sha256="0" * 64),))
+        runner.load(adapters=(first,))
         failed = await runner.hear(RunnerFailed)
         assert (failed.code, "adapter bad" in failed.message) == ("unprocessable", True)
 

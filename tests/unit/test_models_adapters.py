@@ -225,6 +225,27 @@ async def test_what_the_disk_does_not_take_does_not_answer(house: Any, monkeypat
         assert await one.aliases() == {"tone:1": "used"}
 
 
+async def test_a_model_that_loads_during_a_change_takes_what_it_comes_to(house: Any) -> None:
+    """Also what is not written down yet; and after a refusal what was before."""
+    async with house() as one:
+        seen: list[tuple[list[str], str | None]] = []
+        told = one.runners.set_adapters
+
+        async def look(name: str, use: InUse) -> None:
+            files, champion, _ = one.registry.of(name)
+            seen.append((sorted(file.name for file in files), champion))
+            await told(name, use)
+
+        one.runners.set_adapters = look
+        await one.attach(path="/a")
+        one.runners.refused = {"other"}
+        with pytest.raises(Unprocessable, match="does not fit"):
+            await one.attach("other", path="/b")
+        both = ["other", "other:1", "tone", "tone:1"]
+        assert seen == [(["tone", "tone:1"], None), (both, None), (["tone", "tone:1"], None)]
+        assert [file.name for file in one.registry.of("demo").files] == ["tone:1", "tone"]
+
+
 async def test_a_change_whose_asker_goes_away_is_a_whole_one(house: Any, settings: Settings) -> None:
     """Runner, list and file agree, whenever the request is cancelled."""
     async with house() as one:
@@ -299,7 +320,7 @@ def test_a_share_of_the_conversations_is_taken_and_always_the_same() -> None:
 def test_a_conversation_or_else_a_caller_stays_on_one_side_of_the_canary() -> None:
     """Who names an adapter gets that one; who is nobody is drawn anew each time."""
     runner = object.__new__(Runner)
-    runner._champion, runner._canary = "old:1", Canary("new:1", 0.5)
+    runner._use = InUse((), "old:1", Canary("new:1", 0.5))
 
     def meant(caller: str = "", **more: Any) -> str | None:
         call = SimpleNamespace(headers={CALLER: caller}, caller=None)
@@ -310,7 +331,7 @@ def test_a_conversation_or_else_a_caller_stays_on_one_side_of_the_canary() -> No
         assert len({meant(caller=key) for _ in range(3)}) == 1
     assert {meant(caller=key) for key in KEYS[:50]} == {meant() for _ in range(50)} == {"old:1", "new:1"}
     assert (meant(adapter=""), meant(adapter="other")) == ("", "other")
-    runner._canary = None
+    runner._use = InUse((), "old:1")
     assert {meant() for _ in range(20)} == {"old:1"}
 
 

@@ -1,7 +1,7 @@
 """What the model service and its runner processes tell each other: one JSON object per line on the runner's stdio.
 
-    service -> runner   load, adapters, drain                                  stdin
-    runner -> service   waiting, loaded, failed, busy, used, adapters_set      stdout
+    service -> runner   load, serve, adapters, drain                                 stdin
+    runner -> service   waiting, ready, loaded, failed, busy, used, adapters_set     stdout
 
 The bus carries the work; this pipe carries only what is between the two, and its end tells each that the other is gone.
 """
@@ -45,6 +45,14 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     arguments: tuple[str, ...] = ()
 
 
+class ServeModel(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+    """Answer on the bus from now on, with these adapters: they may have changed since the load began."""
+
+    adapters: tuple[AdapterFile, ...] = ()
+    champion: str | None = None
+    canary: Canary | None = None
+
+
 class SetAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="adapters"):
     """Have exactly these adapters attached from now on, under the lock of the device. `id` comes back in AdaptersSet."""
 
@@ -62,6 +70,10 @@ class RunnerWaiting(msgspec.Struct, frozen=True, tag="waiting"):
     """The load waits for its turn. `reason` says for whom, for a person."""
 
     reason: str
+
+
+class RunnerReady(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is in memory, and waits for ServeModel."""
 
 
 class RunnerLoaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
@@ -100,8 +112,8 @@ class AdaptersSet(msgspec.Struct, frozen=True, kw_only=True, tag="adapters_set")
     error: str = ""
 
 
-Command = LoadModel | SetAdapters | DrainRunner
-News = RunnerWaiting | RunnerLoaded | RunnerFailed | RunnerBusy | RunnerUsed | AdaptersSet
+Command = LoadModel | ServeModel | SetAdapters | DrainRunner
+News = RunnerWaiting | RunnerReady | RunnerLoaded | RunnerFailed | RunnerBusy | RunnerUsed | AdaptersSet
 
 decode_command = msgspec.json.Decoder(Command).decode
 decode_news = msgspec.json.Decoder(News).decode

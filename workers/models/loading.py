@@ -74,8 +74,10 @@ from workers.models.control import (
     RunnerBusy,
     RunnerFailed,
     RunnerLoaded,
+    RunnerReady,
     RunnerUsed,
     RunnerWaiting,
+    ServeModel,
     SetAdapters,
 )
 from workers.models.figures import LoadFigures
@@ -386,13 +388,15 @@ class Loading:
             self._close_ticket(id)
 
     async def set_adapters(self, name: str, use: InUse) -> None:
-        """Have a loaded model use these adapters from now on; of one that is not loaded nothing has to be told.
+        """Have a loaded model use these adapters from now on; one that is not loaded yet will ask for them itself.
 
         Counts as use: the model stays meanwhile. Raises Unprocessable when one does not fit (then nothing has changed),
         Conflict when the model leaves under it.
         """
         state = self._scheduler.state_of(name)
-        if state is None or state.phase is not Phase.LOADED:
+        if state is None or state.phase is Phase.DRAINING:
+            return
+        if state.phase is Phase.LOADING and not self._processes[state.runner].is_told_to_serve:
             return
         id, ticket = self._open_ticket()
         try:
@@ -595,7 +599,6 @@ class Loading:
         if process is None:
             return
         process.model = effect.model
-        process.adapters = use = self._adapters_of(effect.model)
         process.send(
             load_command(
                 entry,
@@ -603,7 +606,7 @@ class Loading:
                 self._settings,
                 device=effect.device,
                 context_tokens=effect.context_tokens,
-                use=use,
+                use=self._adapters_of(effect.model),
             )
         )
 
@@ -621,6 +624,10 @@ class Loading:
         match news:
             case RunnerWaiting(reason):
                 self._feed(say.Waiting(runner, reason))
+            case RunnerReady():
+                process.is_told_to_serve = True
+                use = self._adapters_of(process.model)
+                process.send(ServeModel(adapters=use.files, champion=use.champion, canary=use.canary))
             case RunnerLoaded():
                 self._on_loaded(process, news)
             case RunnerFailed(code, message):
@@ -646,15 +653,6 @@ class Loading:
         memory, beside = (news.vram_bytes, 0) if is_on_gpu else (max(news.ram_bytes, expected), 0)
         self._stats.on_measured(process.model, news.vram_bytes if is_on_gpu else news.ram_bytes)
         self._feed(say.Loaded(process.id, news.context_tokens, memory, beside))
-        if self._adapters_of(process.model) != process.adapters:
-            self._run(self._catch_up(process.model))
-
-    async def _catch_up(self, name: str) -> None:
-        """The adapters changed while the model loaded with those before."""
-        try:
-            await self.set_adapters(name, self._adapters_of(name))
-        except BusError as error:
-            log.warning("adapters not changed", extra={"action": "model.adapters", "model": name, "error": str(error)})
 
     def _instead_of(self, name: str, error: BusError) -> say.Terms | None:
         """The terms for the main memory, where a backend turns out to have been built without the GPU that is there."""

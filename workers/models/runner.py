@@ -50,7 +50,7 @@ from schemas.errors import BadRequest, BusError, Cancelled, Internal, NotFound, 
 from schemas.metrics import MODEL_FIRST_TOKEN, MODEL_GENERATIONS, MODEL_SECONDS, MODEL_TOKENS
 from schemas.purpose import PURPOSE
 from schemas.values import require_json
-from workers.models.adapters.canary import Canary, InUse
+from workers.models.adapters.canary import InUse
 from workers.models.answered import Answers
 from workers.models.backends import llama_cpp
 from workers.models.backends.backend import AdapterFile, Backend, Chunk, LoadFailed, Options, Outcome, Question
@@ -65,8 +65,10 @@ from workers.models.control import (
     RunnerBusy,
     RunnerFailed,
     RunnerLoaded,
+    RunnerReady,
     RunnerUsed,
     RunnerWaiting,
+    ServeModel,
     SetAdapters,
     decode_command,
     encode_line,
@@ -119,9 +121,8 @@ class Runner:
         self._pipe = pipe
         self._in_flight = 0
         self._publishing: set[asyncio.Task[None]] = set()
+        self._use = InUse()
         self._adapters: dict[str, AdapterFile] = {}
-        self._champion: str | None = None
-        self._canary: Canary | None = None
         # Answers under way with each adapter, by its content.
         self._using: Counter[str] = Counter()
         self._used_less = asyncio.Event()
@@ -187,7 +188,7 @@ class Runner:
 
     async def score(self, request: Score, call: Call) -> Scores:
         """Log-probability of texts after their prompts. A measurement, so it never goes to a canary unasked."""
-        asked = self._champion if request.adapter is None else request.adapter
+        asked = self._use.champion if request.adapter is None else request.adapter
         with self._counted(request.model, call), self._adapter(asked) as adapter:
             if request.prompts and len(request.prompts) != len(request.texts):
                 raise BadRequest(
@@ -228,10 +229,11 @@ class Runner:
         """Name of the adapter that a request means. A conversation, or a caller, stays on one side of the canary."""
         if request.adapter is not None:
             return request.adapter
-        if self._canary is None:
-            return self._champion
+        champion, canary = self._use.champion, self._use.canary
+        if canary is None:
+            return champion
         key = request.conversation_id or caller_of(call) or secrets.token_hex(8)
-        return self._canary.adapter if self._canary.takes(key) else self._champion
+        return canary.adapter if canary.takes(key) else champion
 
     @contextlib.contextmanager
     def _adapter(self, name: str | None) -> Iterator[AdapterFile | None]:
@@ -352,8 +354,8 @@ class Runner:
         self._turn_to(use)
 
     def _turn_to(self, use: InUse) -> None:
+        self._use = use
         self._adapters = {file.name: file for file in use.files}
-        self._champion, self._canary = use.champion, use.canary
 
     async def set_adapters(self, use: InUse) -> None:
         """Have exactly these attached. Raises LoadFailed for one that does not fit, and then nothing has changed.
@@ -362,6 +364,8 @@ class Runner:
         Answers under way with an old one are finished with it.
         """
         async with self._changing:
+            if use == self._use:
+                return
             if use.files and "adapters" not in self._backend.capabilities:
                 raise LoadFailed(f"{self._name} takes no adapters")
             old = {file.sha256: file for file in self._adapters.values()}
@@ -485,7 +489,13 @@ async def serve(pipe: BinaryIO) -> int:
         return 0
     configure_logging(command.settings.log)
     try:
-        runner = await _load(command, pipe)
+        runner, loaded = await _load(command, pipe)
+        tell(pipe, RunnerReady())
+        order = await anext(commands, None)
+        if not isinstance(order, ServeModel):
+            return 0
+        await _join(runner, order)
+        tell(pipe, loaded)
     except BusError as error:
         tell(pipe, RunnerFailed(error.code, error.message))
         # The service ends this process; what a failed load left behind goes with it.
@@ -544,7 +554,8 @@ async def _change(runner: Runner, command: SetAdapters, pipe: BinaryIO) -> None:
         tell(pipe, AdaptersSet(id=command.id))
 
 
-async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
+async def _load(command: LoadModel, pipe: BinaryIO) -> tuple[Runner, RunnerLoaded]:
+    """The model in memory, not yet on the bus, and what the service will be told of it."""
     # What computes elsewhere takes no memory of a device here.
     lock = DeviceLock(command.settings.path("locks"), command.device) if command.remote is None else None
     if lock is not None:
@@ -565,17 +576,22 @@ async def _load(command: LoadModel, pipe: BinaryIO) -> Runner:
         raise Unsupported(str(error)) from error
     if lock is not None:
         lock.release()
-    await runner.worker.start()
-    tell(
-        pipe,
-        RunnerLoaded(
-            context_tokens=backend.context_tokens,
-            capabilities=tuple(sorted(backend.capabilities)),
-            ram_bytes=max(ram_bytes() - before, 0),
-            vram_bytes=vram_bytes(command.device),
-        ),
+    loaded = RunnerLoaded(
+        context_tokens=backend.context_tokens,
+        capabilities=tuple(sorted(backend.capabilities)),
+        ram_bytes=max(ram_bytes() - before, 0),
+        vram_bytes=vram_bytes(command.device),
     )
-    return runner
+    return runner, loaded
+
+
+async def _join(runner: Runner, order: ServeModel) -> None:
+    """Onto the bus, with the adapters of now. Raises Unprocessable for one that does not fit."""
+    try:
+        await runner.set_adapters(InUse(order.adapters, order.champion, order.canary))
+    except LoadFailed as error:
+        raise Unprocessable(f"{runner.worker.instance} cannot be loaded: {error}") from error
+    await runner.worker.start()
 
 
 async def _take(lock: DeviceLock, command: LoadModel, pipe: BinaryIO) -> None:

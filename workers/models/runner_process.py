@@ -12,7 +12,6 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 
 from bus.settings import child_environment
-from workers.models.adapters.canary import InUse
 from workers.models.control import Command, News, RunnerBusy, RunnerLoaded, decode_news, encode_line
 
 log = logging.getLogger("olympus.models")
@@ -29,14 +28,14 @@ _LINE_BYTES = 1 << 20
 class RunnerProcess:
     """One runner. Commands given before the process runs wait for it.
 
-    model: what it was told to load, "" for a spare one, with which adapters in use. loaded: what
-    it said when it served. in_flight: answers it is at work on, as of the news before the present one.
+    model: what it was told to load, "" for a spare one. is_told_to_serve: since then its adapters are its own matter.
+    loaded: what it said when it served. in_flight: answers it is at work on, as of the news before the present one.
     """
 
     def __init__(self, id: int, on_news: Callable[[int, News], None], on_exit: Callable[[int, str], None]) -> None:
         self.id = id
         self.model = ""
-        self.adapters = InUse()
+        self.is_told_to_serve = False
         self.loaded: RunnerLoaded | None = None
         self.loaded_at: float | None = None
         self.in_flight = 0

@@ -12,6 +12,7 @@ In requests `NAME` is the champion's version of an adapter, or the one attached 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import shutil
@@ -43,6 +44,8 @@ from workers.models.adapters.conversion import convert_apart
 from workers.models.adapters.convert import Converted
 from workers.models.backends.backend import AdapterFile
 
+log = logging.getLogger("olympus.models")
+
 Publish = Callable[[str, AdapterChange], Awaitable[None]]
 
 # What is being made, until its content is known; one of these that is left over is of a service that was killed.
@@ -56,7 +59,7 @@ class Runners(Protocol):
     """What has models in memory."""
 
     async def set_adapters(self, name: str, use: InUse) -> None:
-        """Have a loaded model use these; nothing for one that is not loaded. Raises Unprocessable, and nothing changed."""
+        """Have a loaded model use these; one that loads asks `of`. Raises Unprocessable, and then nothing has changed."""
 
     def loaded(self) -> list[str]:
         """Models that serve."""
@@ -177,6 +180,8 @@ class AdapterRegistry:
         self._runners = runners
         self._publish = publish
         self._models: dict[str, _Of] = {}
+        # What a change under way comes to.
+        self._turning: dict[str, InUse] = {}
         self._changing = asyncio.Lock()
 
     async def open(self) -> None:
@@ -188,7 +193,7 @@ class AdapterRegistry:
 
     def of(self, name: str) -> InUse:
         """The adapters that a model is loaded with, its champion and its canary."""
-        return self._models.get(name, _Of()).in_use()
+        return self._turning[name] if name in self._turning else self._models.get(name, _Of()).in_use()
 
     def counts(self) -> dict[str, int]:
         """Adapters in use, and models that answer with one, by `attached` and `champion`."""
@@ -201,7 +206,8 @@ class AdapterRegistry:
     async def use(self, model: str, adapter: str) -> None:
         """Have `adapter` in use, its newest version unless `NAME:VERSION`. Raises NotFound."""
         name, _, version = adapter.rpartition(":") if _VERSIONED.search(adapter) else (adapter, "", "")
-        if adapter not in {file.name for file in self.of(self._find(model).name).files}:
+        known = self._models.get(self._find(model).name, _Of())
+        if adapter not in {file.name for file in known.in_use().files}:
             await self.attach(AdapterAttach(model=model, adapter=name, version=int(version) if version else None))
 
     # Operations
@@ -357,17 +363,30 @@ class AdapterRegistry:
 
     async def _changed(self, model: str, new: _Of) -> None:
         old = self._models.get(model, _Of())
-        is_other = new.in_use() != old.in_use()
-        if is_other:
-            await self._runners.set_adapters(model, new.in_use())
+        before, after = old.in_use(), new.in_use()
+        # A model that loads meanwhile loads with them.
+        self._turning[model] = after
         try:
+            if after != before:
+                await self._runners.set_adapters(model, after)
             await self._records.run(lambda connection: _write(connection, model, new))
+            self._models[model] = new
         except BusError:
             # What is not listed must not answer.
-            if is_other:
-                await self._runners.set_adapters(model, old.in_use())
+            del self._turning[model]
+            if after != before:
+                await self._turn_back(model, before)
             raise
-        self._models[model] = new
+        finally:
+            self._turning.pop(model, None)
+
+    async def _turn_back(self, model: str, use: InUse) -> None:
+        try:
+            await self._runners.set_adapters(model, use)
+        except BusError as error:
+            log.warning(
+                "adapters not turned back", extra={"action": "model.adapters", "model": model, "error": error.message}
+            )
 
     async def _forget(self, model: str, old: _Of, adapter: str) -> None:
         """Drop every version of an adapter with its file, once the last answer with it has ended. Raises Conflict."""
