@@ -19,7 +19,12 @@ from schemas.bodies.model import Chat, ChatMessage, ModelShow, ModelUnload
 from schemas.bodies.model_files import AdapterAttach, AdapterDetach, AdapterList, AdapterPromote, AdapterRollback
 from schemas.errors import Conflict, NotFound, Unprocessable
 from tests.peft_adapter import write_adapter
+from workers.models.adapters.canary import InUse
+from workers.models.adapters.convert import convert
+from workers.models.backends.backend import AdapterFile
 from workers.models.catalogue import SHIPPED_ROOT
+from workers.models.control import Command, ServeModel
+from workers.models.runner_process import RunnerProcess
 from workers.models.service import ModelService
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -110,30 +115,80 @@ async def test_an_adapter_that_does_not_fit_is_refused_and_nothing_changes(serve
         assert (await chat(client)).token_ids == bare.token_ids
 
 
+@asynccontextmanager
+async def loading(settings: Settings) -> AsyncIterator[tuple[Client, DeviceLock]]:
+    """The service with its default model on the way into memory: it waits for the lock that the caller may give back."""
+    lock = DeviceLock(settings.path("locks"), "cpu")
+    await lock.acquire(model="trainer", purpose="train", timeout_s=WAIT_S)
+    async with serving(settings) as client, asyncio.timeout(WAIT_S):
+        while not read_lock(settings.path("locks"), "cpu")[1]:
+            await asyncio.sleep(0.01)
+        shown = await client.request("model.show", ModelShow(model=NAME), timeout_s=WAIT_S)
+        assert shown.state == "loading"
+        yield client, lock
+
+
 async def test_what_is_attached_while_the_model_loads_answers_from_the_first_request_on(
     serve_broker: Any, tmp_path: Path
 ) -> None:
-    """The model is in memory without it, and must not be asked before it has it."""
+    """And what is detached meanwhile is not missed, though its file is gone."""
     source = write_adapter(tmp_path).path
     async with serve_broker() as settings:
-        folder = settings.path("locks")
-        first, second = DeviceLock(folder, "cpu"), DeviceLock(folder, "cpu")
-        await first.acquire(model="trainer", purpose="train", timeout_s=WAIT_S)
-        async with serving(settings) as client, asyncio.timeout(WAIT_S):
-            while not read_lock(folder, "cpu")[1]:
-                await asyncio.sleep(0.01)
-            # The next in the queue after the load: no adapter is changed before it has had its turn.
-            taking = asyncio.create_task(second.acquire(model="trainer", purpose="train", timeout_s=WAIT_S))
-            while len(read_lock(folder, "cpu")[1]) < 2:
-                await asyncio.sleep(0.01)
-            shown = await client.request("model.show", ModelShow(model=NAME), timeout_s=WAIT_S)
-            assert shown.state == "loading"
+        async with loading(settings) as (client, lock):
             attached = await change(client, "attach", AdapterAttach(model=NAME, adapter="tone", path=source))
             assert not attached.is_attached
-            first.release()
+            # The next in the queue after the load: an adapter that is not attached by then is not there for long.
+            behind = DeviceLock(settings.path("locks"), "cpu")
+            taking = asyncio.create_task(behind.acquire(model="trainer", purpose="train", timeout_s=WAIT_S))
+            while len(read_lock(settings.path("locks"), "cpu")[1]) < 2:
+                await asyncio.sleep(0.01)
+            lock.release()
             await taking
-            asking = asyncio.create_task(chat(client, adapter="tone"))
-            await asyncio.wait({asking}, timeout=0.5)
-            assert not asking.done()
-            second.release()
-            assert (await asking).adapter == "tone"
+            assert (await chat(client, adapter="tone")).adapter == "tone"
+            behind.release()
+        async with loading(settings) as (client, lock):
+            await change(client, "detach", AdapterDetach(model=NAME, adapter="tone", forget=True))
+            lock.release()
+            assert (await chat(client)).adapter is None
+
+
+async def test_a_change_waits_for_a_model_that_is_about_to_answer(
+    serve_broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapters were told to it already, so the change is told next; if it leaves instead, nothing is missing."""
+    source = Path(write_adapter(tmp_path).path)
+    converted = convert(source, SHIPPED_ROOT / f"{NAME}.gguf", tmp_path / "tone.gguf")
+    tone = InUse((AdapterFile(name="tone", path=str(tmp_path / "tone.gguf"), sha256=converted.sha256),))
+    send, held = RunnerProcess.send, list[tuple[RunnerProcess, Command]]()
+
+    def hold(process: RunnerProcess, command: Command) -> None:
+        if isinstance(command, ServeModel):
+            held.append((process, command))
+        else:
+            send(process, command)
+
+    async def changing() -> asyncio.Task[None]:
+        while not held:
+            await asyncio.sleep(0.01)
+        task = asyncio.create_task(service._loading.set_adapters(NAME, tone))
+        await asyncio.wait({task}, timeout=0.1)
+        assert not task.done()
+        return task
+
+    monkeypatch.setattr(RunnerProcess, "send", hold)
+    async with serve_broker() as settings, Client(settings, name="test") as client, asyncio.timeout(WAIT_S):
+        service = ModelService(settings)
+        await service.start()
+        try:
+            change = await changing()
+            await client.request("model.unload", ModelUnload(model=NAME), timeout_s=WAIT_S)
+            await change
+            held.clear()
+            asking = asyncio.create_task(chat(client))
+            change = await changing()
+            send(*held.pop())
+            await change
+            assert (await asking).adapter is None
+            assert (await chat(client, adapter="tone")).adapter == "tone"
+        finally:
+            await service.stop()

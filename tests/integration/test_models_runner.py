@@ -22,7 +22,7 @@ from bus.device_lock import DeviceLock, read_lock
 from bus.settings import Settings
 from schemas.bodies.learning import AnswerEvent
 from schemas.bodies.model import Chat, ChatMessage, ConversationClear, Embed, Generate, Score, Tool
-from schemas.errors import BadRequest, NotFound, Unprocessable, WorkerLost
+from schemas.errors import BadRequest, NotFound, NoWorker, Unprocessable, WorkerLost
 from schemas.purpose import UNOBSERVED
 from tests.peft_adapter import write_adapter
 from workers.models.adapters.convert import convert
@@ -55,14 +55,11 @@ N = TypeVar("N")
 
 
 class Running:
-    """A runner process and everything it said.
-
-    serve: what it is told when its model is in memory, None for what it was loaded with.
-    """
+    """A runner process and everything it said. serve: what it is told when its model is in memory, if anything."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.serve: ServeModel | None = None
+        self.serve: ServeModel | None = ServeModel()
         self.said: list[News] = []
         self.exit = ""
         self._changed = asyncio.Event()
@@ -70,8 +67,7 @@ class Running:
 
     def _on_news(self, _: int, news: News) -> None:
         self.said.append(news)
-        if isinstance(news, RunnerReady):
-            assert self.serve is not None
+        if isinstance(news, RunnerReady) and self.serve is not None:
             self.process.send(self.serve)
         self._changed.set()
 
@@ -93,7 +89,6 @@ class Running:
                 await self._changed.wait()
 
     def load(self, path: Path = GGUF, **more: Any) -> None:
-        self.serve = self.serve or ServeModel(adapters=more.get("adapters", ()), champion=more.get("champion"))
         self.process.send(LoadModel(name=NAME, path=str(path), settings=self.settings, threads=1, **more))
 
 
@@ -240,7 +235,8 @@ async def test_adapters_come_and_go_while_answers_run(run: Any, tmp_path: Path) 
     """By name, by champion, or none; a new content under a known name; one that does not fit changes nothing."""
     first, second = adapter(tmp_path, 1), adapter(tmp_path, 2)
     async with run() as (runner, client):
-        runner.load(adapters=(first,), champion="tone")
+        runner.serve = ServeModel(adapters=(first,), champion="tone")
+        runner.load()
         await runner.hear(RunnerLoaded)
         bare = await ask(client, chat(adapter=""))
         tone = await ask(client, chat())
@@ -276,26 +272,26 @@ async def test_a_model_with_an_adapter_that_does_not_fit_is_not_loaded(run: Any,
     """The reason names the adapter."""
     bad = AdapterFile(name="bad", path=str(GGUF), sha256="0" * 64)
     async with run() as (runner, _):
-        runner.load(adapters=(adapter(tmp_path), bad))
+        runner.serve = ServeModel(adapters=(adapter(tmp_path), bad))
+        runner.load()
         failed = await runner.hear(RunnerFailed)
         assert (failed.code, "adapter bad" in failed.message) == ("unprocessable", True)
 
 
-async def test_a_model_serves_with_the_adapters_that_it_has_when_it_is_loaded(run: Any, tmp_path: Path) -> None:
-    """Others than at the beginning of the load; one that does not fit fails the load, and never answers."""
-    first, second = adapter(tmp_path, 1, "first"), adapter(tmp_path, 2, "second")
+async def test_a_model_in_memory_answers_nobody_before_it_is_told_to_serve(run: Any) -> None:
+    """It keeps the lock of its load; a service that goes away meanwhile takes it along."""
     async with run() as (runner, client):
-        runner.serve = ServeModel(adapters=(second,), champion="second")
-        runner.load(adapters=(first,), champion="first")
-        await runner.hear(RunnerLoaded)
-        assert (await ask(client, chat())).adapter == "second"
-        with pytest.raises(NotFound, match="attached are: second"):
-            await ask(client, chat(adapter="first"))
-    async with run() as (runner, client):
-        runner.serve = ServeModel(adapters=(AdapterFile(name="bad", path=str(GGUF), sha256="0" * 64),))
-        runner.load(adapters=(first,))
-        failed = await runner.hear(RunnerFailed)
-        assert (failed.code, "adapter bad" in failed.message) == ("unprocessable", True)
+        runner.serve = None
+        runner.load()
+        await runner.hear(RunnerReady)
+        with pytest.raises(NoWorker):
+            await ask(client, chat())
+        holder, _ = read_lock(runner.settings.path("locks"), "cpu")
+        assert holder is not None and holder.purpose == "load"
+        runner.process._process.stdin.close()
+        await asyncio.wait_for(runner.process.ended(), WAIT_S)
+        assert runner.exit == "exit code 0"
+        assert read_lock(runner.settings.path("locks"), "cpu")[0] is None
 
 
 async def test_the_load_waits_for_the_lock_and_says_for_whom(run: Any) -> None:

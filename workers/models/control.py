@@ -19,11 +19,11 @@ from workers.models.backends.backend import AdapterFile, Remote
 
 
 class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
-    """Load the file and serve it under `name`.
+    """Load the file, to serve it under `name` when told to.
 
     format, backend: as the catalogue says. What is None is left to the settings. sampling: the options that requests
-    take where they name none (field names of schemas.bodies.model.Sampling). champion: the adapter that requests take
-    which name none, canary: the one that a part of them takes instead. The runner holds the lock of `device` while it loads, and from the beginning of its end to the end.
+    take where they name none (field names of schemas.bodies.model.Sampling). The runner holds the lock of `device` while
+    it loads, and from the beginning of its end to the end.
     """
 
     name: str
@@ -37,16 +37,16 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     threads: int | None = None
     gpu_layers: int | None = None
     sampling: dict[str, Any] = {}
-    adapters: tuple[AdapterFile, ...] = ()
-    champion: str | None = None
-    canary: Canary | None = None
     remote: Remote | None = None
     # More arguments for a backend that is a program of its own.
     arguments: tuple[str, ...] = ()
 
 
 class ServeModel(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
-    """Answer on the bus from now on, with these adapters: they may have changed since the load began."""
+    """Answer on the bus from now on, with these adapters, which are attached under the lock of the load.
+
+    champion: the one that requests take which name none, canary: the one that a part of them takes instead.
+    """
 
     adapters: tuple[AdapterFile, ...] = ()
     champion: str | None = None

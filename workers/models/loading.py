@@ -115,7 +115,7 @@ _STATES: Final = {Phase.LOADING: "loading", Phase.LOADED: "serving", Phase.DRAIN
 
 
 class AdapterSource(Protocol):
-    """The adapters that models are loaded with."""
+    """The adapters that models answer with."""
 
     def of(self, model: str, /) -> InUse:
         """Those attached to `model`, with champion and canary."""
@@ -388,10 +388,10 @@ class Loading:
             self._close_ticket(id)
 
     async def set_adapters(self, name: str, use: InUse) -> None:
-        """Have a loaded model use these adapters from now on; one that is not loaded yet will ask for them itself.
+        """Have a loaded model use these adapters from now on. One that loads is told when it is in memory.
 
         Counts as use: the model stays meanwhile. Raises Unprocessable when one does not fit (then nothing has changed),
-        Conflict when the model leaves under it.
+        Conflict when the model leaves under it, DeadlineExceeded when it does not come to answering.
         """
         state = self._scheduler.state_of(name)
         if state is None or state.phase is Phase.DRAINING:
@@ -401,7 +401,13 @@ class Loading:
         id, ticket = self._open_ticket()
         try:
             self._feed(say.Arrived(request=id, model=name))
-            forward = cast(say.Forward, await ticket.future)
+            try:
+                forward = cast(say.Forward, await ticket.future)
+            except BusError:
+                if self.state_of(name) in (None, Phase.DRAINING):
+                    # It did not come to answering, and whatever is loaded next is told.
+                    return
+                raise
             done = asyncio.get_running_loop().create_future()
             self._swaps[id] = (forward.runner, done)
             process = self._processes.get(forward.runner)
@@ -606,7 +612,6 @@ class Loading:
                 self._settings,
                 device=effect.device,
                 context_tokens=effect.context_tokens,
-                use=self._adapters_of(effect.model),
             )
         )
 

@@ -122,7 +122,9 @@ class Runner:
         self._in_flight = 0
         self._publishing: set[asyncio.Task[None]] = set()
         self._use = InUse()
+        # By the names that requests give them; and what the backend holds, by content.
         self._adapters: dict[str, AdapterFile] = {}
+        self._held: dict[str, AdapterFile] = {}
         # Answers under way with each adapter, by its content.
         self._using: Counter[str] = Counter()
         self._used_less = asyncio.Event()
@@ -347,15 +349,11 @@ class Runner:
     # Adapters -------------------------------------------------------------------------------------------------------
 
     async def attach_first(self, use: InUse) -> None:
-        """Attach what the model is loaded with, under the lock of the load. Raises LoadFailed."""
-        if "adapters" not in self._backend.capabilities:
-            raise LoadFailed(f"{self._name} takes no adapters")
-        await self._backend.set_adapters(use.files)
+        """Attach what the model begins with, under the lock of the load. Raises LoadFailed."""
+        if use.files:
+            self._require_adapters()
+            await self._hold({file.sha256: file for file in use.files})
         self._turn_to(use)
-
-    def _turn_to(self, use: InUse) -> None:
-        self._use = use
-        self._adapters = {file.name: file for file in use.files}
 
     async def set_adapters(self, use: InUse) -> None:
         """Have exactly these attached. Raises LoadFailed for one that does not fit, and then nothing has changed.
@@ -364,23 +362,33 @@ class Runner:
         Answers under way with an old one are finished with it.
         """
         async with self._changing:
-            if use == self._use:
-                return
-            if use.files and "adapters" not in self._backend.capabilities:
-                raise LoadFailed(f"{self._name} takes no adapters")
-            old = {file.sha256: file for file in self._adapters.values()}
-            new = {file.sha256: file for file in use.files}
-            async with self._locked("change adapters"):
-                await self._backend.set_adapters([*{**old, **new}.values()])
+            if use.files:
+                self._require_adapters()
+            wanted = {file.sha256: file for file in use.files}
+            if wanted.keys() - self._held.keys():
+                async with self._locked("change adapters"):
+                    await self._hold(self._held | wanted)
             self._turn_to(use)
-            gone = old.keys() - new.keys()
+            gone = self._held.keys() - wanted.keys()
             if not gone:
                 return
             while any(self._using[sha256] for sha256 in gone):
                 self._used_less.clear()
                 await self._used_less.wait()
             async with self._locked("change adapters"):
-                await self._backend.set_adapters(use.files)
+                await self._hold(wanted)
+
+    def _turn_to(self, use: InUse) -> None:
+        self._use = use
+        self._adapters = {file.name: file for file in use.files}
+
+    async def _hold(self, files: dict[str, AdapterFile]) -> None:
+        await self._backend.set_adapters(list(files.values()))
+        self._held = files
+
+    def _require_adapters(self) -> None:
+        if "adapters" not in self._backend.capabilities:
+            raise LoadFailed(f"{self._name} takes no adapters")
 
     @contextlib.asynccontextmanager
     async def _locked(self, purpose: str) -> AsyncGenerator[None, None]:
@@ -489,17 +497,13 @@ async def serve(pipe: BinaryIO) -> int:
         return 0
     configure_logging(command.settings.log)
     try:
-        runner, loaded = await _load(command, pipe)
-        tell(pipe, RunnerReady())
-        order = await anext(commands, None)
-        if not isinstance(order, ServeModel):
-            return 0
-        await _join(runner, order)
-        tell(pipe, loaded)
+        runner = await _load(command, commands, pipe)
     except BusError as error:
         tell(pipe, RunnerFailed(error.code, error.message))
         # The service ends this process; what a failed load left behind goes with it.
         await anext(commands, None)
+        return 0
+    if runner is None:
         return 0
     with runner.worker.reports.hooks():
         return await _serve_until_told(runner, command, commands, pipe)
@@ -554,8 +558,8 @@ async def _change(runner: Runner, command: SetAdapters, pipe: BinaryIO) -> None:
         tell(pipe, AdaptersSet(id=command.id))
 
 
-async def _load(command: LoadModel, pipe: BinaryIO) -> tuple[Runner, RunnerLoaded]:
-    """The model in memory, not yet on the bus, and what the service will be told of it."""
+async def _load(command: LoadModel, commands: AsyncGenerator[Command, None], pipe: BinaryIO) -> Runner | None:
+    """The model on the bus, None when the service went away meanwhile. Raises what it cannot be loaded for."""
     # What computes elsewhere takes no memory of a device here.
     lock = DeviceLock(command.settings.path("locks"), command.device) if command.remote is None else None
     if lock is not None:
@@ -565,8 +569,12 @@ async def _load(command: LoadModel, pipe: BinaryIO) -> tuple[Runner, RunnerLoade
         own = own_words(command)
         backend = await open_backend(command, own)
         runner = Runner(command, backend, own.sampling, lock, pipe)
-        if command.adapters:
-            await runner.attach_first(InUse(command.adapters, command.champion, command.canary))
+        # The adapters of now: while the model was read some may have come and others gone.
+        tell(pipe, RunnerReady())
+        order = await anext(commands, None)
+        if not isinstance(order, ServeModel):
+            return None
+        await runner.attach_first(InUse(order.adapters, order.champion, order.canary))
     except (UnusableFile, LoadFailed) as error:
         raise Unprocessable(f"{command.name} cannot be loaded: {error}", model=command.name) from error
     except OSError as error:
@@ -576,22 +584,17 @@ async def _load(command: LoadModel, pipe: BinaryIO) -> tuple[Runner, RunnerLoade
         raise Unsupported(str(error)) from error
     if lock is not None:
         lock.release()
-    loaded = RunnerLoaded(
-        context_tokens=backend.context_tokens,
-        capabilities=tuple(sorted(backend.capabilities)),
-        ram_bytes=max(ram_bytes() - before, 0),
-        vram_bytes=vram_bytes(command.device),
-    )
-    return runner, loaded
-
-
-async def _join(runner: Runner, order: ServeModel) -> None:
-    """Onto the bus, with the adapters of now. Raises Unprocessable for one that does not fit."""
-    try:
-        await runner.set_adapters(InUse(order.adapters, order.champion, order.canary))
-    except LoadFailed as error:
-        raise Unprocessable(f"{runner.worker.instance} cannot be loaded: {error}") from error
     await runner.worker.start()
+    tell(
+        pipe,
+        RunnerLoaded(
+            context_tokens=backend.context_tokens,
+            capabilities=tuple(sorted(backend.capabilities)),
+            ram_bytes=max(ram_bytes() - before, 0),
+            vram_bytes=vram_bytes(command.device),
+        ),
+    )
+    return runner
 
 
 async def _take(lock: DeviceLock, command: LoadModel, pipe: BinaryIO) -> None:

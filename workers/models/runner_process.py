@@ -28,8 +28,9 @@ _LINE_BYTES = 1 << 20
 class RunnerProcess:
     """One runner. Commands given before the process runs wait for it.
 
-    model: what it was told to load, "" for a spare one. is_told_to_serve: since then its adapters are its own matter.
-    loaded: what it said when it served. in_flight: answers it is at work on, as of the news before the present one.
+    model: what it was told to load, "" for a spare one. is_told_to_serve: with which adapters, too, so that it
+    has to be told of every change. loaded: what it said when it served. in_flight: answers it is at work on, as of the
+    news before the present one.
     """
 
     def __init__(self, id: int, on_news: Callable[[int, News], None], on_exit: Callable[[int, str], None]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import msgspec
 
 from bus.settings import ModelSettings, Settings
-from workers.models.adapters.canary import InUse
 from workers.models.catalogue import Entry
 from workers.models.control import LoadModel
 from workers.models.decisions import Terms
@@ -97,7 +96,6 @@ def load_command(
     *,
     device: str | None,
     context_tokens: int | None,
-    use: InUse,
 ) -> LoadModel:
     """What a runner is told to load."""
     return LoadModel(
@@ -112,9 +110,6 @@ def load_command(
         threads=rules.threads,
         gpu_layers=rules.gpu_layers,
         sampling=rules.sampling,
-        adapters=use.files,
-        champion=use.champion,
-        canary=use.canary,
         remote=entry.remote.remote if entry.remote is not None else None,
         arguments=rules.arguments,
     )

@@ -59,7 +59,10 @@ class Runners(Protocol):
     """What has models in memory."""
 
     async def set_adapters(self, name: str, use: InUse) -> None:
-        """Have a loaded model use these; one that loads asks `of`. Raises Unprocessable, and then nothing has changed."""
+        """Have a loaded model use these. One that is loaded later asks `of`, when it is in memory.
+
+        Raises Unprocessable, Conflict and DeadlineExceeded: then nothing has changed.
+        """
 
     def loaded(self) -> list[str]:
         """Models that serve."""
@@ -192,7 +195,7 @@ class AdapterRegistry:
     # What is loaded with a model
 
     def of(self, name: str) -> InUse:
-        """The adapters that a model is loaded with, its champion and its canary."""
+        """The adapters that a model has when it begins to answer, its champion and its canary."""
         return self._turning[name] if name in self._turning else self._models.get(name, _Of()).in_use()
 
     def counts(self) -> dict[str, int]:
@@ -364,7 +367,7 @@ class AdapterRegistry:
     async def _changed(self, model: str, new: _Of) -> None:
         old = self._models.get(model, _Of())
         before, after = old.in_use(), new.in_use()
-        # A model that loads meanwhile loads with them.
+        # What is loaded meanwhile answers with them.
         self._turning[model] = after
         try:
             if after != before:
@@ -373,7 +376,7 @@ class AdapterRegistry:
             self._models[model] = new
         except BusError:
             # What is not listed must not answer.
-            del self._turning[model]
+            self._turning.pop(model, None)
             if after != before:
                 await self._turn_back(model, before)
             raise
