@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -24,6 +25,9 @@ _SUBSCRIBED_S: Final = 2.0
 # Seconds before a listener whose broker refused it tries again.
 _AGAIN_S: Final = 1.0
 
+# Seconds that the end of the process waits for a callback that runs.
+_LAST_CALL_S: Final = 1.0
+
 Followed = Callable[[str, str], None]
 
 
@@ -38,6 +42,7 @@ class House:
         # Clients of a process that this one was forked from: its threads are not here, its connections are still its own.
         self._of_parent: list[SyncClient] = []
         self._is_closed = threading.Event()
+        self._telling = threading.Lock()
 
     def ask(self, subject: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
         """The reply to a request; without `timeout_s` within `bus.timeout_s` seconds."""
@@ -51,8 +56,12 @@ class House:
             return parts.final
 
     def follow(self, tell: Followed) -> None:
-        """Call `tell(event, model)` for each of the events FOLLOWED, in a thread of its own, until `close`."""
+        """Call `tell(event, model)` for each of the events FOLLOWED, in a thread of its own, until `close`.
+
+        At the end of the process the call that runs is waited for, for a second at most, and no other one begins.
+        """
         subscribed = threading.Event()
+        atexit.register(self._tell_no_more, os.getpid())
         threading.Thread(target=self._listen, args=(tell, subscribed), name="models-events", daemon=True).start()
         if not subscribed.wait(min(_SUBSCRIBED_S, self.settings.bus.timeout_s)):
             log.warning("callbacks wait for Olympus, which cannot be reached yet; what happens till then is not told")
@@ -91,9 +100,16 @@ class House:
                     for event in events:
                         # Anybody may publish anything under any subject.
                         if isinstance(event.body, dict) and isinstance(model := event.body.get("model"), str):
-                            tell(event.subject, model)
+                            with self._telling:
+                                tell(event.subject, model)
             except (Cancelled, ModelError):
                 return
             except (BusError, ConnectionError) as error:
-                log.warning("callbacks are not told what happens: %s", error)
+                with self._telling:
+                    log.warning("callbacks are not told what happens: %s", error)
                 self._is_closed.wait(_AGAIN_S)
+
+    def _tell_no_more(self, pid: int) -> None:
+        # A thread that is cut off in the middle of a print keeps the lock of stdout, and Python aborts the process.
+        if pid == os.getpid():
+            self._telling.acquire(timeout=_LAST_CALL_S)

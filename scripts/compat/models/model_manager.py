@@ -249,7 +249,8 @@ class ModelManager:
         """Call `callback(name)` when a model was `loaded` or `evicted`, by whichever process.
 
         With room for two arguments it also gets the model as `get_model` gave it, or None. It runs in a thread of its own;
-        what it raises is logged. Raises ValueError for other events.
+        what it raises is logged. The end of the process waits for it, for a second at most. Raises ValueError for other
+        events.
         """
         known = _event(event)
         with self._lock:
