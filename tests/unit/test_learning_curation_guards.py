@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.learning.curation import guards
@@ -70,6 +70,7 @@ def test_what_the_model_answered_gives_way_to_what_was_taught() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("abcd"), st.floats(0, 1)), max_size=8))
+@example([("x", "a", 0.0), ("y", "b", 0.0)])
 def test_of_answers_by_different_people_at_most_one_is_left(rows: list[tuple[str, str, float]]) -> None:
     """Whatever the weights: two people's different answers to one question are never both learned."""
     claims = [

@@ -102,8 +102,8 @@ def contradicted(claims: Sequence[Claim]) -> dict[int, str]:
     """The rows among answers to one question that others contradict, with the reason; the rest may be learned.
 
     Answers of one person do not contradict each other but replace: the newest counts. Of answers by different people one
-    counts that has twice the weight of each opposing one. Where none has, all of them wait. What a model answered once and
-    nobody complained of gives way to anything that was taught.
+    counts that has any weight, and twice that of each opposing one. Where none has, all of them wait. What a model answered
+    once and nobody complained of gives way to anything that was taught.
     """
     wrong: dict[int, str] = {}
     newest = sorted((claim for claim in claims if claim.kind not in UNTAUGHT), key=lambda claim: claim.number)
@@ -120,7 +120,7 @@ def contradicted(claims: Sequence[Claim]) -> dict[int, str]:
             continue
         support = _weight(claim, standing)
         strongest = max(_weight(other, standing) for other in opponents)
-        if support < _MAJORITY * strongest:
+        if support < _MAJORITY * strongest or not support:
             others = len({user for other in opponents for user in other.weights})
             said = "one other" if others == 1 else f"{others} others"
             wrong[claim.number] = (
