@@ -25,6 +25,7 @@ from schemas.bodies.model import Chat, ChatMessage, ConversationClear, Embed, Ge
 from schemas.errors import BadRequest, NotFound, NoWorker, Unprocessable, WorkerLost
 from schemas.purpose import UNOBSERVED
 from tests.peft_adapter import write_adapter
+from workers.models.adapters.canary import InUse
 from workers.models.adapters.convert import convert
 from workers.models.backends.backend import AdapterFile
 from workers.models.catalogue import SHIPPED_ROOT
@@ -235,7 +236,7 @@ async def test_adapters_come_and_go_while_answers_run(run: Any, tmp_path: Path) 
     """By name, by champion, or none; a new content under a known name; one that does not fit changes nothing."""
     first, second = adapter(tmp_path, 1), adapter(tmp_path, 2)
     async with run() as (runner, client):
-        runner.serve = ServeModel(adapters=(first,), champion="tone")
+        runner.serve = ServeModel(use=InUse((first,), "tone"))
         runner.load()
         await runner.hear(RunnerLoaded)
         bare = await ask(client, chat(adapter=""))
@@ -250,7 +251,7 @@ async def test_adapters_come_and_go_while_answers_run(run: Any, tmp_path: Path) 
         running = asyncio.ensure_future(ask(client, endless))
         together = asyncio.ensure_future(ask(client, chat(1, adapter="")))
         assert (await together).text == DOCUMENTED[1]["answer"]
-        runner.process.send(SetAdapters(id=1, adapters=(second,), champion=None))
+        runner.process.send(SetAdapters(id=1, use=InUse((second,))))
         assert (await runner.hear(AdaptersSet)).error == ""
         assert (await running).adapter == "tone"
         other = await ask(client, chat(adapter="tone"))
@@ -258,11 +259,11 @@ async def test_adapters_come_and_go_while_answers_run(run: Any, tmp_path: Path) 
         assert other.token_ids not in (bare.token_ids, tone.token_ids)
 
         bad = AdapterFile(name="bad", path=str(GGUF), sha256=hashlib.sha256(b"").hexdigest())
-        runner.process.send(SetAdapters(id=2, adapters=(first, bad), champion="tone"))
+        runner.process.send(SetAdapters(id=2, use=InUse((first, bad), "tone")))
         said = await runner.hear(AdaptersSet)
         assert (said.id, "bad" in said.error) == (2, True)
         assert (await ask(client, chat(adapter="tone"))).token_ids == other.token_ids
-        runner.process.send(SetAdapters(id=3, adapters=(), champion=None))
+        runner.process.send(SetAdapters(id=3, use=InUse()))
         assert (await runner.hear(AdaptersSet)).error == ""
         with pytest.raises(NotFound, match="attached are: none"):
             await ask(client, chat(adapter="tone"))
@@ -272,7 +273,7 @@ async def test_a_model_with_an_adapter_that_does_not_fit_is_not_loaded(run: Any,
     """The reason names the adapter."""
     bad = AdapterFile(name="bad", path=str(GGUF), sha256="0" * 64)
     async with run() as (runner, _):
-        runner.serve = ServeModel(adapters=(adapter(tmp_path), bad))
+        runner.serve = ServeModel(use=InUse((adapter(tmp_path), bad)))
         runner.load()
         failed = await runner.hear(RunnerFailed)
         assert (failed.code, "adapter bad" in failed.message) == ("unprocessable", True)

@@ -14,8 +14,8 @@ import msgspec
 
 from bus.settings import Settings
 from schemas.bodies.model import UsageEvent
-from workers.models.adapters.canary import Canary
-from workers.models.backends.backend import AdapterFile, Remote
+from workers.models.adapters.canary import InUse
+from workers.models.backends.backend import Remote
 
 
 class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
@@ -43,23 +43,16 @@ class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
 
 
 class ServeModel(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
-    """Answer on the bus from now on, with these adapters, which are attached under the lock of the load.
+    """Answer on the bus from now on, with these adapters, which are attached under the lock of the load."""
 
-    champion: the one that requests take which name none, canary: the one that a part of them takes instead.
-    """
-
-    adapters: tuple[AdapterFile, ...] = ()
-    champion: str | None = None
-    canary: Canary | None = None
+    use: InUse = InUse()
 
 
 class SetAdapters(msgspec.Struct, frozen=True, kw_only=True, tag="adapters"):
     """Have exactly these adapters attached from now on, under the lock of the device. `id` comes back in AdaptersSet."""
 
     id: int
-    adapters: tuple[AdapterFile, ...]
-    champion: str | None
-    canary: Canary | None = None
+    use: InUse
 
 
 class DrainRunner(msgspec.Struct, frozen=True, tag="drain"):

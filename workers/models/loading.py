@@ -413,7 +413,7 @@ class Loading:
             process = self._processes.get(forward.runner)
             if process is None:
                 raise Conflict(f"the process of {name} ended before its adapters were changed", model=name)
-            process.send(SetAdapters(id=id, adapters=use.files, champion=use.champion, canary=use.canary))
+            process.send(SetAdapters(id=id, use=use))
             await done
         finally:
             self._swaps.pop(id, None)
@@ -631,8 +631,7 @@ class Loading:
                 self._feed(say.Waiting(runner, reason))
             case RunnerReady():
                 process.is_told_to_serve = True
-                use = self._adapters_of(process.model)
-                process.send(ServeModel(adapters=use.files, champion=use.champion, canary=use.canary))
+                process.send(ServeModel(use=self._adapters_of(process.model)))
             case RunnerLoaded():
                 self._on_loaded(process, news)
             case RunnerFailed(code, message):

@@ -549,7 +549,7 @@ async def _obey(runner: Runner, commands: AsyncGenerator[Command, None], pipe: B
 
 async def _change(runner: Runner, command: SetAdapters, pipe: BinaryIO) -> None:
     try:
-        await runner.set_adapters(InUse(command.adapters, command.champion, command.canary))
+        await runner.set_adapters(command.use)
     except LoadFailed as error:
         tell(pipe, AdaptersSet(id=command.id, error=str(error)))
     except BusError as error:
@@ -574,7 +574,7 @@ async def _load(command: LoadModel, commands: AsyncGenerator[Command, None], pip
         order = await anext(commands, None)
         if not isinstance(order, ServeModel):
             return None
-        await runner.attach_first(InUse(order.adapters, order.champion, order.canary))
+        await runner.attach_first(order.use)
     except (UnusableFile, LoadFailed) as error:
         raise Unprocessable(f"{command.name} cannot be loaded: {error}", model=command.name) from error
     except OSError as error:

@@ -376,7 +376,7 @@ class AdapterRegistry:
             self._models[model] = new
         except BusError:
             # What is not listed must not answer.
-            self._turning.pop(model, None)
+            self._turning[model] = before
             if after != before:
                 await self._turn_back(model, before)
             raise
